@@ -1,0 +1,1 @@
+"""Batch sources: what an update is made of."""

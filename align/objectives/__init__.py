@@ -1,0 +1,1 @@
+"""Objectives: one method a file; an objective owns its forward passes and returns a Loss."""

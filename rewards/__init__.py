@@ -1,0 +1,28 @@
+"""Rewards: images in [0, 1] and their prompts -> one score an image, higher is better. One reward a file.
+
+Names are resolved on first use, so that listing the folder imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rewards._base import Reward, RewardError
+    from rewards._composite import Composite
+    from rewards._registry import ComponentConfig, Registry
+
+_HOME = {
+    "ComponentConfig": "_registry",
+    "Registry": "_registry",
+    "Reward": "_base",
+    "RewardError": "_base",
+    "Composite": "_composite",
+}
+
+__all__ = ["ComponentConfig", "Composite", "Registry", "Reward", "RewardError"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rewards' has no attribute {name!r}")
+    return getattr(import_module(f"rewards.{_HOME[name]}"), name)
