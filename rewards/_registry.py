@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, create_model
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, create_model
 from pydantic_core import CoreSchema, core_schema
 
 
@@ -25,6 +25,17 @@ class ComponentConfig(BaseModel):
     """The settings of one component: frozen, unknown keys refused, documented by its fields' docstrings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RewardConfig(ComponentConfig):
+    """What every reward's config has; `name` is declared by each."""
+
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Factor of this reward in the weighted sum; a negative one trains against it."""
+
+    def has_gradient(self) -> bool:
+        """Whether scores carry a gradient back to the pixels; a property of the settings, known before building."""
+        return True
 
 
 class RegistryError(ValueError):
@@ -86,9 +97,10 @@ class Registry:
     just `foo`) into the config of the component `foo`, and its JSON schema is one branch a component.
     """
 
-    def __init__(self, packages: Sequence[str], noun: str):
+    def __init__(self, packages: Sequence[str], noun: str, base: type[ComponentConfig] = ComponentConfig):
         self.packages = tuple(packages)
         self.noun = noun
+        self.base = base
 
     def __repr__(self) -> str:
         return f"Registry({self.packages}, {self.noun!r})"
@@ -124,10 +136,10 @@ class Registry:
 
     def _check(self, component: Any, path: str) -> type:
         config = getattr(component, "Config", None)
-        if not isinstance(component, type) or not isinstance(config, type) or not issubclass(config, ComponentConfig):
+        if not isinstance(component, type) or not isinstance(config, type) or not issubclass(config, self.base):
             raise RegistryError(
                 f'"{path}" is not a {self.noun}: it must be a class with a class attribute Config, a subclass of '
-                "ComponentConfig that declares its settings."
+                f"{self.base.__module__}.{self.base.__name__} that declares its settings."
             )
         return component
 
