@@ -1,0 +1,119 @@
+"""Prompts as a batch source: an endless stream, each epoch in an order of its own that (seed, epoch) alone decides."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+
+from align.errors import UserError
+from align.registry import ComponentConfig
+
+SHAPES = "shapes:"  # shapes:train, shapes:select, shapes:report
+
+
+class PromptBatch(NamedTuple):
+    """Rows of one update: the prompts, and each row's global sample index, from which its noise is drawn."""
+
+    prompts: tuple[str, ...]
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: slice) -> "PromptBatch":  # type: ignore[override]  # rows, not fields
+        return PromptBatch(self.prompts[rows], self.indices[rows])
+
+
+class PromptsConfig(ComponentConfig):
+    """Prompts to train on."""
+
+    name: Literal["prompts"] = "prompts"
+    prompts: list[str] | str
+    """The prompts themselves; or a file, .txt (one a line) or .jsonl (key "prompt"); or shapes:train."""
+    count: int | None = Field(None, ge=1)
+    """Use only the first `count` of them (of shapes:train, a spread over its skills)."""
+
+
+class Prompts:
+    """Batches of `batch_size` prompts. An update's rows continue where the last one's ended, over epochs' borders too,
+    so that every batch is full and row i of update u is sample number u batch_size + i of the run."""
+
+    Config = PromptsConfig
+
+    def __init__(self, config: PromptsConfig, *, batch_size: int, seed: int):
+        self.prompts = load_prompts(config.prompts, count=config.count, key="data.prompts")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.position = 0
+        self._epoch, self._order = -1, []
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        while True:
+            indices = tuple(range(self.position, self.position + self.batch_size))
+            self.position += self.batch_size
+            yield PromptBatch(tuple(self._prompt(i) for i in indices), indices)
+
+    def _prompt(self, index: int) -> str:
+        epoch, place = divmod(index, len(self.prompts))
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._epoch, self._order = epoch, torch.randperm(len(self.prompts), generator=generator).tolist()
+        return self.prompts[self._order[place]]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+
+
+def load_prompts(source: list[str] | str, *, count: int | None = None, key: str, seed: int = 0) -> list[str]:
+    """The prompts that `source` names (see PromptsConfig), the first `count` of them; `key` is what errors call it.
+
+    `seed` picks which of a shapes set are the first.
+    """
+    if isinstance(source, str) and source.startswith(SHAPES):
+        from align.shapes.prompts import prompts as shapes_prompts
+
+        splits = ("train", "select", "report")
+        if (split := source.removeprefix(SHAPES)) not in splits:
+            raise UserError(f"{key}={source}: there is no such set. Known: {', '.join(SHAPES + s for s in splits)}.")
+        return shapes_prompts(split, count, seed)
+    prompts = _read(source, key) if isinstance(source, str) else list(source)
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt.strip():
+            raise UserError(f"{key}: prompt {number} of {len(prompts)} is empty. Remove it or write it.")
+    if not prompts:
+        where = f"{key}={source}" if isinstance(source, str) else key
+        raise UserError(f"{where}: there are no prompts in it. Give at least one.")
+    return prompts[:count]
+
+
+def _read(source: str, key: str) -> list[str]:
+    path = Path(source).expanduser()
+    if path.suffix not in (".txt", ".jsonl"):
+        raise UserError(f"{key}={source}: prompts come from a .txt or .jsonl file, a list, or {SHAPES}train.")
+    if not path.is_file():
+        raise UserError(f"{key}={source}: there is no such file (looked in {path.resolve().parent}). Check the path.")
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{key}={source}: byte {error.start} is not UTF-8, so the prompts cannot be read. Save the file as UTF-8."
+        ) from None
+    if path.suffix == ".txt":
+        return [line.strip() for line in lines if line.strip()]
+    return [_record(line, f"{key}={source}: line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def _record(line: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f'{where} is not JSON ({error.msg}). Write one {{"prompt": "..."}} a line.') from None
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+        raise UserError(f'{where} has no text under the key prompt. Write one {{"prompt": "..."}} a line.')
+    return record["prompt"]

@@ -1,0 +1,231 @@
+"""LoRA through PEFT: inject, switch off, scale, and the diffusers file `pytorch_lora_weights.safetensors`.
+
+    W = W0 + s B A,   A (r, in), B (out, r),   s = alpha / r, or alpha / sqrt(r) for rsLoRA
+
+A ~ kaiming uniform and B = 0 at the start, so that a fresh adapter is the identity (Hu et al. 2021, arXiv 2106.09685;
+rsLoRA: Kalajdzievski 2023, arXiv 2312.03732; DoRA: Liu et al. 2024, arXiv 2402.09353).
+
+A loader that finds no alpha in a file assumes alpha = r. So the file holds s B in place of B and says alpha = r: every
+loader, with or without knowledge of the metadata, arrives at the same W.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from align.errors import UserError
+from align.registry import ComponentConfig
+
+FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' load_lora_weights looks for in a folder
+NAME = "default"  # the adapter's name inside PEFT's layers
+METADATA_KEY = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
+
+
+class AdapterConfig(ComponentConfig):
+    """What is trained: a low-rank adapter on the linear layers of the network."""
+
+    rank: int = Field(8, ge=1)
+    """r: the adapter adds r (in + out) numbers for each layer that it touches."""
+    alpha: float | None = Field(None, gt=0)
+    """The scale is alpha / rank; not given, alpha = rank and the scale is 1."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input. Leave at 0 where noise would drown the signal (preference losses)."""
+    targets: list[str] | str | None = None
+    """Names of the layers to adapt (endings of module names), or a regular expression; default: the model family's."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank): keeps the update's size when the rank grows."""
+    dora: bool = False
+    """Also train the norm of each output row of the weight."""
+    init: str | None = None
+    """Start from this adapter: a folder, a .safetensors file, or a Hub id; its rank must equal `rank`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_full(cls, value: Any) -> Any:
+        if value is None or value in ("full", False):
+            raise ValueError(
+                "full fine-tuning is not offered: the reference would need a second copy of the network, and a "
+                "reward's gradient on all weights forgets the base model within a few updates. Set adapter.rank "
+                "(64 or more comes close to it)"
+            )
+        return value
+
+
+def inject(network: nn.Module, config: AdapterConfig, targets: list[str] | str, *, seed: int = 0) -> list[Any]:
+    """Freezes `network`, puts an adapter on its `targets` in place and returns PEFT's layers, in module order.
+
+    The adapter's parameters are float32 masters where the network is bf16 or fp16, and the only ones with gradients.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.rank if config.alpha is None else config.alpha,  # type: ignore[arg-type]  # a float works
+        lora_dropout=config.dropout,
+        target_modules=config.targets or targets,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+    )
+    network.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):  # PEFT draws A on the CPU
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(settings, network, NAME)
+        except ValueError as error:
+            linear = sorted({n.rsplit(".", 1)[-1] for n, m in network.named_modules() if isinstance(m, nn.Linear)})
+            raise UserError(
+                f"adapter.targets={settings.target_modules!r}: no layer of {type(network).__name__} can be adapted "
+                f"({error}). Its linear layers end in: {', '.join(linear)}."
+            ) from None
+    for parameter in parameters(network):
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+    return [module for module in network.modules() if isinstance(module, LoraLayer)]
+
+
+def parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The adapter's parameters in module order (A, B and, for DoRA, the magnitude of each layer)."""
+    return [p for name, p in network.named_parameters() if ".lora_" in name]
+
+
+@contextmanager
+def disabled(layers: list[Any]) -> Iterator[None]:
+    """Inside, the network is the base network bit for bit.
+
+    PEFT's switch also clears and sets `requires_grad`: it is put back as it was, since a graph may be waiting for its
+    backward pass.
+    """
+    required = [(p, p.requires_grad) for layer in layers for n, p in layer.named_parameters() if "lora_" in n]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, value in required:
+            parameter.requires_grad_(value)
+
+
+@contextmanager
+def scaled(layers: list[Any], strength: float) -> Iterator[None]:
+    """Inside, W = W0 + strength s B A; strength 0 is the base bit for bit (DoRA's trained norm included)."""
+    if strength == 0:
+        with disabled(layers):
+            yield
+        return
+    for layer in layers:
+        layer.set_scale(NAME, strength)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.set_scale(NAME, 1.0)
+
+
+@torch.no_grad()
+def delta_norm(layers: list[Any]) -> Tensor:
+    """Frobenius norm of all s B A together, () float: |BA|^2 = <B^T B, A A^T>, so no (out, in) matrix is formed."""
+    total = torch.zeros((), device=layers[0].lora_A[NAME].weight.device)
+    for layer in layers:
+        a, b = layer.lora_A[NAME].weight.flatten(1), layer.lora_B[NAME].weight.flatten(1)
+        total = total + layer.scaling[NAME] ** 2 * ((b.T @ b) * (a @ a.T)).sum()
+    return total.clamp(min=0).sqrt()  # rounding may leave -1e-12
+
+
+def save(network: nn.Module, path: Path, *, component: str = "unet") -> Path:
+    """Writes the adapter into the folder `path` as diffusers' file; `component` is its pipeline's name for `network`.
+
+    The file appears whole or not at all.
+    """
+    from peft import get_peft_model_state_dict
+
+    settings = network.peft_config[NAME]  # type: ignore[index]  # set by PEFT
+    scale = settings.lora_alpha / (settings.r**0.5 if settings.use_rslora else settings.r)
+    tensors = {}
+    for name, value in get_peft_model_state_dict(network, adapter_name=NAME).items():  # type: ignore[arg-type]
+        value = value.detach().cpu() * (scale if ".lora_B." in name else 1.0)
+        tensors[f"{component}.{name}"] = value.contiguous()
+    targets = settings.target_modules
+    said = {
+        "r": settings.r,
+        "lora_alpha": settings.r,
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),
+        "use_dora": settings.use_dora,
+        "use_rslora": False,
+    }
+    path.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt", METADATA_KEY: json.dumps({f"{component}.{k}": v for k, v in said.items()})}
+    save_file(tensors, temporary := path / f".{FILE_NAME}", metadata=metadata)
+    os.replace(temporary, path / FILE_NAME)
+    return path / FILE_NAME
+
+
+def load(network: nn.Module, source: str | Path, *, component: str = "unet") -> None:
+    """Copies the adapter in `source` into the one already injected; any alpha of the file is respected."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    tensors, said = _read(_find(source), component)
+    settings = network.peft_config[NAME]  # type: ignore[index]
+    ours = settings.lora_alpha / (settings.r**0.5 if settings.use_rslora else settings.r)
+    wanted = {n: tuple(v.shape) for n, v in get_peft_model_state_dict(network, adapter_name=NAME).items()}  # type: ignore[arg-type]
+    alphas = {n.removesuffix(".alpha"): float(v) for n, v in tensors.items() if n.endswith(".alpha")}
+    tensors = {n: v for n, v in tensors.items() if not n.endswith(".alpha")}
+    found = {n: tuple(v.shape) for n, v in tensors.items()}
+    if found != wanted:
+        name = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
+        raise UserError(
+            f"adapter.init={source}: it does not fit the adapter of this recipe, first at {name} (file: "
+            f"{found.get(name, 'absent')}, recipe: {wanted.get(name, 'absent')}). Set adapter.rank, targets and dora "
+            "as they were when it was trained."
+        )
+    for name in [n for n in tensors if n.endswith(".lora_B.weight")]:
+        layer = name.removesuffix(".lora_B.weight")
+        rank = tensors[name].shape[1]
+        alpha = alphas.get(layer, said.get("lora_alpha", rank))
+        theirs = alpha / (rank**0.5 if said.get("use_rslora") else rank)
+        tensors[name] = tensors[name] * (theirs / ours)
+    set_peft_model_state_dict(network, tensors, adapter_name=NAME)  # type: ignore[arg-type]
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source).expanduser()
+    path = path / FILE_NAME if path.is_dir() else path
+    if path.is_file():
+        return path
+    if not path.suffix and str(source).count("/") == 1:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(str(source), FILE_NAME))
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            reason = f"and the Hub does not give it ({type(error).__name__})"
+    else:
+        reason = "and it is no Hub id (owner/name)"
+    raise UserError(f"adapter.init={source}: there is no file {path} {reason}. Give the folder that holds {FILE_NAME}.")
+
+
+def _read(path: Path, component: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata that the file holds for `component`, without that prefix."""
+    with safe_open(path, framework="pt") as file:
+        said = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+        tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118  # safe_open is no mapping
+    prefix = f"{component}."
+    ours = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+    if not ours:
+        raise UserError(
+            f"adapter.init={path}: none of its {len(tensors)} tensors is named {prefix}*.lora_A.weight. It must be in "
+            "diffusers' format (convert it with diffusers' load_lora_weights and save_lora_weights)."
+        )
+    return ours, {n.removeprefix(prefix): v for n, v in said.items() if n.startswith(prefix)}

@@ -1,0 +1,43 @@
+"""What an objective is: a batch in, its forward passes inside, a Loss out."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Loss(NamedTuple):
+    """One micro-batch's losses (lower is better), with graph; the update's loss is sum(weight per_sample) / sum(weight)
+    over all micro-batches and processes. A row that was dropped has weight 0."""
+
+    per_sample: Tensor
+    """(B,), unreduced."""
+    weight: Tensor
+    """(B,), no graph."""
+    metrics: dict[str, Tensor]
+    """Detached: (B,), or () for the micro-batch's mean. The update reports means over all rows."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an objective may be built from: it is constructed as `Class(config, parts)`."""
+
+    model: Any
+    """The bundle: network, codec, text, grids (align.models)."""
+    sampling: Any
+    """The recipe's sampling block (align.sampling.SamplingConfig)."""
+    rewards: Any
+    """The composite of the recipe's rewards (rewards.Composite), or None where the recipe has none."""
+    seed: int
+    """The run's seed: with a stream's name and a global sample index it fixes every random number."""
+
+
+class Objective(Protocol):
+    """A method. It may also have `state_dict` / `load_state_dict`, which checkpoints then carry, and
+
+        before_update(policy, micro_batches, gather) -> context
+
+    which every process calls once an update with its own micro-batches, for statistics over the whole update:
+    `gather` takes (b, ...) on each process to (B, ...), in the order of the global batch."""
+
+    def __call__(self, policy: Any, batch: Any, context: Any = None) -> Loss: ...

@@ -1,0 +1,56 @@
+"""The optimiser, and the learning rate as a function of the update's number: no scheduler object, no state.
+
+    rate(i) = lr min(1, (i + 1) / num_warmup) shape((i - num_warmup) / (num_updates - num_warmup)),   i = 0, 1, ...
+
+shape(x) = 1 (constant), 1 - x (linear), (1 + cos(pi x)) / 2 (cosine). A prepared torch scheduler would be stepped once
+per process by Accelerate; a function of i cannot be, and needs nothing stored to resume.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from align.errors import UserError
+from align.registry import ComponentConfig
+
+
+class OptimConfig(ComponentConfig):
+    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101) and its learning rate."""
+
+    algorithm: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps the moments in 8 bits (needs the extra: pip install "diffalign[bnb]")."""
+    lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    """Decay per update is lr * weight_decay."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    num_warmup: int = Field(0, ge=0)
+    """Updates over which the rate rises linearly from lr / num_warmup."""
+
+
+def build(config: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser over `parameters`, a fixed list."""
+    common = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+    if config.algorithm == "adamw":
+        return torch.optim.AdamW(parameters, fused=True, **common)
+    try:
+        import bitsandbytes  # type: ignore[import-not-found]  # an optional extra
+    except ImportError:
+        raise UserError(
+            'optim.algorithm=adamw8bit needs bitsandbytes, which is not installed. Run pip install "diffalign[bnb]", '
+            "or set optim.algorithm=adamw."
+        ) from None
+    return bitsandbytes.optim.AdamW8bit(parameters, **common)
+
+
+def learning_rate(config: OptimConfig, update: int, num_updates: int) -> float:
+    """The rate of update number `update` (0 is the first) of `num_updates`; above 0 up to the last one."""
+    if update < config.num_warmup:
+        return config.lr * (update + 1) / config.num_warmup
+    x = (update - config.num_warmup) / max(1, num_updates - config.num_warmup)
+    shape = {"constant": 1.0, "linear": 1 - x, "cosine": (1 + math.cos(math.pi * x)) / 2}[config.schedule]
+    return config.lr * shape

@@ -1,0 +1,85 @@
+"""What an optimiser moves: the Trainable protocol, and Adapter, a LoRA on a model's network."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from align import lora
+from align.lora import AdapterConfig
+
+
+class Trainable(Protocol):
+    """A set of parameters and how they are clipped, stored and handed over. Its parameter list never changes."""
+
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def prepare(self, accelerator: Any) -> None:
+        """Moves the parameters to where they are trained; called once, before the optimiser is built."""
+        ...
+
+    def clip(self, max_norm: float | None) -> Tensor:
+        """Limits the gradients' norm and returns the norm before that, (); None only measures."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+    def export(self, path: Path) -> None:
+        """Writes the form that users load into the folder `path`."""
+        ...
+
+
+class Adapter:
+    """A LoRA on `network`; `targets` are the model family's, used where the config names none."""
+
+    def __init__(
+        self, config: AdapterConfig, network: nn.Module, targets: list[str] | str, *, component: str = "unet", seed: int
+    ):
+        self.network = network
+        self.component = component
+        self.layers = lora.inject(network, config, targets, seed=seed)
+        if config.init is not None:
+            lora.load(network, config.init, component=component)
+        self._dropouts = [m for layer in self.layers for m in layer.lora_dropout.modules()]
+
+    def parameters(self) -> list[nn.Parameter]:
+        return lora.parameters(self.network)
+
+    def prepare(self, accelerator: Any) -> None:
+        self.network.to(accelerator.device)
+
+    def train(self, mode: bool = True) -> None:
+        """Switches the adapter's dropout; the network itself stays in eval mode."""
+        for module in self._dropouts:
+            module.training = mode
+
+    def clip(self, max_norm: float | None) -> Tensor:
+        limit = float("inf") if max_norm is None else max_norm
+        return torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+
+    def disabled(self) -> AbstractContextManager[None]:
+        return lora.disabled(self.layers)
+
+    def scaled(self, strength: float) -> AbstractContextManager[None]:
+        return lora.scaled(self.layers, strength)
+
+    def norm(self) -> Tensor:
+        return lora.delta_norm(self.layers)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {n: p.detach() for n, p in self.network.named_parameters() if ".lora_" in n}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            raise ValueError(f"the state holds other parameters than the adapter: {sorted(own.keys() ^ state.keys())}")
+        for name, value in own.items():
+            value.copy_(state[name])
+
+    def export(self, path: Path) -> None:
+        lora.save(self.network, path, component=self.component)
