@@ -65,14 +65,14 @@ class HFClip(ClipBackbone):
         from transformers.image_processing_base import ImageProcessingMixin
 
         try:
-            network: Any
-            network, info = CLIPModel.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+            loaded: Any = CLIPModel.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
             tokenizer: Any = AutoTokenizer.from_pretrained(model)
             image_processor, _ = ImageProcessingMixin.get_image_processor_dict(model)
         except (OSError, ValueError) as error:
             raise RewardError(_not_loaded(model, error)) from error
-        if info["missing_keys"]:
-            raise RewardError(f"{model} is not a complete CLIP: no weights for {', '.join(sorted(info['missing_keys'])[:3])}.")
+        network, info = loaded
+        if missing := sorted(info["missing_keys"]):  # transformers would leave these at random values
+            raise RewardError(f"{model} is not a complete CLIP: it has no weights for {', '.join(missing[:3])}.")
         self.network = network
         self.network.vision_model.to(dtype)
         self.tokenizer = tokenizer

@@ -1,15 +1,19 @@
-"""Differentiable image preprocessing whose pixels are those of PIL.
+"""Differentiable image preprocessing whose pixels are those of PIL, exactly.
 
 A reward was trained on images that PIL resized, and a resize that is only similar moves scores by more than training
-does. PIL resamples horizontally, then vertically, and rounds and clips to 8 bits after each pass; here each pass is
-an antialiased `interpolate` followed by straight-through rounding: the value is PIL's (isolated ties may fall one
-level off), the gradient that of the plain antialiased resize.
+does (bilinear for bicubic: up to 23 of 255 levels; without antialiasing: 171). PIL resamples horizontally, then
+vertically; each pass is a matrix of filter weights in 22-bit fixed point, followed by rounding and clipping to 8 bits.
+Integers of that size are exact in float64, so the same matrix gives the same levels; the gradient is the matrix's own,
+straight through the rounding.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -30,16 +34,65 @@ def differentiable_resize(
 ) -> Tensor:
     """Images (B, C, H, W) in [0, 1] -> (B, C, h, w) for size = (h, w), antialiased.
 
-    `pil_exact` imitates PIL on 8-bit images, the input included; without it the resize is one float pass that may
-    overshoot [0, 1] (bicubic), as pipelines do that resize tensors.
+    With `pil_exact` the result is what PIL makes of the images rounded to 8 bits, horizontally first (Pillow 13 turns
+    the order round where an image is squashed much more in height than in width; checkpoints were trained before).
+    Without it the resize is one float pass that may overshoot [0, 1] (bicubic), as in pipelines that resize tensors.
     """
     if not pil_exact:
         return interpolate(images, size=size, mode=mode, antialias=True, align_corners=False)
-    images = quantise(images)
-    for between in ((images.shape[2], size[1]), size):  # horizontal, then vertical
-        if between != tuple(images.shape[2:]):  # like PIL, a pass that changes nothing is left out
-            images = quantise(interpolate(images, size=between, mode=mode, antialias=True, align_corners=False))
-    return images
+    height, width = images.shape[2:]
+    if width != size[1]:
+        images = _Pass.apply(images, _pil_weights(width, size[1], mode, images.device))  # type: ignore[assignment]
+    if height != size[0]:
+        weights = _pil_weights(height, size[0], mode, images.device)
+        images = _Pass.apply(images.transpose(2, 3), weights).transpose(2, 3)  # type: ignore[union-attr]
+    return images if (height, width) != size else quantise(images)
+
+
+class _Pass(torch.autograd.Function):
+    """One pass of PIL along the last dimension: weights (w', w) on 8-bit levels, rounded half up and clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(weights)
+        levels = images.detach().to(weights.dtype).clamp(0, 1).mul(255).round()
+        return (levels @ weights.T).add(0.5).floor().clamp(0, 255).div(255).to(images.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (weights,) = ctx.saved_tensors
+        return grads[0] @ weights.to(grads[0].dtype), None
+
+
+@lru_cache(maxsize=64)
+def _pil_weights(source: int, target: int, mode: Mode, device: torch.device) -> Tensor:
+    """(target, source) filter weights in multiples of 2^-22, as Pillow's Resample.c computes them."""
+    scale = source / target
+    stretch = max(scale, 1.0)  # antialiasing: the filter is as wide as the pixels that become one
+    support = stretch * (2.0 if mode == "bicubic" else 1.0)
+    rows = torch.zeros(target, source, dtype=torch.float64)
+    for row in range(target):
+        center = (row + 0.5) * scale
+        first, last = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), source)
+        taps = [_filter(abs((pixel - center + 0.5) * (1.0 / stretch)), mode) for pixel in range(first, last)]
+        total = sum(taps)
+        rows[row, first:last] = torch.tensor([_fixed_point(tap / total) for tap in taps], dtype=torch.float64)
+    # MPS has no float64: there isolated ties may fall one level off.
+    return rows.to(device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+
+
+def _filter(x: float, mode: Mode) -> float:
+    """Triangle, or Keys' cubic with a = -1/2 (Keys 1981, eq. 4), at a distance x >= 0."""
+    if mode == "bilinear":
+        return max(1.0 - x, 0.0)
+    if x < 1:
+        return (1.5 * x - 2.5) * x * x + 1
+    return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
+
+
+def _fixed_point(weight: float) -> float:
+    """Rounded half away from zero to a multiple of 2^-22."""
+    return math.copysign(math.floor(abs(weight) * 2**22 + 0.5), weight) / 2**22
 
 
 def short_side(images: Tensor, length: int) -> tuple[int, int]:

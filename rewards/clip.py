@@ -21,7 +21,7 @@ from rewards._registry import RewardConfig
 class ClipConfig(RewardConfig):
     name: Literal["clip"] = "clip"
     model: str = "openai/clip-vit-large-patch14"
-    """A folder or Hub id in HF's format, or `open_clip:NAME/PRETRAINED`, such as open_clip:ViT-H-14/laion2b_s32b_b79k."""
+    """A folder or Hub id in HF's format, or `open_clip:NAME/PRETRAINED` (open_clip:ViT-H-14/laion2b_s32b_b79k)."""
     form: Literal["cosine", "logit"] = "cosine"
     """`cosine`, or `logit`: the cosine times the checkpoint's learned scale."""
     prefix: str = ""
