@@ -1,0 +1,80 @@
+"""The mathematics of diffusion sampling, differentiable; imports nothing but torch.
+
+    from samplers import FlowSchedule, GaussianDenoiser, Prediction, constant, grids, last, sample
+    data = GaussianDenoiser(FlowSchedule(), Prediction.FLOW, std=0.5)
+    x0 = sample(data, torch.randn(4, 3), grids.flow(20), constant(torch.zeros(4, 3)), grad=last(1)).x0
+"""
+
+from samplers import grids
+from samplers.ddim import ddim
+from samplers.denoiser import Cond, Denoiser, TensorCond, cfg, denoise
+from samplers.dpmpp import DPMpp2M
+from samplers.euler import euler
+from samplers.euler_ancestral import euler_ancestral
+from samplers.gaussian import GaussianDenoiser, constant
+from samplers.grad import NO_GRAD, GradPolicy, bernoulli, contiguous, full, last, normal, subset
+from samplers.grids import Grid
+from samplers.heun import Heun
+from samplers.lcm import lcm
+from samplers.noise import Rng, generator, noise
+from samplers.prediction import Prediction, row, split, target
+from samplers.rollout import Trajectory, bind, invert, sample, sensitivity
+from samplers.schedule import (
+    FlowSchedule,
+    Schedule,
+    VPSchedule,
+    add_noise,
+    broadcast,
+    dynamic_shift,
+    shift,
+    zero_terminal_snr,
+)
+from samplers.transition import StepRule, Transition
+
+__all__ = [
+    "NO_GRAD",
+    "Cond",
+    "DPMpp2M",
+    "Denoiser",
+    "FlowSchedule",
+    "GaussianDenoiser",
+    "GradPolicy",
+    "Grid",
+    "Heun",
+    "Prediction",
+    "Rng",
+    "Schedule",
+    "StepRule",
+    "TensorCond",
+    "Trajectory",
+    "Transition",
+    "VPSchedule",
+    "add_noise",
+    "bernoulli",
+    "bind",
+    "broadcast",
+    "cfg",
+    "constant",
+    "contiguous",
+    "ddim",
+    "denoise",
+    "dynamic_shift",
+    "euler",
+    "euler_ancestral",
+    "full",
+    "generator",
+    "grids",
+    "invert",
+    "last",
+    "lcm",
+    "noise",
+    "normal",
+    "row",
+    "sample",
+    "sensitivity",
+    "shift",
+    "split",
+    "subset",
+    "target",
+    "zero_terminal_snr",
+]
