@@ -17,7 +17,8 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - self.decay)
+        for average, parameter in zip(self.shadow, self.parameters, strict=True):
+            average.lerp_(parameter, 1 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -150,8 +150,8 @@ def save(network: nn.Module, path: Path, *, component: str = "unet") -> Path:
     """
     from peft import get_peft_model_state_dict
 
-    settings = network.peft_config[NAME]  # type: ignore[index]  # set by PEFT
-    scale = settings.lora_alpha / (settings.r**0.5 if settings.use_rslora else settings.r)
+    settings = _settings(network)
+    scale = _scale(settings.lora_alpha, settings.r, settings.use_rslora)
     tensors = {}
     for name, value in get_peft_model_state_dict(network, adapter_name=NAME).items():  # type: ignore[arg-type]
         value = value.detach().cpu() * (scale if ".lora_B." in name else 1.0)
@@ -176,8 +176,8 @@ def load(network: nn.Module, source: str | Path, *, component: str = "unet") -> 
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     tensors, said = _read(_find(source), component)
-    settings = network.peft_config[NAME]  # type: ignore[index]
-    ours = settings.lora_alpha / (settings.r**0.5 if settings.use_rslora else settings.r)
+    settings = _settings(network)
+    ours = _scale(settings.lora_alpha, settings.r, settings.use_rslora)
     wanted = {n: tuple(v.shape) for n, v in get_peft_model_state_dict(network, adapter_name=NAME).items()}  # type: ignore[arg-type]
     alphas = {n.removesuffix(".alpha"): float(v) for n, v in tensors.items() if n.endswith(".alpha")}
     tensors = {n: v for n, v in tensors.items() if not n.endswith(".alpha")}
@@ -192,10 +192,17 @@ def load(network: nn.Module, source: str | Path, *, component: str = "unet") -> 
     for name in [n for n in tensors if n.endswith(".lora_B.weight")]:
         layer = name.removesuffix(".lora_B.weight")
         rank = tensors[name].shape[1]
-        alpha = alphas.get(layer, said.get("lora_alpha", rank))
-        theirs = alpha / (rank**0.5 if said.get("use_rslora") else rank)
-        tensors[name] = tensors[name] * (theirs / ours)
+        alpha = float(alphas[layer] if layer in alphas else said.get("lora_alpha", rank))
+        tensors[name] = tensors[name] * (_scale(alpha, rank, said.get("use_rslora", False)) / ours)
     set_peft_model_state_dict(network, tensors, adapter_name=NAME)  # type: ignore[arg-type]
+
+
+def _settings(network: nn.Module) -> Any:
+    return network.peft_config[NAME]  # type: ignore[index]  # PEFT puts it there
+
+
+def _scale(alpha: float, rank: int, rslora: bool) -> float:
+    return alpha / (rank**0.5 if rslora else rank)
 
 
 def _find(source: str | Path) -> Path:
@@ -220,7 +227,7 @@ def _read(path: Path, component: str) -> tuple[dict[str, Tensor], dict[str, Any]
     """The tensors and the metadata that the file holds for `component`, without that prefix."""
     with safe_open(path, framework="pt") as file:
         said = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-        tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118  # safe_open is no mapping
+        tensors = {n: file.get_tensor(n) for n in file.keys()}  # safe_open is no mapping
     prefix = f"{component}."
     ours = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
     if not ours:

@@ -44,10 +44,11 @@ class Adapter:
         self.layers = lora.inject(network, config, targets, seed=seed)
         if config.init is not None:
             lora.load(network, config.init, component=component)
+        self._parameters = lora.parameters(network)
         self._dropouts = [m for layer in self.layers for m in layer.lora_dropout.modules()]
 
     def parameters(self) -> list[nn.Parameter]:
-        return lora.parameters(self.network)
+        return self._parameters
 
     def prepare(self, accelerator: Any) -> None:
         self.network.to(accelerator.device)
@@ -59,7 +60,7 @@ class Adapter:
 
     def clip(self, max_norm: float | None) -> Tensor:
         limit = float("inf") if max_norm is None else max_norm
-        return torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        return torch.nn.utils.clip_grad_norm_(self._parameters, limit)
 
     def disabled(self) -> AbstractContextManager[None]:
         return lora.disabled(self.layers)

@@ -1,4 +1,4 @@
-"""What feeds the trainer: batch sources that can be stopped and taken up again, and the cut of a batch over processes."""
+"""What feeds the trainer: batch sources that can be stopped and taken up again, and how a batch is cut up."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, Self

@@ -15,16 +15,18 @@ SHAPES = "shapes:"  # shapes:train, shapes:select, shapes:report
 
 
 class PromptBatch(NamedTuple):
-    """Rows of one update: the prompts, and each row's global sample index, from which its noise is drawn."""
+    """Rows of one update: the prompts, each row's global sample index, from which its noise is drawn, and the update's
+    number, from which what all rows share is drawn."""
 
     prompts: tuple[str, ...]
     indices: tuple[int, ...]
+    step: int
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, rows: slice) -> "PromptBatch":  # type: ignore[override]  # rows, not fields
-        return PromptBatch(self.prompts[rows], self.indices[rows])
+        return PromptBatch(self.prompts[rows], self.indices[rows], self.step)
 
 
 class PromptsConfig(ComponentConfig):
@@ -47,14 +49,15 @@ class Prompts:
         self.prompts = load_prompts(config.prompts, count=config.count, key="data.prompts")
         self.batch_size = batch_size
         self.seed = seed
-        self.position = 0
+        self.step = 0
         self._epoch, self._order = -1, []
 
     def __iter__(self) -> Iterator[PromptBatch]:
         while True:
-            indices = tuple(range(self.position, self.position + self.batch_size))
-            self.position += self.batch_size
-            yield PromptBatch(tuple(self._prompt(i) for i in indices), indices)
+            indices = tuple(range(self.step * self.batch_size, (self.step + 1) * self.batch_size))
+            batch = PromptBatch(tuple(self._prompt(i) for i in indices), indices, self.step)
+            self.step += 1
+            yield batch
 
     def _prompt(self, index: int) -> str:
         epoch, place = divmod(index, len(self.prompts))
@@ -64,10 +67,10 @@ class Prompts:
         return self.prompts[self._order[place]]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position}
+        return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.position = state["position"]
+        self.step = state["step"]
 
 
 def load_prompts(source: list[str] | str, *, count: int | None = None, key: str, seed: int = 0) -> list[str]:

@@ -1,0 +1,72 @@
+"""What happens beside the loop: a hook looks at the run between updates, adds to its metrics, and may end it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class Chosen:
+    """The parameters that a hook has picked as the run's result, and the update that they come from."""
+
+    step: int
+    tensors: dict[str, Tensor]
+
+
+@dataclass
+class State:
+    """Where a run stands. Hooks read it on every process alike, so that all take the same decisions."""
+
+    num_updates: int
+    step: int = 0
+    """Updates done; 0 before the first."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """The record of this step; what a hook adds is written with it."""
+    stop: str | None = None
+    """Why the run should end after this update, or None."""
+    interrupted: str | None = None
+    """The signal that ended the run early, or None."""
+    chosen: Chosen | None = None
+    """None: the last parameters are the result."""
+    average: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Inside `with state.average():` the trained parameters are their moving average, where the run keeps one."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a hook may be built from: it is constructed as `Class(config, surroundings)`."""
+
+    output: Path
+    """The run's folder."""
+    accelerator: Any
+    trainable: Any
+    painter: Any
+    """Images of a role for prompts, and their scores (align.painter.Painter)."""
+    build_rewards: Callable[[Any], Any]
+    """{label: reward config} -> rewards.Composite on the run's device."""
+    recipe: dict[str, Any]
+    """The resolved recipe, JSON-able."""
+    seed: int
+
+
+class Hook:
+    """Does nothing. Hooks are called in their order on every process; only the main one writes files."""
+
+    def start(self, state: State) -> None:
+        """Before the first update of this process: at step 0, or where the run was taken up again."""
+
+    def after_update(self, state: State) -> None:
+        """After each update."""
+
+    def finish(self, state: State) -> None:
+        """After the last update, also of an interrupted run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

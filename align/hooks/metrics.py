@@ -1,0 +1,107 @@
+"""The run's record: metrics.jsonl, always written, and Accelerate's trackers, any of which may fail without harm."""
+
+import json
+import math
+from typing import Any, Literal, TextIO
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+from align.errors import UserError
+from align.hooks._base import Hook, State, Surroundings
+from align.registry import ComponentConfig
+from rewards._registry import load_object
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsConfig(ComponentConfig):
+    """Where the numbers go besides metrics.jsonl."""
+
+    name: Literal["metrics"] = "metrics"
+    trackers: tuple[str, ...] = ()
+    """tensorboard, wandb, trackio (each an extra), any other tracker of Accelerate's, or the dotted path of one."""
+    project: str = "diffalign"
+
+
+class Metrics(Hook):
+    """One line an update, flushed at once: {"step": 1, "loss": ..., ...}. It comes after the hooks that add to it."""
+
+    Config = MetricsConfig
+
+    def __init__(self, config: MetricsConfig, around: Surroundings):
+        self.config = config
+        self.around = around
+        self.path = around.output / FILE_NAME
+        self.trackers: dict[str, Any] = {}
+        self._file: TextIO | None = None
+
+    def start(self, state: State) -> None:
+        if not self.around.accelerator.is_main_process:
+            return
+        kept = [line for line in read(self.path) if line["step"] <= state.step] if state.step else []
+        self.around.output.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("".join(_line(record) for record in kept), encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
+        for name in self.config.trackers:
+            self._attempt(name, self._open)
+        if state.step == 0 and state.metrics:
+            self.after_update(state)
+
+    def after_update(self, state: State) -> None:
+        if self._file is None:
+            return
+        self._file.write(_line({"step": state.step, **state.metrics}))
+        self._file.flush()
+        numbers = {k: v for k, v in state.metrics.items() if isinstance(v, int | float)}
+        for name, tracker in list(self.trackers.items()):
+            self._attempt(name, lambda _, t=tracker: t.log(numbers, step=state.step))
+
+    def finish(self, state: State) -> None:
+        for name, tracker in list(self.trackers.items()):
+            self._attempt(name, lambda _, t=tracker: t.finish())
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self, name: str) -> None:
+        build = load_object(name) if ":" in name else LOGGER_TYPE_TO_CLASS.get(name)
+        if build is None:
+            raise UserError(f"there is none of that name; known: {', '.join(map(str, LOGGER_TYPE_TO_CLASS))}")
+        folder = [str(self.around.output)] if build.requires_logging_directory else []
+        tracker = build(self.config.project, *folder)
+        tracker.start()
+        tracker.store_init_configuration(_flat(self.around.recipe))
+        self.trackers[name] = tracker
+
+    def _attempt(self, name: str, action: Any) -> None:
+        try:
+            action(name)
+        except Exception as error:  # a tracker is somebody else's code and network: whatever it raises, the run goes on
+            self.trackers.pop(name, None)
+            print(f"tracker {name} is switched off, the run goes on: {type(error).__name__}: {error}")
+
+
+def read(path: Any) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, without a last line that a crash cut short."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _line(record: dict[str, Any]) -> str:
+    def plain(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no nan
+
+    return json.dumps({key: plain(value) for key, value in record.items()}) + "\n"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1}} -> {"optim.lr": 1}: what trackers take as a configuration."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat
