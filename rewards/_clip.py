@@ -34,7 +34,7 @@ class ClipBackbone(nn.Module):
 
     def images(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> unit embeddings (B, D), with graph."""
-        return normalize(self._project_images(self.preprocess(images)).float(), dim=-1)
+        return normalize(self._project_images(self.preprocess(images)), dim=-1)
 
     def prompts(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         """B prompts -> unit embeddings (B, D) on `device`, without graph, each distinct prompt encoded once."""
@@ -45,7 +45,7 @@ class ClipBackbone(nn.Module):
                 new = list(dict.fromkeys(prompts))
             # Outside inference mode even if the caller is in it: what is kept may meet autograd later.
             with torch.inference_mode(False), torch.no_grad():
-                rows = normalize(self._project_prompts(new, device).float(), dim=-1)
+                rows = normalize(self._project_prompts(new, device), dim=-1)
             self._cache.update(zip(new, rows, strict=True))
         return torch.stack([self._cache[prompt].to(device) for prompt in prompts])
 
@@ -78,12 +78,12 @@ class HFClip(ClipBackbone):
         self.tokenizer = tokenizer
         self.max_tokens = network.config.text_config.max_position_embeddings
         self.preprocess = Preprocess.from_hf(image_processor)
-        self.logit_scale = float(network.logit_scale.exp())
+        self.logit_scale = float(network.logit_scale.detach().exp())
         self.dtype = dtype
 
     def _project_images(self, pixel_values: Tensor) -> Tensor:
         pooled = self.network.vision_model(pixel_values.to(self.dtype)).pooler_output
-        return self.network.visual_projection(pooled.float())
+        return self.network.visual_projection(_single(pooled))
 
     def _project_prompts(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         tokens = self.tokenizer(
@@ -114,7 +114,7 @@ class OpenClip(ClipBackbone):
         except (OSError, RuntimeError, ValueError) as error:
             raise RewardError(_not_loaded(f"open_clip:{model}", error)) from error
         self.preprocess = Preprocess.from_open_clip(open_clip.get_model_preprocess_cfg(self.network))
-        self.logit_scale = float(self.network.logit_scale.exp())
+        self.logit_scale = float(self.network.logit_scale.detach().exp())
         self.dtype = dtype
         self.image_projection: nn.Parameter | None = None
         if dtype != torch.float32 and isinstance(getattr(self.network.visual, "proj", None), nn.Parameter):
@@ -122,7 +122,7 @@ class OpenClip(ClipBackbone):
         self.network.visual.to(dtype)
 
     def _project_images(self, pixel_values: Tensor) -> Tensor:
-        features = self.network.encode_image(pixel_values.to(self.dtype)).float()
+        features = _single(self.network.encode_image(pixel_values.to(self.dtype)))
         return features if self.image_projection is None else features @ self.image_projection
 
     def _project_prompts(self, prompts: Sequence[str], device: torch.device) -> Tensor:
@@ -145,6 +145,11 @@ def import_open_clip() -> Any:
             f"both with one pip command (this torch is {torch.__version__})."
         ) from error
     return open_clip
+
+
+def _single(x: Tensor) -> Tensor:
+    """Half precision -> float32."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _not_loaded(model: str, error: Exception) -> str:

@@ -1,0 +1,101 @@
+"""The contract of a reward, for every file of the registry's folders: a new file is tested by existing."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PROMPTS, smooth, to_tensor
+
+from align.registry import REWARDS, build
+from rewards import Composite, Reward
+from rewards._registry import RewardConfig, component_of
+
+USER_FILE = """
+import torch
+
+def warmth(images, prompts):
+    return (images[:, 0] - images[:, 2]).mean((1, 2))
+
+def warm(images, prompts):
+    return (images[:, 0] > images[:, 2]).float().mean((1, 2))
+"""
+
+# Rewards whose default settings need a download: how to build them on tiny weights. Absent: the default settings.
+SETTINGS: dict[str, Callable[[pytest.FixtureRequest, Path], list[dict]]] = {
+    "clip": lambda request, _: [
+        {"model": str(request.getfixturevalue("tiny_clip")), "form": form, "dtype": dtype}
+        for form, dtype in (("cosine", "float32"), ("logit", "float32"), ("cosine", "bfloat16"))
+    ]
+    + [
+        {"model": f"open_clip:{request.getfixturevalue('tiny_open_clip')}", "dtype": dtype}
+        for dtype in ("float32", "bfloat16")
+    ],
+    "python": lambda _, folder: [
+        {"function": f"{folder / 'mine.py'}:warmth"},
+        {"function": f"{folder / 'mine.py'}:warm", "differentiable": False},
+    ],
+}
+
+
+@pytest.fixture(params=REWARDS.names())
+def examples(request: pytest.FixtureRequest, tmp_path: Path) -> list[Reward]:
+    (tmp_path / "mine.py").write_text(USER_FILE)
+    settings = SETTINGS.get(request.param, lambda *_: [{}])(request, tmp_path)
+    return [build(REWARDS, REWARDS.look_up({"name": request.param, **one})) for one in settings]
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    pictures = [smooth(32, 32).rotate(90 * k) for k in range(3)]
+    return 0.9 * to_tensor(*pictures) + 0.05
+
+
+def tolerance(reward: Reward) -> float:
+    return 2e-2 if getattr(reward.config, "dtype", "") == "bfloat16" else 1e-5
+
+
+def test_one_component_a_file_that_says_what_is_better():
+    for name, path in REWARDS.modules().items():
+        component = component_of(importlib.import_module(path))
+        assert issubclass(component, Reward)
+        assert component.__name__.lower() == name.replace("_", ""), "a component is called as its file is"
+        assert issubclass(component.Config, RewardConfig)
+        assert component.Config.model_fields["name"].default == name
+        assert "higher" in (inspect.getdoc(component) or ""), f"{name}: say in the docstring what higher means"
+
+
+def test_scores_and_gradient(examples, images):
+    for reward in examples:
+        assert reward.name and reward.licence and reward.differentiable == reward.config.has_gradient()
+        pixels = images.clone().requires_grad_()
+        scores = Composite({"it": reward})(pixels, PROMPTS)["it"]
+        assert scores.shape == (3,) and scores.dtype == torch.float32 and scores.isfinite().all()
+        assert scores.requires_grad == reward.differentiable
+        if reward.differentiable:
+            (gradient,) = torch.autograd.grad(scores.sum(), pixels)
+            assert gradient.isfinite().all()
+            assert (gradient.flatten(1).norm(dim=1) > 0).all(), "something on the way has no gradient"
+        again = Composite({"it": reward})(images, PROMPTS)["it"]
+        torch.testing.assert_close(scores.detach(), again, rtol=tolerance(reward), atol=tolerance(reward))
+
+
+def test_scores_do_not_depend_on_the_rest_of_the_batch(examples, images):
+    for reward in examples:
+        together = reward(images, PROMPTS)
+        alone = torch.cat([reward(images[i : i + 1], PROMPTS[i : i + 1]) for i in range(3)])
+        torch.testing.assert_close(together, alone, rtol=tolerance(reward), atol=tolerance(reward))
+
+
+def test_frozen_in_eval_mode_and_unchanged_by_a_call(examples, images):
+    for reward in examples:
+        reward.train()
+        assert not any(module.training for module in reward.modules())
+        assert not any(parameter.requires_grad for parameter in reward.parameters())
+        before = {name: tensor.clone() for name, tensor in reward.state_dict().items()}
+        reward(images, PROMPTS)
+        after = reward.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
