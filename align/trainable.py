@@ -20,6 +20,10 @@ class Trainable(Protocol):
         """Moves the parameters to where they are trained; called once, before the optimiser is built."""
         ...
 
+    def train(self, mode: bool = True) -> None:
+        """Switches what is random in training (dropout) on, or off."""
+        ...
+
     def clip(self, max_norm: float | None) -> Tensor:
         """Limits the gradients' norm and returns the norm before that, (); None only measures."""
         ...
@@ -46,6 +50,7 @@ class Adapter:
             lora.load(network, config.init, component=component)
         self._parameters = lora.parameters(network)
         self._dropouts = [m for layer in self.layers for m in layer.lora_dropout.modules()]
+        network.eval()
 
     def parameters(self) -> list[nn.Parameter]:
         return self._parameters

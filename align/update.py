@@ -51,6 +51,7 @@ def update(
     context = prepare(policy, micro_batches, lambda rows: _gather(rows, accelerator)) if prepare else None
     optimiser.zero_grad(set_to_none=True)
     sums: dict[str, tuple[Tensor, int]] = {}
+    trainable.train(True)
     for number, batch in enumerate(micro_batches):
         torch.manual_seed(hash((*seed, number, accelerator.process_index)) % 2**63)
         loss = objective(policy, batch, context)
@@ -58,6 +59,7 @@ def update(
         with policy.backward():
             (weighted if scaler is None else scaler.scale(weighted)).backward()
         _add(sums, loss)
+    trainable.train(False)
     metrics, weight = _means(sums, accelerator)
     if weight == 0:
         return Update(metrics, "empty")
