@@ -1,8 +1,8 @@
 """The mathematics of diffusion sampling, differentiable; imports nothing but torch.
 
-    from samplers import FlowSchedule, GaussianDenoiser, Prediction, constant, grids, last, sample
-    data = GaussianDenoiser(FlowSchedule(), Prediction.FLOW, std=0.5)
-    x0 = sample(data, torch.randn(4, 3), grids.flow(20), constant(torch.zeros(4, 3)), grad=last(1)).x0
+from samplers import FlowSchedule, GaussianDenoiser, Prediction, constant, grids, last, sample
+data = GaussianDenoiser(FlowSchedule(), Prediction.FLOW, std=0.5)
+x0 = sample(data, torch.randn(4, 3), grids.flow(20), constant(torch.zeros(4, 3)), grad=last(1)).x0
 """
 
 from samplers import grids

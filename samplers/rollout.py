@@ -7,6 +7,7 @@ Coefficients are 0-dim CPU tensors (see `samplers.schedule`), so a rollout never
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -58,7 +59,7 @@ def sample(
     cond: Any,
     *,
     step: StepRule | type[StepRule] = ddim,
-    eta: float = 0.0,
+    eta: float | None = None,
     grad: GradPolicy = NO_GRAD,
     keep: Literal["last", "states", "all"] = "last",
     rng: Rng | None = None,
@@ -66,7 +67,7 @@ def sample(
     """Integrate from grid.times[0] to grid.times[-1].
 
     x_T: (B, ...) latents at times[0], already scaled: standard normal noise times grid.init_scale.
-    eta: passed to rules that take one (`ddim`, `euler_ancestral`) when it is not 0.
+    eta: for the rules that take one; None leaves their own default (`ddim` 0, `euler_ancestral` 1).
     rng: needed by stochastic steps (streams "step/0", "step/1", ...) and by random gradient windows (stream "grad").
     """
     alphas, sigmas = denoiser.schedule(grid.times)
@@ -91,10 +92,10 @@ def sample(
     return Trajectory(times, tuple(states), x0_hat, tuple(kept), tuple(x0_hats), tuple(transitions))
 
 
-def bind(step: StepRule | type[StepRule], eta: float = 0.0) -> Callable[..., Transition]:
+def bind(step: StepRule | type[StepRule], eta: float | None = None) -> Callable[..., Transition]:
     """A step rule ready for one trajectory: an instance if it remembers, with its eta if one is asked for."""
     rule: Callable[..., Transition] = step() if isinstance(step, type) else step
-    return (lambda *args: rule(*args, eta=eta)) if eta else rule
+    return rule if eta is None else partial(rule, eta=eta)
 
 
 def _call(denoiser: Denoiser, x: Tensor, t: Tensor, cond: Any, kept: bool, grad: GradPolicy) -> Tensor:

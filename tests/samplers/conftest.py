@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from samplers import FlowSchedule, VPSchedule
 from samplers_toy import SD_BETAS
+
+from samplers import FlowSchedule, VPSchedule
 
 
 @pytest.fixture(autouse=True)

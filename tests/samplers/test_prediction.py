@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from samplers import FlowSchedule, Prediction, row, split, target
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from samplers import FlowSchedule, VPSchedule, add_noise, dynamic_shift, grids, shift, zero_terminal_snr
 from samplers_toy import SD_BETAS
+
+from samplers import FlowSchedule, VPSchedule, add_noise, dynamic_shift, grids, shift, zero_terminal_snr
 
 
 def test_vp_table_entries_are_the_diffusers_table(vp):

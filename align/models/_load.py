@@ -1,0 +1,133 @@
+"""A diffusers pipeline from a Hub id, a local folder or one .safetensors file; what goes wrong is said in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from align.errors import UserError
+from align.models._base import Dtypes
+from align.registry import ComponentConfig
+
+
+class CheckpointConfig(ComponentConfig):
+    """Where a model comes from and how it is held in memory; the fields that all families share."""
+
+    checkpoint: str
+    """Hub id, local diffusers folder, or one .safetensors file."""
+    config_dir: str | None = None
+    """For a single file: a local diffusers folder with its configs and tokenizer, so that nothing is downloaded."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    variant: str | None = None
+    """Weight files to prefer, such as fp16 for diffusion_pytorch_model.fp16.safetensors."""
+    dtype: Dtypes = Dtypes()
+    """Precision of each component."""
+    checkpoint_blocks: bool = False
+    """Also recompute each block of the network and of the decoder in the backward pass: less memory, more time."""
+    decode_chunk: int = Field(default=8, ge=1)
+    """Images decoded, and recomputed in the backward pass, at once."""
+
+
+def load_pipeline(config: CheckpointConfig, class_name: str, dtypes: dict[str, torch.dtype], **absent: None) -> Any:
+    """The pipeline `class_name` of diffusers; dtypes: pipeline component -> dtype; absent: components to leave out."""
+    import diffusers
+
+    pipeline_class = getattr(diffusers, class_name)
+    path = Path(config.checkpoint).expanduser()
+    if path.is_file() or path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
+        return _from_file(config, path, pipeline_class, dtypes, absent)
+    if path.is_dir():
+        _check_folder(config, path, class_name)
+    elif path.is_absolute() or config.checkpoint.startswith((".", "~")) or config.checkpoint.count("/") != 1:
+        raise UserError(
+            f"{_where(config)}: no such folder or file, and not a Hub id (owner/name) either. Check the path."
+        )
+    return _trying(
+        config,
+        lambda: pipeline_class.from_pretrained(
+            path if path.is_dir() else config.checkpoint,
+            **{_dtype_keyword(): dtypes},
+            use_safetensors=True,
+            local_files_only=path.is_dir(),
+            revision=config.revision,
+            variant=config.variant,
+            **absent,
+        ),
+    )
+
+
+def _from_file(
+    config: CheckpointConfig, path: Path, pipeline_class: Any, dtypes: dict[str, torch.dtype], absent: dict[str, None]
+) -> Any:
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"{_where(config)}: only .safetensors files are read, because the others are pickles, "
+            "which can run code. Convert it with diffusers' convert_original_stable_diffusion_to_diffusers.py."
+        )
+    if not path.is_file():
+        raise UserError(f"{_where(config)}: no such file. Check the path.")
+    if config.config_dir is None and _offline():
+        raise UserError(
+            f"{_where(config)}: a single file holds no configs or tokenizer, and HF_HUB_OFFLINE forbids to "
+            "download them. Set model.config_dir to a local diffusers folder of the same family."
+        )
+    if config.config_dir is not None and not (Path(config.config_dir).expanduser() / "model_index.json").is_file():
+        raise UserError(
+            f"model.config_dir={config.config_dir}: no model_index.json in it. Give a local diffusers folder of the "
+            "same family (its weights are not needed)."
+        )
+    folder = None if config.config_dir is None else str(Path(config.config_dir).expanduser())
+    pipeline = _trying(
+        config,
+        lambda: pipeline_class.from_single_file(
+            str(path), config=folder, local_files_only=folder is not None, revision=config.revision, **absent
+        ),
+        hint="Set model.config_dir to a local diffusers folder of the same family if the Hub cannot be reached.",
+    )
+    for name, dtype in dtypes.items():
+        getattr(pipeline, name).to(dtype)
+    return pipeline
+
+
+def _check_folder(config: CheckpointConfig, path: Path, class_name: str) -> None:
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise UserError(
+            f"{_where(config)}: no model_index.json in this folder: it is not a diffusers pipeline. "
+            "Give the folder that save_pretrained wrote, or the .safetensors file itself."
+        )
+    found = json.loads(index.read_text()).get("_class_name")
+    if found != class_name:
+        raise UserError(
+            f"{_where(config)}: this is a {found}, and model.name={getattr(config, 'name', None)} "
+            f"needs a {class_name}. Change one of the two."
+        )
+
+
+def _trying(config: CheckpointConfig, load: Any, hint: str = "") -> Any:
+    try:
+        return load()
+    except Exception as error:  # diffusers, transformers, safetensors and the HTTP client each raise their own
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = f"{_where(config)}: it could not be loaded: {first_line} {hint}"
+        raise UserError(message.strip()) from error
+
+
+def _where(config: CheckpointConfig) -> str:
+    return f"model.checkpoint={config.checkpoint}"
+
+
+def _dtype_keyword() -> str:
+    """diffusers 0.4x renamed torch_dtype to dtype and warns of the old name; older ones ignore the new one."""
+    from diffusers.utils import deprecation_utils
+
+    return "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE

@@ -1,0 +1,94 @@
+"""Prompts encoded once: the cache in front of a family's text encoders, and the CLIP encoder of SD 1.x and 2.x."""
+
+import hashlib
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samplers import TensorCond
+
+MAX_CACHED_PROMPTS = 4096  # 0.5 GB of CPU memory at SD 1.5's 77 x 768 in bf16
+
+
+class CachedTextEncoder:
+    """Encodes each prompt once for given weights. A family subclasses it and writes `embed`."""
+
+    def __init__(self, *modules: nn.Module):
+        self.modules = modules
+        self._cache: OrderedDict[tuple[str, str], dict[str, Tensor]] = OrderedDict()
+        self._hashed: tuple[tuple[int, ...], str] | None = None
+
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The tensors of a Cond, each (len(prompts), ...), on the encoders' device."""
+        raise NotImplementedError
+
+    def encode(self, prompts: Sequence[str], grad: bool = False) -> TensorCond:
+        """-> one row per prompt. With `grad` the graph reaches the encoders' parameters and nothing is cached.
+
+        Without, prompts go through one at a time: a row must not depend, in its last bits, on the other prompts of the
+        batch that first needed it, or a resumed run would differ from an unbroken one.
+        """
+        if grad:
+            return TensorCond(self.embed(prompts))
+        weights = self.fingerprint()
+        device = next(self.modules[0].parameters()).device
+        rows = [self._cached(weights, prompt) for prompt in prompts]
+        return TensorCond({name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]})
+
+    def _cached(self, weights: str, prompt: str) -> dict[str, Tensor]:
+        key = (weights, prompt)
+        if key not in self._cache:
+            with torch.no_grad():
+                self._cache[key] = {name: tensor.cpu() for name, tensor in self.embed([prompt]).items()}
+            if len(self._cache) > MAX_CACHED_PROMPTS:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+    def fingerprint(self) -> str:
+        """A hash of all weights. Computed again only when a tensor was replaced or changed in place."""
+        tensors = [tensor for module in self.modules for tensor in module.state_dict().values()]
+        state = tuple(number for tensor in tensors for number in (tensor.data_ptr(), tensor._version))
+        if self._hashed is None or self._hashed[0] != state:
+            digest = hashlib.blake2b(digest_size=16)
+            for tensor in tensors:
+                digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            self._hashed = (state, digest.hexdigest())
+        return self._hashed[1]
+
+
+class CLIPText(CachedTextEncoder):
+    """The last hidden state of one CLIP text model, (B, L, D), named "text"."""
+
+    def __init__(self, tokenizer: Any, text_model: Any):
+        super().__init__(text_model)
+        self.tokenizer = tokenizer
+        self.text_model = text_model
+        # A tokenizer saved without its limit says 1e30.
+        self.max_length = min(tokenizer.model_max_length, text_model.config.max_position_embeddings)
+
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
+        )
+        for prompt in prompts:
+            self._warn_if_cut(prompt)
+        device = self.text_model.device
+        masked = getattr(self.text_model.config, "use_attention_mask", False)
+        mask = tokens.attention_mask.to(device) if masked else None
+        return {"text": self.text_model(tokens.input_ids.to(device), attention_mask=mask)[0]}
+
+    def _warn_if_cut(self, prompt: str) -> None:
+        ids = self.tokenizer(prompt, verbose=False).input_ids
+        if len(ids) > self.max_length:
+            kept_end = self.max_length - 1  # the end token is kept
+            warnings.warn(
+                f'prompt cut to the {self.max_length} tokens that the text encoder reads; lost: "'
+                f'{self.tokenizer.decode(ids[kept_end:-1]).strip()}"',
+                stacklevel=2,
+            )

@@ -1,0 +1,167 @@
+"""The sampling block of a recipe: grid, step rule, guidance and gradient window.
+
+Its config is checked without torch; the methods import what they build.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from align.registry import ComponentConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.models._base import DiffusionModel
+    from samplers import Denoiser, GradPolicy, Grid, Rng, StepRule, Trajectory
+
+STOCHASTIC = ("ddim", "euler_ancestral")  # the rules that take an eta
+
+
+class SamplingConfig(ComponentConfig):
+    """How images are sampled, and which of the steps carry gradient."""
+
+    num_steps: int = Field(default=50, ge=1)
+    """Network evaluations along the grid; heun takes 2 num_steps - 1."""
+    step_rule: Literal["ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "lcm"] = "ddim"
+    """The integrator; lcm with num_steps=1 is one-step generation."""
+    eta: float | None = Field(default=None, ge=0, le=1)
+    """Share of fresh noise a step, ddim and euler_ancestral only. Default: 0 for ddim, 1 for euler_ancestral."""
+    guidance_scale: float = Field(default=7.5, ge=0)
+    """Classifier-free guidance w in out_u + w (out_c - out_u); 1 is no guidance, at half the cost."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Times t between which guidance acts; 1 is pure noise."""
+    spacing: Literal["leading", "trailing", "linspace", "karras"] | None = None
+    """Which times the grid takes. Default: the model's own scheduler's."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels. Default: the size the network was trained at."""
+
+    window: Literal["last", "contiguous", "bernoulli", "normal", "subset", "full"] = "last"
+    """Which steps carry gradient: samplers/grad.py has the laws."""
+    last_k: int = Field(default=1, ge=0)
+    """window=last: the number of last steps (DRaFT-K)."""
+    min_k: int = Field(default=1, ge=1)
+    """window=contiguous: the fewest last steps."""
+    max_k: int | None = Field(default=None, ge=1)
+    """window=contiguous: the most last steps. Default: num_steps."""
+    normal_mean: float = 42.0
+    """window=normal: mean of the first step with gradient (AlignProp: 42 of 50)."""
+    normal_std: float = Field(default=5.0, ge=0)
+    """window=normal: its standard deviation."""
+    subset_k: int = Field(default=3, ge=1)
+    """window=subset: the number of equally spaced steps (DRTune)."""
+    detach_input: bool = False
+    """Cut the gradient through each network call's input; the latent recursion stays (DRTune)."""
+    checkpoint_steps: bool = True
+    """Recompute each network call in the backward pass and store only its input."""
+
+    @property
+    def num_calls(self) -> int:
+        """Network calls of one rollout: what the gradient window counts."""
+        return 2 * self.num_steps - 1 if self.step_rule == "heun" else self.num_steps
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SamplingConfig":
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval={[low, high]} must be two times t with 0 <= low <= high <= 1.")
+        if self.eta and self.step_rule not in STOCHASTIC:
+            raise ValueError(
+                f"eta={self.eta} with step_rule={self.step_rule}: it has no eta. Use {' or '.join(STOCHASTIC)}."
+            )
+        if self.spacing == "karras" and self.step_rule in ("ddim", "lcm"):
+            raise ValueError(f"spacing=karras with step_rule={self.step_rule}: use euler, heun or dpmpp_2m.")
+        if self.step_rule == "lcm" and self.spacing is not None:
+            raise ValueError(f"spacing={self.spacing} with step_rule=lcm: an LCM has its own times. Leave spacing out.")
+        counts = {"last": "last_k", "contiguous": "max_k", "subset": "subset_k"}
+        if name := counts.get(self.window):
+            count = getattr(self, name)
+            if count is not None and count > self.num_calls:
+                raise ValueError(
+                    f"{name}={count} exceeds num_steps={self.num_calls}: gradients cannot flow through more steps than "
+                    f"are taken. Set {name} <= {self.num_calls}."
+                )
+        if self.window == "contiguous" and self.min_k > (self.max_k or self.num_calls):
+            raise ValueError(f"min_k={self.min_k} exceeds max_k={self.max_k or self.num_calls}.")
+        if self.window == "normal" and not 1 <= self.normal_mean < self.num_calls:
+            raise ValueError(
+                f"normal_mean={self.normal_mean} must be one of the {self.num_calls} steps: in [1, {self.num_calls})."
+            )
+        return self
+
+    def step(self) -> "StepRule | type[StepRule]":
+        """The step rule as `samplers.sample` takes it."""
+        import samplers
+
+        rules: dict[str, Any] = {
+            "ddim": samplers.ddim,
+            "euler": samplers.euler,
+            "euler_ancestral": samplers.euler_ancestral,
+            "heun": samplers.Heun,
+            "dpmpp_2m": samplers.DPMpp2M,
+            "lcm": samplers.lcm,
+        }
+        return rules[self.step_rule]
+
+    def grid(self, model: "DiffusionModel") -> "Grid":
+        """The model's own times for this rule, spacing and image size."""
+        return model.grids(self.num_steps, model.latent_shape(self.image_size), self.step_rule, self.spacing)
+
+    def grad_policy(self) -> "GradPolicy":
+        """The gradient window."""
+        import samplers
+
+        policy = {
+            "last": lambda: samplers.last(self.last_k),
+            "contiguous": lambda: samplers.contiguous(self.min_k, self.max_k or self.num_calls),
+            "bernoulli": samplers.bernoulli,
+            "normal": lambda: samplers.normal(self.normal_mean, self.normal_std),
+            "subset": lambda: samplers.subset(self.subset_k),
+            "full": samplers.full,
+        }[self.window]()
+        return samplers.GradPolicy(policy.keep, detach_input=self.detach_input, checkpoint=self.checkpoint_steps)
+
+    def guided(self, denoiser: "Denoiser", uncond: Any) -> "Denoiser":
+        """`denoiser` with this block's guidance; `uncond` is the encoded empty prompt, one row or one per sample."""
+        from samplers import cfg
+
+        return cfg(denoiser, uncond, self.guidance_scale, interval=self.guidance_interval)
+
+
+def rollout(
+    config: SamplingConfig,
+    model: "DiffusionModel",
+    denoiser: "Denoiser",
+    prompts: Sequence[str],
+    rng: "Rng",
+    *,
+    grad: "GradPolicy | None" = None,
+    x_T: "Tensor | None" = None,
+    keep: Literal["last", "states", "all"] = "last",
+) -> "Trajectory":
+    """Prompts to latents, as the config says: encode, draw x_T (stream "x_T" of rng), guide, integrate.
+
+    `denoiser` is a role of the policy, unguided. grad: default no gradient; x_T: (B, C, h, w) standard normal instead
+    of the drawn one. The result's x0 goes to `model.codec.decode`.
+    """
+    import torch
+
+    from samplers import NO_GRAD, sample
+
+    cond = model.text.encode(prompts)
+    grid = config.grid(model)
+    if x_T is None:
+        device = next(model.network.parameters()).device
+        x_T = rng.normal("x_T", torch.empty(len(prompts), *model.latent_shape(config.image_size), device=device))
+    return sample(
+        config.guided(denoiser, model.text.encode([""])),
+        x_T * grid.init_scale,
+        grid,
+        cond,
+        step=config.step(),
+        eta=config.eta if config.step_rule in STOCHASTIC else None,
+        grad=NO_GRAD if grad is None else grad,
+        keep=keep,
+        rng=rng,
+    )
