@@ -33,11 +33,11 @@ METADATA_KEY = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPT
 class AdapterConfig(ComponentConfig):
     """What is trained: a low-rank adapter on the linear layers of the network."""
 
-    rank: int = Field(8, ge=1)
+    rank: int = Field(default=8, ge=1)
     """r: the adapter adds r (in + out) numbers for each layer that it touches."""
-    alpha: float | None = Field(None, gt=0)
+    alpha: float | None = Field(default=None, gt=0)
     """The scale is alpha / rank; not given, alpha = rank and the scale is 1."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input. Leave at 0 where noise would drown the signal (preference losses)."""
     targets: list[str] | str | None = None
     """Names of the layers to adapt (endings of module names), or a regular expression; default: the model family's."""

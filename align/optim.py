@@ -22,13 +22,13 @@ class OptimConfig(ComponentConfig):
 
     algorithm: Literal["adamw", "adamw8bit"] = "adamw"
     """adamw8bit keeps the moments in 8 bits (needs the extra: pip install "diffalign[bnb]")."""
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     """Decay per update is lr * weight_decay."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    num_warmup: int = Field(0, ge=0)
+    num_warmup: int = Field(default=0, ge=0)
     """Updates over which the rate rises linearly from lr / num_warmup."""
 
 

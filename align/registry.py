@@ -1,8 +1,12 @@
 """The registries of a recipe, one folder a kind of component, and how a component is built from its config."""
 
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
-from rewards._registry import ComponentConfig, Registry, RegistryError, RewardConfig
+from pydantic import BeforeValidator, SerializeAsAny
+
+from rewards._config import ComponentConfig, RewardConfig
+from rewards._registry import Registry, RegistryError
 
 __all__ = [
     "DATA",
@@ -11,10 +15,12 @@ __all__ = [
     "OBJECTIVES",
     "REWARDS",
     "ComponentConfig",
+    "LabelledRewards",
     "Registry",
     "RegistryError",
     "RewardConfig",
     "build",
+    "labelled",
     "resolve_embedded",
 ]
 
@@ -26,12 +32,31 @@ HOOKS = Registry(["align.hooks"], "hook")
 
 EMBEDDED = "embedded:"
 
+
+def labelled(value: Any) -> Any:
+    """{label: settings} of several components: a label without a name is the name, no settings are the default ones."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"is {value!r}, must be a mapping of components. Write it as `clip: {{weight: 1.0}}`.")
+    if isinstance(value.get("name"), str):
+        raise ValueError(f"is one component, takes a key for each. Write `{value['name']}: {{...}}` inside it.")
+    for label in value:
+        if not str(label).isidentifier():
+            raise ValueError(f'the label "{label}" is not a plain word. Write `my_word: {{name: "{label}"}}`.')
+    return {
+        label: {"name": label, **(settings or {})} if isinstance(settings, Mapping | None) else settings
+        for label, settings in value.items()
+    }
+
+
+LabelledRewards = Annotated[dict[str, Annotated[SerializeAsAny[RewardConfig], REWARDS]], BeforeValidator(labelled)]
+"""Rewards in a recipe, {label: reward}; the label names the reward's scores in metrics."""
+
 C = TypeVar("C")
 
 
-def build(registry: Registry, config: ComponentConfig, *args: Any) -> Any:
-    """The component that `config` names, as Class(config, *args), with its embedded checkpoints resolved."""
-    return registry.get(config.name)(resolve_embedded(config), *args)  # type: ignore[attr-defined]
+def build(registry: Registry, config: ComponentConfig, *args: Any, **kwargs: Any) -> Any:
+    """The component that `config` names, as Class(config, *args, **kwargs), its embedded checkpoints resolved."""
+    return registry.get(config.name)(resolve_embedded(config), *args, **kwargs)  # type: ignore[attr-defined]
 
 
 def resolve_embedded(value: C) -> C:

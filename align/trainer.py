@@ -30,24 +30,24 @@ class TrainConfig(ComponentConfig):
     """How long, how large, how precise. batch_size says what is computed; micro_batch_size and the number of processes
     only say how it is cut, and change no result."""
 
-    seed: int = Field(0, ge=0)
-    num_updates: int = Field(100, ge=1)
-    batch_size: int = Field(16, ge=1)
+    seed: int = Field(default=0, ge=0)
+    num_updates: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Rows of one update, over all processes and micro-batches."""
-    micro_batch_size: int | None = Field(None, ge=1)
+    micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows of one forward pass on one process; default: all that the process has. Lower it when memory runs out."""
-    num_processes: int | None = Field(None, ge=1)
+    num_processes: int | None = Field(default=None, ge=1)
     """Refuse to start with another number of processes (a launcher on CPU may start one where two were asked for)."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast of the network's calls; the adapter's weights and the optimiser are float32 all the same."""
-    max_grad_norm: float | None = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
     """null: do not clip."""
-    ema: float | None = Field(None, gt=0, lt=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of a moving average of the trained parameters, which is then what is judged, kept and exported."""
-    checkpoint_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(default=50, ge=1)
     """Updates between checkpoints; one is also written at the end and at an interruption."""
-    keep_checkpoints: int = Field(2, ge=1)
-    max_failures: int = Field(5, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    max_failures: int = Field(default=5, ge=1)
     """Updates in a row without a finite gradient before the run ends with an error."""
     compile: bool = False
     """torch.compile the network: minutes before the first update, faster ones after it."""

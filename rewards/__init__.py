@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rewards._base import Reward, RewardError
     from rewards._composite import Composite
-    from rewards._registry import ComponentConfig, Registry
+    from rewards._config import ComponentConfig, RewardConfig
+    from rewards._registry import Registry, load_object
 
 _HOME = {
-    "ComponentConfig": "_registry",
+    "ComponentConfig": "_config",
+    "RewardConfig": "_config",
     "Registry": "_registry",
+    "load_object": "_registry",
     "Reward": "_base",
     "RewardError": "_base",
     "Composite": "_composite",
 }
 
-__all__ = ["ComponentConfig", "Composite", "Registry", "Reward", "RewardError"]
+__all__ = ["ComponentConfig", "Composite", "Registry", "Reward", "RewardConfig", "RewardError", "load_object"]
 
 
 def __getattr__(name: str) -> Any:

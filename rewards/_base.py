@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rewards._registry import RewardConfig
+from rewards._config import RewardConfig
 
 
 class RewardError(ValueError):

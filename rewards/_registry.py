@@ -5,7 +5,6 @@ A component is a class with a class attribute `Config`, a frozen `ComponentConfi
 that users extend the toolkit without a fork.
 """
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -17,35 +16,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, create_model
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, create_model
 from pydantic_core import CoreSchema, core_schema
 
+from rewards._config import ComponentConfig, RewardConfig, suggest
 
-class ComponentConfig(BaseModel):
-    """The settings of one component: frozen, unknown keys refused, documented by its fields' docstrings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class RewardConfig(ComponentConfig):
-    """What every reward's config has; `name` is declared by each."""
-
-    weight: float = Field(default=1.0, allow_inf_nan=False)
-    """Factor of this reward in the weighted sum; a negative one trains against it."""
-
-    def has_gradient(self) -> bool:
-        """Whether scores carry a gradient back to the pixels; a property of the settings, known before building."""
-        return True
+__all__ = ["ComponentConfig", "Registry", "RegistryError", "RewardConfig", "component_of", "load_object"]
 
 
 class RegistryError(ValueError):
     """A name that no component has, or an object that is not a component. The message says what to do."""
-
-
-def suggest(word: str, known: Sequence[str]) -> str:
-    """' Did you mean "clip"?' for a word close to a known one, else ''."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f' Did you mean "{close[0]}"?' if close else ""
 
 
 def load_object(path: str) -> Any:

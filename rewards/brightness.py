@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from rewards._base import Reward
-from rewards._registry import RewardConfig
+from rewards._config import RewardConfig
 
 LUMA = (0.299, 0.587, 0.114)
 

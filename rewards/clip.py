@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rewards._base import Reward
 from rewards._clip import load_clip
-from rewards._registry import RewardConfig
+from rewards._config import RewardConfig
 
 
 class ClipConfig(RewardConfig):

@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from rewards._base import Reward, RewardError
-from rewards._registry import RewardConfig, load_object
+from rewards._config import RewardConfig
+from rewards._registry import load_object
 
 
 class PythonConfig(RewardConfig):

@@ -6,7 +6,7 @@ from torch import nn
 
 from rewards import Composite, Reward, RewardError
 from rewards._composite import WeightedSum
-from rewards._registry import RewardConfig
+from rewards._config import RewardConfig
 from rewards.brightness import Brightness, BrightnessConfig
 
 

@@ -11,7 +11,8 @@ from conftest import PROMPTS, smooth, to_tensor
 
 from align.registry import REWARDS, build
 from rewards import Composite, Reward
-from rewards._registry import RewardConfig, component_of
+from rewards._config import RewardConfig
+from rewards._registry import component_of
 
 USER_FILE = """
 import torch

@@ -1,0 +1,183 @@
+"""A recipe: YAML plus `a.b=c` overrides -> one frozen tree of component configs, with every problem said at once."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from align import recipes
+from align.errors import UserError
+from align.lora import AdapterConfig
+from align.optim import OptimConfig
+from align.registry import (
+    DATA,
+    EMBEDDED,
+    HOOKS,
+    MODELS,
+    OBJECTIVES,
+    ComponentConfig,
+    LabelledRewards,
+    labelled,
+    resolve_embedded,
+)
+from align.sampling import SamplingConfig
+from align.source import KeyPath, Source
+from align.trainer import TrainConfig
+
+ALWAYS = ("progress", "metrics")
+"""Hooks of every run, after those that add to the metrics; `hooks.progress=false` leaves one out."""
+
+
+def _with_always(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value  # the next validator says so
+    given = {label: {} if settings is True else settings for label, settings in value.items()}
+    ordered = [label for label in given if label not in ALWAYS] + list(ALWAYS)
+    return {label: given.get(label) for label in ordered if given.get(label) is not False}
+
+
+class Recipe(ComponentConfig):
+    """Everything that a run's result depends on."""
+
+    model: Annotated[SerializeAsAny[ComponentConfig], MODELS]
+    """The diffusion model that is aligned."""
+    objective: Annotated[SerializeAsAny[ComponentConfig], OBJECTIVES]
+    """The method."""
+    data: Annotated[SerializeAsAny[ComponentConfig], DATA]
+    """What an update is made of: prompts, or preference pairs."""
+    rewards: LabelledRewards = Field(default_factory=dict)
+    """{label: reward}, summed by their weights; a label is the reward's name unless `name` says otherwise."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How images are drawn, in training and in the hooks."""
+    adapter: AdapterConfig = AdapterConfig()
+    """What is trained."""
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    hooks: Annotated[
+        dict[str, Annotated[SerializeAsAny[ComponentConfig], HOOKS]],
+        BeforeValidator(labelled),
+        BeforeValidator(_with_always),
+    ] = Field(default_factory=dict, validate_default=True)
+    """{label: hook}: what happens beside the loop, in this order; progress and metrics are always there, at the end."""
+    output: str = "runs/run"
+    """The run's folder; a named recipe writes to runs/NAME."""
+
+    def dump(self) -> dict[str, Any]:
+        """The whole tree as plain JSON-able values: `load_recipe(recipe.dump()) == recipe`."""
+        return self.model_dump(mode="json")
+
+    def yaml(self) -> str:
+        """The whole tree as the text of a recipe file."""
+        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(
+    source: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    on_disk: bool = True,
+) -> Recipe:
+    """The recipe at a path, under a name, or in a mapping, with overrides ("optim.lr=1e-4", or {"optim.lr": 1e-4}).
+
+    With `on_disk` false, settings are not held against the rest of the recipe and the machine (a finished run is read
+    although its prompts may be gone). Raises UserError with one line a problem, all of them.
+    """
+    if isinstance(source, Recipe):
+        source = source.dump()
+    if isinstance(source, Mapping):
+        said = Source(copy.deepcopy(dict(source)), "recipe")
+    else:
+        path = recipes.find(source)
+        said = Source.read(path)
+        said.tree.setdefault("output", f"runs/{_run_name(path)}")
+    said.override(overrides)
+    parts, problems = _validated(said.tree)
+    if on_disk:
+        problems += _conflicts(said.tree, parts)
+    if problems:
+        ordered = sorted(dict.fromkeys(problems), key=lambda problem: [str(key) for key in problem[0]])
+        raise UserError("\n".join(_line(said, path, text) for path, text in ordered))
+    return Recipe.model_validate(parts)
+
+
+def _line(said: Source, path: KeyPath, text: str) -> str:
+    key = ".".join(map(str, path)) or "recipe"
+    return f"{said.origin(path)}: {key}: {text.removeprefix(f'{key}=')}"
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe file, for editors that complete and check while one types."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "diffalign recipe", **schema}
+
+
+def _run_name(path: Path) -> str:
+    folder = path.parent.name
+    return f"{folder}-{path.stem}" if path.parent.parent.name in ("recipes", "_recipes") else path.stem
+
+
+def _validated(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[KeyPath, str]]]:
+    """Each block validated apart, so that a mistake in one does not hide what is wrong between the others."""
+    try:
+        recipe = Recipe.model_validate(tree)
+        return {name: getattr(recipe, name) for name in Recipe.model_fields}, []
+    except ValidationError as error:
+        problems = [(entry["loc"], _message(entry)) for entry in error.errors()]
+    parts: dict[str, Any] = {}
+    for name, field in Recipe.model_fields.items():
+        if name in tree or not field.is_required():
+            block: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            try:
+                parts[name] = TypeAdapter(block).validate_python(
+                    tree.get(name, field.get_default(call_default_factory=True))
+                )
+            except ValidationError:
+                continue  # said above
+    return parts, problems
+
+
+def _message(error: ErrorDetails) -> str:
+    return str(error.get("ctx", {}).get("error", error["msg"]))
+
+
+def _conflicts(tree: Mapping[str, Any], parts: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
+    found = [*_embedded(tree), *_gradient(parts)]
+    for config in _configs(parts):
+        found += config.conflicts(parts)
+    return [(tuple(path.split(".")), text) for path, text in found]
+
+
+def _configs(parts: Mapping[str, Any]) -> Iterator[ComponentConfig]:
+    for part in parts.values():
+        yield from (part.values() if isinstance(part, dict) else [part] if isinstance(part, ComponentConfig) else [])
+
+
+def _embedded(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, str) and value.startswith(EMBEDDED):
+        try:
+            resolve_embedded(value)
+        except UserError as error:
+            yield path, str(error)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _embedded(inner, f"{path}.{key}" if path else str(key))
+
+
+def _gradient(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """An objective says what it needs of the rewards in its class attribute `needs`."""
+    objective, rewards = parts.get("objective"), parts.get("rewards")
+    if objective is None or rewards is None or getattr(OBJECTIVES.get(objective.name), "needs", "") != "differentiable":
+        return
+    if not rewards:
+        yield "rewards", f"are missing: {objective.name} maximises one. Add it, such as `rewards: {{clip: {{}}}}`."
+    for label, reward in rewards.items():
+        if not reward.has_gradient():
+            yield (
+                f"rewards.{label}",
+                f"is not differentiable: {objective.name} sends the gradient of every reward into the model, and this "
+                "one has none. Watch it in hooks.panel.rewards instead, and train on another, such as clip.",
+            )
