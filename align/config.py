@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from align import recipes
 from align.errors import UserError
+from align.evaluate import EvaluateConfig
 from align.lora import AdapterConfig
 from align.optim import OptimConfig
 from align.registry import (
@@ -63,6 +64,8 @@ class Recipe(ComponentConfig):
         BeforeValidator(_with_always),
     ] = Field(default_factory=dict, validate_default=True)
     """{label: hook}: what happens beside the loop, in this order; progress and metrics are always there, at the end."""
+    evaluate: EvaluateConfig | None = None
+    """On what the result is reported, before and after; default: it is not."""
     output: str = "runs/run"
     """The run's folder; a named recipe writes to runs/NAME."""
 
@@ -146,14 +149,20 @@ def _message(error: ErrorDetails) -> str:
 
 def _conflicts(tree: Mapping[str, Any], parts: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
     found = [*_embedded(tree), *_gradient(parts)]
-    for config in _configs(parts):
-        found += config.conflicts(parts)
+    for prefix, config in _configs(parts):
+        for path, text in config.conflicts(parts):
+            found.append((f"{prefix}{path}" if path.startswith(".") else path, text))
     return [(tuple(path.split(".")), text) for path, text in found]
 
 
-def _configs(parts: Mapping[str, Any]) -> Iterator[ComponentConfig]:
-    for part in parts.values():
-        yield from (part.values() if isinstance(part, dict) else [part] if isinstance(part, ComponentConfig) else [])
+def _configs(value: Any, path: str = "") -> Iterator[tuple[str, ComponentConfig]]:
+    """Every component of the tree, at any depth, with its key path."""
+    if isinstance(value, ComponentConfig):
+        yield path, value
+        value = dict(value)
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _configs(inner, f"{path}.{key}" if path else str(key))
 
 
 def _embedded(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -6,7 +6,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, SerializeAsAny
 
 from rewards._config import ComponentConfig, RewardConfig
-from rewards._registry import Registry, RegistryError
+from rewards._errors import RegistryError
+from rewards._registry import Registry
 
 __all__ = [
     "DATA",

@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rewards._base import Reward, RewardError
+    from rewards._base import Reward
     from rewards._composite import Composite
     from rewards._config import ComponentConfig, RewardConfig
+    from rewards._errors import RewardError
     from rewards._registry import Registry, load_object
 
 _HOME = {
@@ -18,7 +19,7 @@ _HOME = {
     "Registry": "_registry",
     "load_object": "_registry",
     "Reward": "_base",
-    "RewardError": "_base",
+    "RewardError": "_errors",
     "Composite": "_composite",
 }
 

@@ -7,10 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rewards._config import RewardConfig
-
-
-class RewardError(ValueError):
-    """A reward that cannot be built, or that broke its contract. One line: which reward, what, why, what to do."""
+from rewards._errors import RewardError
 
 
 class Reward(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from rewards._base import RewardError
+from rewards._errors import RewardError
 from rewards._preprocess import Preprocess
 
 _MAX_CACHED_PROMPTS = 16384  # 64 MiB at 1024 dimensions

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from rewards._base import Reward, RewardError, check_scores
+from rewards._base import Reward, check_scores
+from rewards._errors import RewardError
 
 Combine = Callable[[Mapping[str, Tensor]], Tensor]
 """{label: (B,)} -> (B,): how the raw terms become the one number that is trained."""

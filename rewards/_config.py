@@ -17,7 +17,8 @@ class ComponentConfig(BaseModel):
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """(key path, what is wrong and what to do) for every setting that is fine in itself but cannot work with the
-        rest of the recipe or on this machine. `recipe` holds the configs of those blocks that are valid."""
+        rest of the recipe or on this machine. `recipe` holds the configs of those blocks that are valid. A path is
+        from the recipe's root (`sampling.num_steps`), or with a leading dot from this component (`.model`)."""
         yield from ()
 
     @model_validator(mode="wrap")

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+import traceback
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -20,12 +21,9 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, create_model
 from pydantic_core import CoreSchema, core_schema
 
 from rewards._config import ComponentConfig, RewardConfig, suggest
+from rewards._errors import RegistryError
 
 __all__ = ["ComponentConfig", "Registry", "RegistryError", "RewardConfig", "component_of", "load_object"]
-
-
-class RegistryError(ValueError):
-    """A name that no component has, or an object that is not a component. The message says what to do."""
 
 
 def load_object(path: str) -> Any:
@@ -33,30 +31,41 @@ def load_object(path: str) -> Any:
     location, _, attribute = path.partition(":")
     if not location or not attribute.isidentifier():
         raise RegistryError(f'"{path}" is not of the form package.module:name or path/to/file.py:name.')
-    if location.endswith(".py"):
-        module = _load_file(location)
-    else:
-        if (here := str(Path.cwd())) not in sys.path:
-            sys.path.append(here)  # last, so that a file lying about shadows nothing installed
-        try:
-            module = importlib.import_module(location)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{location}.".startswith(f"{error.name}."):
-                raise  # the module was found, something that it imports was not: the user's own error, shown as it is
-            raise RegistryError(
-                f'"{path}": there is no module {error.name}. Install it, run from the folder that holds it, '
-                "or give the path of the file (my_file.py:name)."
-            ) from None
+    try:
+        module = _load_file(location) if location.endswith(".py") else _import(location)
+    except RegistryError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{location}.".startswith(f"{error.name}."):
+            raise _failing(path, error) from error
+        raise RegistryError(
+            f'"{path}": there is no module {error.name}. Install it, run from the folder that holds it, '
+            "or give the path of the file (my_file.py:name)."
+        ) from None
+    except Exception as error:  # somebody else's code: whatever it raises is theirs to correct
+        raise _failing(path, error) from error
     if not hasattr(module, attribute):
         public = [name for name in vars(module) if not name.startswith("_")]
         raise RegistryError(f'"{path}": {location} has no "{attribute}".{suggest(attribute, public)}')
     return getattr(module, attribute)
 
 
+def _failing(path: str, error: Exception) -> RegistryError:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{error.filename}:{error.lineno}" if isinstance(error, SyntaxError) else f"{frame.filename}:{frame.lineno}"
+    return RegistryError(f'"{path}" fails when it is imported: {type(error).__name__}: {error} ({where}). Correct it.')
+
+
+def _import(location: str) -> ModuleType:
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # last, so that a file lying about shadows nothing installed
+    return importlib.import_module(location)
+
+
 def _load_file(location: str) -> ModuleType:
     path = Path(location).expanduser().resolve()
     if not path.is_file():
-        raise RegistryError(f'"{location}": there is no file {path}.')
+        raise RegistryError(f'"{location}": there is no file {path}. Check the path.')
     name = f"_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)

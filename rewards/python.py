@@ -7,14 +7,15 @@
     rewards: {warmth: {name: python, function: my_rewards.py:warmth}}
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from rewards._base import Reward, RewardError
+from rewards._base import Reward
 from rewards._config import RewardConfig
+from rewards._errors import RegistryError, RewardError
 from rewards._registry import load_object
 
 
@@ -31,6 +32,12 @@ class PythonConfig(RewardConfig):
 
     def has_gradient(self) -> bool:
         return self.differentiable
+
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        try:
+            load_object(self.function)
+        except RegistryError as error:
+            yield ".function", str(error)
 
 
 class Python(Reward):
