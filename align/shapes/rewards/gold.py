@@ -1,0 +1,30 @@
+"""The gold utility of the shapes world: graded verdict + taste, in [0, 2]; what its preferences are drawn from."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from align.shapes.taste import gold
+from rewards._base import Reward
+from rewards._config import RewardConfig
+
+
+class GoldConfig(RewardConfig):
+    name: Literal["gold"] = "gold"
+
+    def has_gradient(self) -> bool:
+        return False
+
+
+class Gold(Reward):
+    """In [0, 2]; higher is liked more. Prompts must be captions of the shapes grammar."""
+
+    Config = GoldConfig
+
+    def __init__(self, config: GoldConfig):
+        super().__init__(config, licence="Apache-2.0")
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return gold(images, prompts).to(images.device, torch.float32)

@@ -1,0 +1,30 @@
+"""The strict verdict of the shapes judge: 1 if a picture meets its caption in everything, else 0."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from align.shapes.judge import judge
+from rewards._base import Reward
+from rewards._config import RewardConfig
+
+
+class JudgeConfig(RewardConfig):
+    name: Literal["judge"] = "judge"
+
+    def has_gradient(self) -> bool:
+        return False
+
+
+class Judge(Reward):
+    """0 or 1; higher is right. Prompts must be captions of the shapes grammar."""
+
+    Config = JudgeConfig
+
+    def __init__(self, config: JudgeConfig):
+        super().__init__(config, licence="Apache-2.0")
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.tensor([float(v.strict) for v in judge(images, prompts)], device=images.device)

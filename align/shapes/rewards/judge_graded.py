@@ -1,0 +1,30 @@
+"""The graded verdict of the shapes judge: the share of a caption's requirements that a picture meets, in [0, 1]."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from align.shapes.judge import judge
+from rewards._base import Reward
+from rewards._config import RewardConfig
+
+
+class JudgeGradedConfig(RewardConfig):
+    name: Literal["judge_graded"] = "judge_graded"
+
+    def has_gradient(self) -> bool:
+        return False
+
+
+class JudgeGraded(Reward):
+    """In [0, 1]; higher meets more. Prompts must be captions of the shapes grammar."""
+
+    Config = JudgeGradedConfig
+
+    def __init__(self, config: JudgeGradedConfig):
+        super().__init__(config, licence="Apache-2.0")
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.tensor([v.graded for v in judge(images, prompts)], device=images.device)

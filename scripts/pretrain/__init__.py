@@ -1,0 +1,1 @@
+"""The stages that train the embedded models, one file each."""

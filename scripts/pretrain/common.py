@@ -1,0 +1,136 @@
+"""What every stage shares: a resumable training loop, random scenes with captions, and the folders of the results."""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from align.shapes.captions import SKILLS, Requirement, requirements
+from align.shapes.compose import compose
+from align.shapes.scene import Scene
+
+CHECKPOINTS = Path(__file__).parents[2] / "align" / "shapes" / "checkpoints"
+WORK = Path(os.environ.get("SHAPES_WORK", ".pretrain"))  # unfinished stages and caches
+# Relations and bound colours are learnt last, so they are shown more often.
+MIX = {"single": 0.10, "two": 0.14, "counting": 0.16, "colour": 0.12, "position": 0.26, "attribution": 0.22}
+_ALL: dict[str, list[Requirement]] = {s: list(requirements(s)) for s in SKILLS}
+
+
+def draw(count: int, *key: int) -> tuple[list[Requirement], list[Scene]]:
+    """`count` random requirements of all skills and a scene for each, decided by the integers of `key` alone."""
+    rng = np.random.default_rng(key)
+    skills = rng.choice(list(MIX), count, p=list(MIX.values()))
+    wanted = [_ALL[s][rng.integers(len(_ALL[s]))] for s in skills]
+    return wanted, [compose(r, rng) for r in wanted]
+
+
+def generator(*key: int) -> torch.Generator:
+    """A torch generator decided by the integers of `key` alone."""
+    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7])
+    return torch.Generator().manual_seed(seed)
+
+
+def train(
+    name: str,
+    modules: dict[str, nn.Module],
+    loss: Callable[[int], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.99),
+    weight_decay: float = 0.01,
+    warmup: int = 100,
+    ema: float = 0.999,
+    clip: float = 1.0,
+    save_every: int = 250,
+    after: Callable[[int], None] | None = None,
+) -> dict:
+    """Minimise loss(step) over the modules' parameters; leaves the averaged (EMA) weights in the modules.
+
+    Resumes from WORK/name; the same steps in two pieces give the same weights as in one.
+    Returns the figures: steps, seconds, last loss.
+    """
+    live = {f"{m}.{k}": p for m, module in modules.items() for k, p in module.named_parameters() if p.requires_grad}
+    mean = {k: p.detach().clone() for k, p in live.items()}
+    optimiser = torch.optim.AdamW(live.values(), lr=lr, betas=betas, weight_decay=weight_decay)
+    folder = WORK / name
+    start, seconds = _restore(folder, live, mean, optimiser)
+    bar = tqdm(range(start, steps), desc=name, initial=start, total=steps, mininterval=5)
+    began, smooth = time.monotonic(), 0.0
+    for step in bar:
+        progress = (step - warmup) / max(1, steps - warmup)
+        factor = (step + 1) / warmup if step < warmup else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+        for group in optimiser.param_groups:
+            group["lr"] = lr * factor
+        value = loss(step)
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(list(live.values()), clip)
+        optimiser.step()
+        decay = min(ema, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(mean.values()), [p.detach() for p in live.values()], 1 - decay)
+        if after is not None:
+            after(step)
+        smooth = value.item() if step == start else 0.98 * smooth + 0.02 * value.item()
+        bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            _save(folder, live, mean, optimiser, step + 1, seconds + time.monotonic() - began)
+    with torch.no_grad():
+        for k, p in live.items():
+            p.copy_(mean[k])
+    for module in modules.values():
+        module.eval()
+    return {"steps": steps, "seconds": round(seconds + time.monotonic() - began), "loss": round(smooth, 4)}
+
+
+def _save(folder: Path, live: dict, mean: dict, optimiser: torch.optim.Optimizer, step: int, seconds: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {f"live.{k}": p.detach() for k, p in live.items()} | {f"mean.{k}": p for k, p in mean.items()}
+    for k, p in live.items():
+        state |= {f"adam.{k}.{n}": t for n, t in optimiser.state[p].items()}
+    part = folder / "state.part"
+    meta = json.dumps({"step": step, "seconds": seconds})
+    save_file({k: t.contiguous().clone() for k, t in state.items()}, part, metadata={"progress": meta})
+    part.replace(folder / "state.safetensors")
+
+
+def _restore(folder: Path, live: dict, mean: dict, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
+    file = folder / "state.safetensors"
+    if not file.exists():
+        return 0, 0.0
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as f:
+        progress = json.loads(f.metadata()["progress"])
+    state = load_file(file)
+    with torch.no_grad():
+        for k, p in live.items():
+            p.copy_(state[f"live.{k}"])
+            mean[k].copy_(state[f"mean.{k}"])
+            optimiser.state[p] = {n: state[f"adam.{k}.{n}"] for n in ("step", "exp_avg", "exp_avg_sq")}
+    return progress["step"], progress["seconds"]
+
+
+def parameters(modules: Iterable[nn.Module]) -> int:
+    """How many parameters the modules hold together."""
+    return sum(p.numel() for m in modules for p in m.parameters())
+
+
+def record(name: str, figures: dict) -> None:
+    """Keep a stage's figures beside its checkpoint's, in WORK/figures.json, and print them."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    file = WORK / "figures.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    known[name] = figures
+    file.write_text(json.dumps(known, indent=1))
+    print(name, json.dumps(figures))

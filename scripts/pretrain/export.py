@@ -1,0 +1,76 @@
+"""Stage export: the trained models in fp16 safetensors and stock folders, with a README of figures and checksums."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from transformers import CLIPImageProcessor
+
+from scripts.pretrain import clip, flow, pick, sd, text, turbo
+from scripts.pretrain.common import CHECKPOINTS, WORK
+
+_TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def _tokenizer(folder: Path) -> None:
+    """The layout that every version of transformers reads."""
+    for path in folder.iterdir() if folder.exists() else ():
+        path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _TOKENIZER:
+        shutil.copy(WORK / "out" / "tokenizer" / name, folder / name)
+
+
+def _pipeline(name: str, pipe) -> None:
+    folder = CHECKPOINTS / name
+    shutil.rmtree(folder, ignore_errors=True)
+    pipe.half().save_pretrained(folder)
+    for part in ("tokenizer", "tokenizer_2"):
+        if (folder / part).exists():
+            _tokenizer(folder / part)
+
+
+def _clip(name: str, network) -> None:
+    folder = CHECKPOINTS / name
+    shutil.rmtree(folder, ignore_errors=True)
+    network.half().save_pretrained(folder)
+    CLIPImageProcessor.from_pretrained(WORK / "out" / "clip").save_pretrained(folder)
+    for file in _TOKENIZER:
+        shutil.copy(WORK / "out" / "tokenizer" / file, folder / file)
+
+
+def readme() -> str:
+    """What each checkpoint is, how it was made, what it reaches, and its files' checksums."""
+    figures = json.loads((WORK / "figures.json").read_text())
+    lines = [
+        "# The embedded checkpoints",
+        "",
+        "Made by `python scripts/pretrain_shapes.py all` (seed 0) from nothing but this package; fp16 safetensors.",
+        "The stages and their figures, as they printed them (seconds are on 2 CPU cores shared with other work):",
+        "",
+        "| stage | command | figures |",
+        "|---|---|---|",
+    ]
+    for stage, row in figures.items():
+        lines.append(f"| {stage} | `python scripts/pretrain_shapes.py {stage}` | `{json.dumps(row)}` |")
+    lines += ["", "| file | bytes | sha256 |", "|---|---|---|"]
+    for path in sorted(CHECKPOINTS.rglob("*.safetensors")):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        lines.append(f"| {path.relative_to(CHECKPOINTS)} | {path.stat().st_size} | {digest} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Export whatever stages are finished."""
+    CHECKPOINTS.mkdir(parents=True, exist_ok=True)
+    text.load()
+    for name, stage in {"sd": sd, "turbo": turbo, "flow": flow}.items():
+        if (WORK / "out" / name).exists():
+            _pipeline(f"shapes-{name}", stage.load())
+    for name, stage in {"clip": clip, "pick": pick}.items():
+        if (WORK / "out" / name).exists():
+            _clip(f"shapes-{name}", stage.load())
+    (CHECKPOINTS / "README.md").write_text(readme())
+    total = sum(p.stat().st_size for p in CHECKPOINTS.rglob("*") if p.is_file())
+    print(f"{CHECKPOINTS.name}: {total / 1e6:.1f} MB")

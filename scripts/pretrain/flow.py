@@ -1,0 +1,99 @@
+"""Stage flow: a rectified-flow transformer of Stable Diffusion 3's kind, on the same latents; no third text encoder."""
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from torch import Tensor
+from transformers import CLIPTextModelWithProjection
+
+from scripts.pretrain import clip, sd, text, vae
+from scripts.pretrain.common import WORK, generator, parameters, record, train
+
+GUIDANCE = 3.0
+
+
+def build() -> SD3Transformer2DModel:
+    """The untrained transformer."""
+    return SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=5,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=256,
+        caption_projection_dim=128,
+        pooled_projection_dim=256,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+
+
+def text_encoder() -> CLIPTextModelWithProjection:
+    """The text tower and projection of the trained CLIP."""
+    source = clip.load()
+    encoder = CLIPTextModelWithProjection(source.config.text_config)
+    encoder.text_model.load_state_dict(source.text_model.state_dict())
+    encoder.text_projection.load_state_dict(source.text_projection.state_dict())
+    return encoder.requires_grad_(False).eval()
+
+
+def pipeline(transformer: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
+    """A stock pipeline; both of its CLIP text encoders are the embedded one."""
+    autoencoder = vae.load()
+    autoencoder.register_to_config(shift_factor=0.0)
+    encoder = text_encoder()
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=autoencoder,
+        text_encoder=encoder,
+        tokenizer=text.load(),
+        text_encoder_2=encoder,
+        tokenizer_2=text.load(),
+        text_encoder_3=None,  # type: ignore[arg-type]
+        tokenizer_3=None,  # type: ignore[arg-type]
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load() -> StableDiffusion3Pipeline:
+    """The trained pipeline, fp32."""
+    pipe = StableDiffusion3Pipeline.from_pretrained(WORK / "out" / "flow", text_encoder_3=None, tokenizer_3=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def main(steps: int = 5000, batch: int = 64, seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    transformer = build()
+    data, captions = sd.latents(seed)
+    unique = ["", *dict.fromkeys(captions)]
+    where = {c: i for i, c in enumerate(unique)}
+    index = torch.tensor([where[c] for c in captions])
+    pipe = pipeline(transformer)
+    with torch.no_grad():
+        embeds, _, pooled, _ = pipe.encode_prompt(unique, unique, unique, do_classifier_free_guidance=False)
+
+    def loss(step: int) -> Tensor:
+        g = generator(seed, 6, step)
+        rows = torch.randint(len(data), (batch,), generator=g)
+        words = index[rows].clone()
+        words[torch.rand(batch, generator=g) < sd.DROP] = 0
+        t = torch.sigmoid(torch.randn(batch, generator=g))
+        x, noise = data[rows].float(), torch.randn(batch, 4, 8, 8, generator=g)
+        x_t = torch.lerp(x, noise, t[:, None, None, None])
+        out = transformer(x_t, embeds[words], pooled[words], t * 1000, return_dict=False)[0]
+        return (out - (noise - x)).pow(2).mean()
+
+    def look(step: int) -> None:
+        if (step + 1) % 1000 == 0:
+            with torch.no_grad():
+                print(step + 1, sd.judged(pipe, 192, num_inference_steps=20, guidance_scale=GUIDANCE), flush=True)
+
+    figures = train("flow", {"flow": transformer}, loss, steps=steps, lr=1.5e-3, ema=0.998, after=look)
+    pipe = pipeline(transformer)
+    pipe.save_pretrained(WORK / "out" / "flow")
+    figures |= {"parameters": parameters([transformer])}
+    record("flow", figures | {"judge": sd.judged(pipe, 768, num_inference_steps=20, guidance_scale=GUIDANCE)})

@@ -1,0 +1,99 @@
+"""Stage pick: the CLIP tuned on noisy preferences of the gold utility, a proxy of what is liked, as PickScore is.
+
+loss = -log sigmoid(s_w - s_l), s = exp(scale) cos(image, text)                              Bradley-Terry
+"""
+
+import itertools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPModel
+
+from align.shapes.captions import alterations, parse, say
+from align.shapes.compose import compose
+from align.shapes.prompts import prompts
+from align.shapes.scene import render_batch
+from align.shapes.taste import gold, prefer
+from scripts.pretrain import clip, samples, sd
+from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
+
+DRAWN = 4000  # pairs of renderings
+
+
+def load() -> CLIPModel:
+    """The trained network, fp32, frozen."""
+    return CLIPModel.from_pretrained(WORK / "out" / "pick").requires_grad_(False).eval()
+
+
+def score(network: CLIPModel, images: Tensor, captions: list[str]) -> Tensor:
+    """(B,) logits of pictures for their captions."""
+    vision = network.get_image_features(pixel_values=clip.normalise(images)).pooler_output
+    words = clip.embed_text(network, captions)
+    return network.logit_scale.exp() * (F.normalize(vision, dim=-1) * words).sum(-1)
+
+
+def _renderings(seed: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Pairs of pictures for one caption: the first right, the second right or wrong in one attribute."""
+    rng = np.random.default_rng([seed, 11])
+    wanted, first = draw(DRAWN, seed, 12)
+    other = []
+    for r in wanted:
+        options = list(alterations(r))
+        other.append(compose(r if rng.random() < 0.5 else options[rng.integers(len(options))], rng))
+    a, b = render_batch(first), render_batch(other)
+    return clip.corrupt(a, rng), clip.corrupt(b, rng), [say(r) for r in wanted]
+
+
+def _held_out(seed: int, count: int = 1024) -> tuple[Tensor, list[str]]:
+    """Two samples of the base model a caption that trained nothing, side by side."""
+    pipe = sd.load()
+    captions = [c for c in prompts("select", count, seed) for _ in range(2)]
+    out = []
+    for k in range(0, len(captions), 128):
+        options = {"num_inference_steps": samples.STEPS, "guidance_scale": sd.GUIDANCE, "output_type": "pt"}
+        out.append(pipe(prompt=captions[k : k + 128], generator=generator(seed, 13, k), **options).images)
+    return torch.cat(out), captions
+
+
+def agreement(network: CLIPModel, images: Tensor, captions: list[str]) -> dict[str, float]:
+    """How often the score orders a pair as its gold utility does; pairs of equal utility are left out."""
+    utility = gold(images, captions)
+    with torch.no_grad():
+        parts = range(0, len(images), 256)
+        scores = torch.cat([score(network, images[k : k + 256], captions[k : k + 256]) for k in parts])
+    du, ds = utility[::2] - utility[1::2], scores[::2] - scores[1::2]
+    told = du != 0
+    skills = [parse(c).skill for c in captions[::2]]
+    right = ((du * ds) > 0)[told].float()
+    rows = {s: right[[k == s for k, t in zip(skills, told, strict=True) if t]] for s in sorted(set(skills))}
+    return {"overall": round(right.mean().item(), 4)} | {s: round(v.mean().item(), 4) for s, v in rows.items()}
+
+
+def main(steps: int = 900, batch: int = 64, seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    network = clip.load().requires_grad_(True)
+    _, x_0, captions = samples.load(seed)
+    pictures = samples.decode(x_0)
+    groups = range(0, len(captions), 4)
+    left, right = zip(*((g + i, g + j) for g in groups for i, j in itertools.combinations(range(4), 2)), strict=True)
+    a, b, drawn = _renderings(seed)
+    a, b = torch.cat([pictures[list(left)], a]), torch.cat([pictures[list(right)], b])
+    texts = [captions[i] for i in left] + drawn
+    liked = prefer(gold(a, texts), gold(b, texts), np.random.default_rng([seed, 14]))[:, None, None, None]
+    winners, losers = torch.where(liked, a, b), torch.where(liked, b, a)
+
+    def loss(step: int) -> Tensor:
+        rng = np.random.default_rng([seed, 15, step])
+        pick = rng.integers(len(texts), size=batch)
+        words = [texts[i] for i in pick]
+        both = clip.corrupt(torch.cat([winners[pick], losers[pick]]), rng)
+        better, worse = score(network, both, words + words).chunk(2)
+        return -F.logsigmoid(better - worse).mean()
+
+    figures = train("pick", {"pick": network}, loss, steps=steps, lr=3e-4, warmup=50, weight_decay=0.05, ema=0.99)
+    folder = WORK / "out" / "pick"
+    network.save_pretrained(folder)
+    figures |= {"parameters": parameters([network]), "pairs": len(texts)}
+    record("pick", figures | {"agreement": agreement(network, *_held_out(seed))})

@@ -1,0 +1,34 @@
+"""Train the embedded models from nothing: python scripts/pretrain_shapes.py STAGE... (or `all`, or `check`).
+
+Stages, in order: vae clip sd flow turbo pick. Each resumes where it was stopped, and a finished one is left alone
+unless --again is given. Unfinished work lies in .pretrain/ (or $SHAPES_WORK); `export` writes the checkpoints.
+"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+STAGES = ("vae", "clip", "sd", "flow", "turbo", "pick", "export")
+
+
+def main() -> None:
+    """Run the stages named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", nargs="+", choices=[*STAGES, "check", "all"])
+    parser.add_argument("--steps", type=int, help="updates of the stage (default: the stage's own)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; two single-thread stages side by side pay")
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(args.threads)
+    for stage in STAGES if "all" in args.stage else args.stage:
+        options = {k: v for k, v in {"steps": args.steps, "seed": args.seed}.items() if v is not None}
+        module = importlib.import_module(f"scripts.pretrain.{stage}")
+        module.main(**({} if stage in ("export", "check") else options))
+
+
+if __name__ == "__main__":
+    main()
