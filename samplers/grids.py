@@ -112,9 +112,9 @@ def flow_twice_shifted(num_steps: int, *, factor: float = 3.0, num_train: int = 
 
 
 def doubled(grid: Grid) -> Grid:
-    """Every inner time twice, one entry for each network call: what `Heun` walks along."""
-    first, inner, last = grid.times[:1], grid.times[1:-1], grid.times[-1:]
-    return Grid(torch.cat([first, inner.repeat_interleave(2), last]), grid.init_scale)
+    """Every time twice but the first, and t = 0 where no network is called: what `Heun` walks along."""
+    times = grid.times.repeat_interleave(2)[1:]
+    return Grid(times[:-1] if grid.times[-1] == 0 else times, grid.init_scale)
 
 
 def _trailing(total: int, num_steps: int) -> Tensor:
