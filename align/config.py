@@ -1,6 +1,8 @@
 """A recipe: YAML plus `a.b=c` overrides -> one frozen tree of component configs, with every problem said at once."""
 
 import copy
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,7 +68,7 @@ class Recipe(ComponentConfig):
     """{label: hook}: what happens beside the loop, in this order; progress and metrics are always there, at the end."""
     evaluate: EvaluateConfig | None = None
     """On what the result is reported, before and after; default: it is not."""
-    output: str = "runs/run"
+    output: str = Field(default="runs/run", min_length=1)
     """The run's folder; a named recipe writes to runs/NAME."""
 
     def dump(self) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def _message(error: ErrorDetails) -> str:
 
 
 def _conflicts(tree: Mapping[str, Any], parts: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
-    found = [*_embedded(tree), *_gradient(parts)]
+    found = [*_embedded(tree), *_gradient(parts), *_output(parts)]
     for prefix, config in _configs(parts):
         for path, text in config.conflicts(parts):
             found.append((f"{prefix}{path}" if path.startswith(".") else path, text))
@@ -174,6 +176,18 @@ def _embedded(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _embedded(inner, f"{path}.{key}" if path else str(key))
+
+
+def _output(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Whether the run's folder can be made, tried in the folder that is there already; leaves nothing behind."""
+    if "output" not in parts:
+        return
+    path = Path(parts["output"]).expanduser().absolute()
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=there))
+    except OSError as error:
+        yield "output", f"{parts['output']} cannot be written: {there}: {error.strerror}. Choose another folder."
 
 
 def _gradient(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,35 @@
+"""`align ...`, `python -m align ...`, and `accelerate launch -m align train RECIPE`."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """The command; first of all whether something on the path hides the toolkit's own packages."""
+    if hidden := shadowed():
+        print("\n".join(f"{name}: {text}" for name, text in hidden.items()), file=sys.stderr)
+        raise SystemExit(2)
+    from align.cli import app
+
+    app()
+
+
+def shadowed() -> dict[str, str]:
+    """{package: what hides it} for those of ours that are not the ones beside this package; `rewards` and `samplers`
+    are names that other projects use too."""
+    home = Path(__file__).resolve().parent.parent
+    found = {}
+    for name in ("rewards", "samplers"):
+        spec = importlib.util.find_spec(name)
+        where = Path(spec.origin).resolve().parent if spec and spec.origin else None
+        if where != home / name:
+            found[name] = (
+                f"the package of this name that Python finds is {where or 'none'}, not {home / name}. Run from another "
+                "folder, rename the other package, or take its folder off PYTHONPATH."
+            )
+    return found
+
+
+if __name__ == "__main__":
+    main()
