@@ -8,6 +8,10 @@ import torch
 from accelerate import Accelerator
 
 
+class Interrupted(Exception):
+    """Raised where a signal ends something that cannot be gone on with; the text is the signal's name."""
+
+
 class Interrupt:
     """While entered, the first SIGINT or SIGTERM is only noted; a second one acts as it always does."""
 
@@ -32,6 +36,11 @@ class Interrupt:
             code = int(self.accelerator.gather(codes.to(self.accelerator.device)[None]).max())  # type: ignore[union-attr]
             self.signal = signal.Signals(code).name if code else None
         return self.signal
+
+    def check(self) -> None:
+        """Raises Interrupted on all processes if any has had a signal."""
+        if name := self.agreed():
+            raise Interrupted(name)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from align.trainable import Adapter
@@ -28,6 +29,11 @@ class Calls:
     def forward_equivalents(self) -> int:
         return self.forward + self.recompute + 2 * self.backward
 
+    def over_processes(self, accelerator: Accelerator) -> "Calls":
+        """The sum of all processes' calls."""
+        mine = torch.tensor([[self.forward, self.recompute, self.backward]], device=accelerator.device)
+        return Calls(*accelerator.gather(mine).sum(0).tolist())  # type: ignore[union-attr]
+
     def state_dict(self) -> dict[str, int]:
         return {"forward": self.forward, "recompute": self.recompute, "backward": self.backward}
 
@@ -38,9 +44,7 @@ class Calls:
 class Policy:
     """`model`'s network in its roles. Outside a call the adapter is on, so that "train" never switches anything."""
 
-    def __init__(
-        self, model: Any, adapter: Adapter, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    ):
+    def __init__(self, model: Any, adapter: Adapter, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext):
         self.model = model
         self.adapter = adapter
         self.calls = Calls()
@@ -52,6 +56,15 @@ class Policy:
         if name not in ROLES:
             raise ValueError(f'there is no role "{name}". Known: {", ".join(ROLES)}.')
         return Role(self, name)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Calls inside are not those of training: evaluation, panels, pictures."""
+        calls, self.calls = self.calls, Calls()
+        try:
+            yield
+        finally:
+            self.calls = calls
 
     @contextmanager
     def backward(self) -> Iterator[None]:
@@ -76,11 +89,12 @@ class Role:
         policy = self.policy
         # Switched inside the call: a checkpointed call then switches again when it is recomputed.
         switch = policy.adapter.disabled() if self.name == "reference" else nullcontext()
-        with switch, policy._autocast():
-            out = policy.model.predict(policy.model.network, x_t, t, cond)
         if policy._in_backward:
-            policy.calls.recompute += len(x_t)
+            policy.calls.recompute += len(x_t)  # before the call: a recomputation is cut short by an exception
         else:
             policy.calls.forward += len(x_t)
-            policy.calls.backward += len(x_t) * (torch.is_grad_enabled() and out.requires_grad)
+        with switch, policy._autocast():
+            out = policy.model.predict(policy.model.network, x_t, t, cond)
+        if out.requires_grad and not policy._in_backward:
+            policy.calls.backward += len(x_t)
         return out

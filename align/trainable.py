@@ -28,6 +28,10 @@ class Trainable(Protocol):
         """Limits the gradients' norm and returns the norm before that, (); None only measures."""
         ...
 
+    def metrics(self) -> dict[str, float]:
+        """What the record of an update says of the parameters."""
+        ...
+
     def state_dict(self) -> dict[str, Tensor]: ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
@@ -73,8 +77,8 @@ class Adapter:
     def scaled(self, strength: float) -> AbstractContextManager[None]:
         return lora.scaled(self.layers, strength)
 
-    def norm(self) -> Tensor:
-        return lora.delta_norm(self.layers)
+    def metrics(self) -> dict[str, float]:
+        return {"adapter_norm": float(lora.delta_norm(self.layers))}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {n: p.detach() for n, p in self.network.named_parameters() if ".lora_" in n}

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from align.checkpoint import Checkpoints
 from align.data._base import BatchSource, micro_batches
 from align.ema import EMA
 from align.errors import UserError
-from align.hooks._base import Hook, State
+from align.hooks._base import Hook, State, running
 from align.interrupt import Interrupt
 from align.objectives._base import Objective
 from align.optim import OptimConfig
@@ -51,6 +51,15 @@ class TrainConfig(ComponentConfig):
     """Updates in a row without a finite gradient before the run ends with an error."""
     compile: bool = False
     """torch.compile the network: minutes before the first update, faster ones after it."""
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The context of a network call."""
+        dtype = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[self.mixed_precision]
+        return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler | None:
+        """fp16 gradients underflow without one."""
+        return torch.amp.GradScaler(device.type) if self.mixed_precision == "fp16" else None
 
     @model_validator(mode="after")
     def _whole(self) -> "TrainConfig":
@@ -97,16 +106,15 @@ class Trainer:
         optimiser = optim.build(self.optim, trainable.parameters())
         ema = EMA(trainable.parameters(), self.config.ema) if self.config.ema else None
         state = State(self.config.num_updates, average=ema.applied if ema else nullcontext)
-        parts = {"trainable": trainable, "optimiser": optimiser, "batches": batches, "calls": policy.calls}
-        parts |= {"ema": ema, "objective": objective, "scaler": self.accelerator.scaler, "trainer": self}
+        self.scaler = self.config.scaler(self.accelerator.device)
+        parts: dict[str, Any] = {"trainable": trainable, "optimiser": optimiser, "batches": batches}
+        parts |= {"ema": ema, "objective": objective, "scaler": self.scaler, "trainer": self}
         parts |= {f"hook-{i}": hook for i, hook in enumerate(hooks)}
         parts = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
         self.failures = 0
         if resume is not None:
-            self._restore(resume, parts, state)
-        with Interrupt(self.accelerator) as interrupt:
-            for hook in hooks:
-                hook.start(state)
+            self._restore(resume, parts, policy, state)
+        with Interrupt(self.accelerator) as interrupt, running(hooks, state):
             stream = iter(batches)
             state.interrupted = state.stop = interrupt.agreed()
             while state.step < self.config.num_updates and not state.stop:
@@ -117,7 +125,8 @@ class Trainer:
                     ema.update()
                 seconds = time.perf_counter() - started
                 state.step += 1
-                state.metrics = {**done.metrics, "lr": rate, "outcome": done.outcome, "seconds": seconds}
+                state.metrics = {**done.metrics, **trainable.metrics()}
+                state.metrics |= {"lr": rate, "outcome": done.outcome, "seconds": seconds}
                 self._check(done, state.step)
                 for hook in hooks:
                     hook.after_update(state)
@@ -125,9 +134,7 @@ class Trainer:
                 state.stop = state.stop or state.interrupted
                 last = state.stop or state.step == self.config.num_updates
                 if last or state.step % self.config.checkpoint_every == 0:
-                    self._save(parts, state)
-            for hook in hooks:
-                hook.finish(state)
+                    self._save(parts, policy, state)
         return state
 
     def _update(
@@ -150,7 +157,7 @@ class Trainer:
             accelerator,
             seed=(config.seed, step),
             max_grad_norm=config.max_grad_norm,
-            scaler=accelerator.scaler,
+            scaler=self.scaler,
         )
 
     def _set_rate(self, optimiser: torch.optim.Optimizer, step: int) -> float:
@@ -169,15 +176,18 @@ class Trainer:
                 "steps in the gradient; the checkpoints before it are kept."
             )
 
-    def _save(self, parts: dict[str, Any], state: State) -> None:
+    def _save(self, parts: dict[str, Any], policy: Policy, state: State) -> None:
+        calls = policy.calls.over_processes(self.accelerator)
         if self.accelerator.is_main_process:
-            states = {name: part.state_dict() for name, part in parts.items()}
+            states = {name: part.state_dict() for name, part in parts.items()} | {"calls": calls.state_dict()}
             meta = {"recipe": self.recipe, "versions": versions(), "threads": torch.get_num_threads()}
             self.checkpoints.save(state.step, states, meta)
         self.accelerator.wait_for_everyone()
 
-    def _restore(self, path: Path, parts: dict[str, Any], state: State) -> None:
+    def _restore(self, path: Path, parts: dict[str, Any], policy: Policy, state: State) -> None:
         states, meta = checkpoint.load(path)
+        if self.accelerator.is_main_process:  # what all had counted is counted once
+            policy.calls.load_state_dict(states["calls"])
         for name, part in parts.items():
             part.load_state_dict(states[name])
         state.step = meta["step"]

@@ -1,7 +1,7 @@
 """Prompts as a batch source: an endless stream, each epoch in an order of its own that (seed, epoch) alone decides."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,8 +35,11 @@ class PromptsConfig(ComponentConfig):
     name: Literal["prompts"] = "prompts"
     prompts: list[str] | str
     """The prompts themselves; or a file, .txt (one a line) or .jsonl (key "prompt"); or shapes:train."""
-    count: int | None = Field(None, ge=1)
-    """Use only the first `count` of them (of shapes:train, a spread over its skills)."""
+    count: int | None = Field(default=None, ge=1)
+    """Use only the first `count` of them (of a shapes set: equal shares of its skills)."""
+
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from problems(self.prompts, ".prompts")
 
 
 class Prompts:
@@ -73,50 +76,64 @@ class Prompts:
         self.step = state["step"]
 
 
-def load_prompts(source: list[str] | str, *, count: int | None = None, key: str, seed: int = 0) -> list[str]:
-    """The prompts that `source` names (see PromptsConfig), the first `count` of them; `key` is what errors call it.
+def load_prompts(source: list[str] | str, *, count: int | None = None, key: str) -> list[str]:
+    """The prompts that `source` names (see PromptsConfig), the first `count` of them; `key` is what errors call it."""
+    try:
+        return _load(source, count)
+    except _Problem as problem:
+        raise UserError(f"{key}: {problem}") from None
 
-    `seed` picks which of a shapes set are the first.
-    """
+
+def problems(source: list[str] | str, key: str) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) if the prompts cannot be loaded: for a config's `conflicts`."""
+    try:
+        _load(source, 1)
+    except _Problem as problem:
+        yield key, str(problem)
+
+
+class _Problem(Exception):
+    """What is wrong with prompts, why, and what to do."""
+
+
+def _load(source: list[str] | str, count: int | None) -> list[str]:
     if isinstance(source, str) and source.startswith(SHAPES):
-        from align.shapes.prompts import prompts as shapes_prompts
+        from align.shapes.prompts import SPLITS, prompts
 
-        splits = ("train", "select", "report")
-        if (split := source.removeprefix(SHAPES)) not in splits:
-            raise UserError(f"{key}={source}: there is no such set. Known: {', '.join(SHAPES + s for s in splits)}.")
-        return shapes_prompts(split, count, seed)
-    prompts = _read(source, key) if isinstance(source, str) else list(source)
-    for number, prompt in enumerate(prompts, 1):
+        if (split := source.removeprefix(SHAPES)) not in SPLITS:
+            raise _Problem(f"there is no set {source}. Choose one of {', '.join(SHAPES + s for s in SPLITS)}.")
+        return prompts(split, count)
+    lines = _read(source) if isinstance(source, str) else source
+    for number, prompt in enumerate(lines, 1):
         if not prompt.strip():
-            raise UserError(f"{key}: prompt {number} of {len(prompts)} is empty. Remove it or write it.")
-    if not prompts:
-        where = f"{key}={source}" if isinstance(source, str) else key
-        raise UserError(f"{where}: there are no prompts in it. Give at least one.")
-    return prompts[:count]
+            raise _Problem(f"prompt {number} of {len(lines)} is empty. Remove it or write it.")
+    if not lines:
+        raise _Problem(f"there are no prompts in {source or 'the list'}. Give at least one.")
+    return list(lines[:count])
 
 
-def _read(source: str, key: str) -> list[str]:
+def _read(source: str) -> list[str]:
     path = Path(source).expanduser()
     if path.suffix not in (".txt", ".jsonl"):
-        raise UserError(f"{key}={source}: prompts come from a .txt or .jsonl file, a list, or {SHAPES}train.")
-    if not path.is_file():
-        raise UserError(f"{key}={source}: there is no such file (looked in {path.resolve().parent}). Check the path.")
+        raise _Problem(f"{source}: prompts come from a .txt or .jsonl file, a list, or {SHAPES}train.")
     try:
         lines = path.read_bytes().decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{key}={source}: byte {error.start} is not UTF-8, so the prompts cannot be read. Save the file as UTF-8."
+    except OSError as error:
+        raise _Problem(
+            f"{source}: cannot be read ({error.strerror}, in {path.resolve().parent}). Check the path."
         ) from None
+    except UnicodeDecodeError as error:
+        raise _Problem(f"{source}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
     if path.suffix == ".txt":
         return [line.strip() for line in lines if line.strip()]
-    return [_record(line, f"{key}={source}: line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    return [_record(line, f"{source}: line {n}") for n, line in enumerate(lines, 1) if line.strip()]
 
 
 def _record(line: str, where: str) -> str:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f'{where} is not JSON ({error.msg}). Write one {{"prompt": "..."}} a line.') from None
+        raise _Problem(f'{where} is not JSON ({error.msg}). Write one {{"prompt": "..."}} a line.') from None
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise UserError(f'{where} has no text under the key prompt. Write one {{"prompt": "..."}} a line.')
+        raise _Problem(f'{where} has no text under the key prompt. Write one {{"prompt": "..."}} a line.')
     return record["prompt"]

@@ -1,7 +1,7 @@
 """What happens beside the loop: a hook looks at the run between updates, adds to its metrics, and may end it."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,3 +70,15 @@ class Hook:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+@contextmanager
+def running(hooks: Sequence[Hook], state: State) -> Iterator[None]:
+    """Starts the hooks, and finishes them however the run ends."""
+    try:
+        for hook in hooks:
+            hook.start(state)
+        yield
+    finally:
+        for hook in hooks:
+            hook.finish(state)

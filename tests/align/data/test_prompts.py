@@ -70,7 +70,7 @@ def test_files(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("none.txt", None, "there is no such file"),
+        ("none.txt", None, "No such file"),
         ("empty.txt", b"\n \n", "no prompts in it"),
         ("latin.txt", "a caf\xe9".encode("latin-1"), "byte 5 is not UTF-8"),
         ("broken.jsonl", b'{"prompt": "a"}\nnot json\n', "line 2 is not JSON"),
@@ -84,11 +84,12 @@ def test_files_that_cannot_be_used_say_where_and_why(tmp_path, name, content, sa
         path.write_bytes(content)
     with pytest.raises(UserError) as caught:
         load_prompts(str(path), key="data.prompts")
-    assert said in str(caught.value) and str(caught.value).startswith(f"data.prompts={path}")
+    assert said in str(caught.value) and str(caught.value).startswith("data.prompts: ") and str(path) in str(caught.value)
+    assert list(PromptsConfig(prompts=str(path)).conflicts({})) == [(".prompts", str(caught.value)[14:])]
 
 
 def test_an_empty_prompt_in_a_list_is_refused():
     with pytest.raises(UserError, match="data.prompts: prompt 2 of 2 is empty"):
         source(["a", "  "])
-    with pytest.raises(UserError, match=r"shapes:trian.*shapes:train, shapes:select, shapes:report"):
+    with pytest.raises(UserError, match=r"data.prompts: .*shapes:trian.*shapes:train, shapes:select, shapes:report"):
         source("shapes:trian")

@@ -1,0 +1,78 @@
+"""The report: the model before and after training on the same unseen prompts and seeds, in numbers and in pictures.
+
+"Before" is the policy's reference role, the same network with its adapter off. The prompts are read here once, when
+everything has been chosen; the picture shows the first of them, whatever became of them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from align.data.prompts import load_prompts, problems
+from align.painter import Painter
+from align.picture import Cell, sheet, verdict
+from align.registry import ComponentConfig, LabelledRewards
+from align.sampling import SamplingConfig
+from align.statistics import Comparison, compare
+
+PICTURE = "before_after.png"
+
+
+class EvaluateConfig(ComponentConfig):
+    """On what the run is reported."""
+
+    prompts: list[str] | str
+    """As in data.prompts; none that training or a choice has seen (shapes:report)."""
+    num_prompts: int = Field(256, ge=2)
+    """The first so many of them. Differences of a few points need 1,000."""
+    rewards: LabelledRewards = Field(default_factory=dict)
+    """{label: reward} to report besides the rewards trained on; differentiable or not."""
+    sampling: SamplingConfig | None = None
+    """Default: as in training."""
+    batch_size: int = Field(64, ge=1)
+    num_pictures: int = Field(16, ge=1)
+    """Prompts shown in the picture."""
+    verdict: str | None = None
+    """The reward whose score is drawn on each image; default: the last of those above, else the first trained on."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> "EvaluateConfig":
+        if self.num_pictures > self.num_prompts:
+            raise ValueError(f"num_pictures={self.num_pictures} exceeds num_prompts={self.num_prompts}. Lower it.")
+        return self
+
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from problems(self.prompts, ".prompts")
+        labels = [*recipe.get("rewards", {}), *self.rewards]
+        if self.verdict is not None and self.verdict not in labels:
+            yield ".verdict", f"is {self.verdict}, which is no reward here. Choose one of {', '.join(labels)}."
+
+
+def evaluate(
+    config: EvaluateConfig, painter: Painter, rewards: Any, output: Path, *, poll: Callable[[], None]
+) -> dict[str, Comparison]:
+    """{label: comparison} for each term of the composite `rewards`; writes the picture into `output`.
+
+    `painter.policy` must hold the parameters to report. `poll` may raise between batches, to end early.
+    """
+    prompts = load_prompts(config.prompts, count=config.num_prompts, key="evaluate.prompts")
+    scores: dict[str, dict[str, Tensor]] = {}
+    images: dict[str, Tensor] = {}
+    for role in ("reference", "train"):
+        scores[role], images[role] = painter.score(
+            role, prompts, rewards, stream="report", num_images=config.num_pictures, poll=poll
+        )
+    if painter.accelerator.is_main_process:
+        label = config.verdict or list(scores["train"])[-1 if config.rewards else 0]
+        groups = []
+        for i, prompt in enumerate(prompts[: config.num_pictures]):
+            cells = []
+            for title, role in (("before", "reference"), ("after", "train")):
+                text, passed = verdict(label, float(scores[role][label][i]))
+                cells.append(Cell(images[role][i], title, text, passed))
+            groups.append((prompt, cells))
+        sheet(groups, columns=4).save(output / PICTURE)
+    return {label: compare(scores["reference"][label], scores["train"][label]) for label in scores["train"]}

@@ -1,0 +1,121 @@
+"""DRaFT: differentiate the reward of a finished sample with respect to the adapter, through the last K sampling steps.
+
+    L = -r(decode(x_0), prompt),   x_0 = sample(theta, prompt, x_T),   theta is constant in the first N - K steps
+
+Clark et al., "Directly Fine-Tuning Diffusion Models on Differentiable Rewards", arXiv 2309.17400: DRaFT is
+sampling.window=full, DRaFT-K is sampling.last_k=K (eq. 4), DRaFT-LV is last_k=1 with num_noises=2 (section 4.2):
+
+    x_1^j = alpha_1 sg(x_0) + sigma_1 eps_j,   j = 1..n,   re-noised to the level of the last step's input;
+    the loss is the mean of -r at x_0 and at the n predictions x0_hat(x_1^j), so 1 + n gradients for one trajectory.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from align.objectives._base import Loss, Parts
+from align.policy import Policy
+from align.registry import ComponentConfig
+from align.sampling import rollout
+from samplers import Grid, Rng, Trajectory, add_noise, last, sample, target
+
+
+class DraftConfig(ComponentConfig):
+    """What is done with the reward; which steps carry its gradient is said in `sampling`."""
+
+    name: Literal["draft"] = "draft"
+    needs_gradient: ClassVar[bool] = True
+    num_noises: int = Field(0, ge=0)
+    """n of DRaFT-LV: further noisings of x_0 at the last step (the paper: 2)."""
+    kl: float = Field(0.0, ge=0)
+    """Weight of |out - out_ref|^2, mean over dimensions and over the steps that carry gradient."""
+    target: float | None = None
+    """Minimise |r - target| in place of -r."""
+    margin: float | None = None
+    """Minimise max(0, margin - r) in place of -r: images that are good enough pull no further (ReFL takes 2)."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "DraftConfig":
+        if self.target is not None and self.margin is not None:
+            raise ValueError("target and margin are two forms of the loss. Set one of them.")
+        return self
+
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        sampling = recipe.get("sampling")
+        if sampling is not None and sampling.window == "last" and sampling.last_k == 0:
+            yield "sampling.last_k", "is 0: no step would carry the reward's gradient. Set it to 1 or more."
+
+
+class Draft:
+    """The objective: prompts in, sampled, decoded and scored with the graph that `sampling` asks for."""
+
+    Config = DraftConfig
+
+    def __init__(self, config: DraftConfig, parts: Parts):
+        self.config = config
+        self.model, self.sampling, self.rewards, self.seed = parts.model, parts.sampling, parts.rewards, parts.seed
+
+    def __call__(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
+        rng = Rng(self.seed, batch.indices, batch.step)
+        trajectory = rollout(
+            self.sampling,
+            self.model,
+            policy.role("train"),
+            batch.prompts,
+            rng,
+            grad=self.sampling.grad_policy(),
+            keep="all" if self.config.kl else "last",
+        )
+        losses, metrics = self._losses(trajectory.x0, batch.prompts)
+        if n := self.config.num_noises:
+            predictions = self._renoised(policy, trajectory.x0.detach(), batch.prompts, rng)
+            repeated = [prompt for prompt in batch.prompts for _ in range(n)]
+            extra, _ = self._losses(predictions, repeated)
+            losses = (losses + extra.view(-1, n).sum(1)) / (1 + n)
+        if self.config.kl:
+            kl = self._kl(policy, trajectory, batch.prompts)
+            losses = losses + self.config.kl * kl
+            metrics["kl"] = kl.detach()
+        return Loss(losses, torch.ones_like(losses), metrics)
+
+    def _losses(self, x0: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Latents (B, ...) -> losses (B,) with graph, and the rewards that they come from."""
+        terms = self.rewards(self.model.codec.decode(x0), prompts)
+        total = self.rewards.combine(terms)
+        if self.config.target is not None:
+            losses = (total - self.config.target).abs()
+        elif self.config.margin is not None:
+            losses = (self.config.margin - total).relu()
+        else:
+            losses = -total
+        metrics = {f"reward/{label}": scores.detach() for label, scores in terms.items()}
+        return losses, metrics | {"reward/total": total.detach()}
+
+    def _renoised(self, policy: Policy, x0: Tensor, prompts: Sequence[str], rng: Rng) -> Tensor:
+        """x0 (B, ...) -> the predictions x0_hat^j, (B n, ...), a sample's n side by side."""
+        times = self.sampling.grid(self.model).times[-2:]
+        noises = torch.stack([rng.normal(f"renoise/{j}", x0) for j in range(self.config.num_noises)], 1).flatten(0, 1)
+        x_1 = add_noise(self.model.schedule, x0.repeat_interleave(self.config.num_noises, 0), noises, times[0])
+        cond = self.model.text.encode(prompts).repeat(self.config.num_noises)
+        denoiser = self.sampling.guided(policy.role("train"), self.model.text.encode([""]))
+        grad = replace(last(1), checkpoint=self.sampling.checkpoint_steps)
+        return sample(denoiser, x_1, Grid(times), cond, grad=grad).x0_hat
+
+    def _kl(self, policy: Policy, trajectory: Trajectory, prompts: Sequence[str]) -> Tensor:
+        """(B,). The reference sees the same x_t with its graph: without it the gradient through x_t would be wrong."""
+        cond = self.model.text.encode(prompts)
+        reference = self.sampling.guided(policy.role("reference"), self.model.text.encode([""]))
+        gaps = []
+        for i in [i for i, kept in enumerate(trajectory.kept) if kept]:
+            x_t, t = trajectory.states[i], trajectory.times[i]
+            alpha_t, sigma_t = reference.schedule(t)
+            x0 = trajectory.x0_hats[i]
+            out = target(x0, (x_t - alpha_t * x0) / sigma_t, alpha_t, sigma_t, reference.kind)
+            out_ref = checkpoint(reference, x_t, t, cond, use_reentrant=False)
+            gaps.append((out - out_ref).square().flatten(1).mean(1))
+        return torch.stack(gaps).mean(0)

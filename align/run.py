@@ -1,0 +1,178 @@
+"""From a recipe to a better model: what a recipe names is built here, trained, chosen, judged and written.
+
+    run = align.train("draft/shapes", {"optim.lr": 1e-4})
+    run.report.scores["clip"].difference      # on the report prompts, with its interval
+    run.pipeline()("a red star").images       # a stock diffusers pipeline with the adapter
+
+A run's folder holds recipe.yaml (resolved), metrics.jsonl, checkpoints/, adapter/ (the result), summary.json, and what
+its hooks write.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from align import evaluate, resume, summary
+from align.config import Recipe, load_recipe
+from align.errors import UserError
+from align.hooks import metrics
+from align.hooks._base import State, Surroundings
+from align.interrupt import Interrupt, Interrupted
+from align.objectives._base import Parts
+from align.painter import Painter
+from align.policy import Policy
+from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, RewardConfig, build
+from align.statistics import Comparison
+from align.summary import Summary
+from align.trainable import Adapter
+from align.trainer import Trainer
+from rewards import Composite
+
+RECIPE, ADAPTER = "recipe.yaml", "adapter"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, by its folder."""
+
+    output: Path
+    interrupted: str | None = None
+    """The signal that ended it early; the same call goes on from where it was."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """As it was resolved."""
+        return load_recipe(self.output / RECIPE, on_disk=False)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One record an update."""
+        return metrics.read(self.output / metrics.FILE_NAME)
+
+    @property
+    def report(self) -> Summary:
+        """What was reached and what it cost."""
+        return summary.read(self.output)
+
+    def pipeline(self, strength: float = 1.0) -> Any:
+        """A stock diffusers pipeline of the recipe's model with the run's adapter at `strength` (0 is the base)."""
+        pipeline = build(MODELS, self.recipe.model).to_pipeline()
+        pipeline.load_lora_weights(str(self.output / ADAPTER), adapter_name="align")
+        pipeline.set_adapters("align", strength)
+        return pipeline
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    resume: str = "auto",
+    **settings: Any,
+) -> Run:
+    """Runs a recipe (its name, path, mapping or a loaded Recipe), with `overrides` and `settings` applied, to its end.
+
+    `settings` are overrides too: train("draft/shapes", **{"optim.lr": 1e-4}). `resume` is "auto" (go on from the newest
+    checkpoint in the recipe's output, if there is one), "never" (start over), or the path of a checkpoint. SIGINT and
+    SIGTERM end the run after its update, with a checkpoint.
+    """
+    loaded = load_recipe(recipe, overrides)
+    return _Session(load_recipe(loaded, settings) if settings else loaded).run(resume)
+
+
+class _Session:
+    """One process's part in a run."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.output = Path(recipe.output).expanduser()
+        self.accelerator = Accelerator(mixed_precision="no")  # autocast and scaling are the trainer's
+        asked, found = recipe.train.num_processes, self.accelerator.num_processes
+        if asked not in (None, found):
+            raise UserError(
+                f"train.num_processes={asked}, but {found} started: the launcher did not do what was asked of it. On "
+                f"CPU use ACCELERATE_USE_CPU=1 torchrun --nproc_per_node {asked} -m align train RECIPE."
+            )
+
+    def run(self, resume_from: str) -> Run:
+        recipe, accelerator, seed = self.recipe, self.accelerator, self.recipe.train.seed
+        settings = recipe.dump()
+        checkpoint = resume.find(self.output, resume_from, settings, self.say)
+        self._open_folder(fresh=checkpoint is None)
+        model = build(MODELS, recipe.model).to(accelerator.device)
+        component = next(name for name, module in model.components().items() if module is model.network)
+        adapter = Adapter(recipe.adapter, model.network, list(model.lora_targets), component=component, seed=seed)
+        if recipe.train.compile:
+            model.network.compile()
+        policy = Policy(model, adapter, lambda: recipe.train.autocast(accelerator.device))
+        rewards = self._composite(recipe.rewards) if recipe.rewards else None
+        objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, rewards, seed))
+        batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
+        painter = Painter(policy, recipe.sampling, accelerator, seed=seed)
+        around = Surroundings(self.output, accelerator, adapter, painter, self._composite, settings, seed)
+        hooks = [build(HOOKS, config, around) for config in recipe.hooks.values()]
+        trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, recipe=settings, say=self.say)
+        state = trainer.fit(objective, policy, adapter, batches, hooks, resume=checkpoint)
+        if state.interrupted:
+            self.say(f"{state.interrupted}: saved after update {state.step}; the same command goes on from there")
+            return Run(self.output, state.interrupted)
+        with nullcontext() if state.chosen else state.average():
+            if state.chosen:
+                adapter.load_state_dict(state.chosen.tensors)
+            if accelerator.is_main_process:
+                adapter.export(self.output / ADAPTER)
+            try:
+                scores = self._evaluate(policy, rewards)
+            except Interrupted as signal:
+                self.say(f"{signal}: training is done and saved; the same command goes on with the report")
+                return Run(self.output, str(signal))
+        self._summarise(policy, scores, state)
+        return Run(self.output)
+
+    def say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            print(text, flush=True)
+
+    def _composite(self, configs: Mapping[str, RewardConfig]) -> Composite:
+        return self._together({label: build(REWARDS, config) for label, config in configs.items()})
+
+    def _together(self, rewards: Mapping[str, Any]) -> Composite:
+        return Composite(rewards).to(self.accelerator.device)
+
+    def _open_folder(self, *, fresh: bool) -> None:
+        """A fresh run leaves nothing of an earlier one that it could be taken for."""
+        if self.accelerator.is_main_process:
+            try:
+                self.output.mkdir(parents=True, exist_ok=True)
+                if fresh:
+                    resume.start_over(self.output)
+                (self.output / RECIPE).write_text(self.recipe.yaml(), encoding="utf-8")
+            except OSError as error:
+                raise UserError(
+                    f"output={self.output}: cannot be written ({error.strerror}). Set output to a folder of yours."
+                ) from None
+        self.accelerator.wait_for_everyone()
+
+    def _evaluate(self, policy: Policy, rewards: Composite | None) -> dict[str, Comparison]:
+        config = self.recipe.evaluate
+        if config is None:
+            return {}
+        trained = dict(rewards.rewards.items()) if rewards else {}
+        watched = {k: build(REWARDS, v) for k, v in config.rewards.items() if k not in trained}
+        judges = self._together({**trained, **watched})
+        sampling = config.sampling or self.recipe.sampling
+        painter = Painter(policy, sampling, self.accelerator, seed=self.recipe.train.seed, batch_size=config.batch_size)
+        self.say(f"report: {config.num_prompts} prompts that nothing was chosen on, before and after")
+        with Interrupt(self.accelerator) as interrupt:
+            return evaluate.evaluate(config, painter, judges, self.output, poll=interrupt.check)
+
+    def _summarise(self, policy: Policy, scores: dict[str, Comparison], state: State) -> None:
+        calls = policy.calls.over_processes(self.accelerator)
+        if self.accelerator.is_main_process:
+            written = summary.write(self.output, self.recipe, state, scores, calls, self.accelerator.num_processes)
+            for line in summary.lines(written, self.output):
+                self.say(line)
+        self.accelerator.wait_for_everyone()
