@@ -130,7 +130,11 @@ def _arange(count: int) -> Tensor:
 
 
 def _linspace(first: float, last: float, count: int) -> Tensor:
-    return torch.linspace(first, last, count, dtype=torch.float64)
+    # As numpy.linspace computes it: where a time is halfway between two entries its rounding depends on the last bit.
+    times = first + _arange(count) * ((last - first) / max(count - 1, 1))
+    if count > 1:
+        times[-1] = last
+    return times
 
 
 def _check(schedule: VPSchedule, num_steps: int) -> int:

@@ -18,6 +18,8 @@ from samplers.schedule import broadcast
 
 
 class Prediction(StrEnum):
+    """What a network predicts; the comment is its row (a, b)."""
+
     EPSILON = "epsilon"  # (0, 1)
     SAMPLE = "sample"  # (1, 0)
     V = "v"  # (-sigma_t, alpha_t)

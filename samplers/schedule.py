@@ -21,6 +21,8 @@ from torch import Tensor
 
 
 class Schedule(Protocol):
+    """t -> (alpha_t, sigma_t): `VPSchedule`, `FlowSchedule`, or any callable of this form."""
+
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """t in [0, 1], any shape -> (alpha_t, sigma_t), the shape of t, float64."""
         ...
