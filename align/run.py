@@ -63,6 +63,8 @@ class Run:
         pipeline = build(MODELS, self.recipe.model).to_pipeline()
         pipeline.load_lora_weights(str(self.output / ADAPTER), adapter_name="align")
         pipeline.set_adapters("align", strength)
+        if strength == 0:
+            pipeline.disable_lora()  # DoRA's trained norms would stay
         return pipeline
 
 

@@ -100,9 +100,7 @@ def fit(
     trainer = Trainer(config, optimisation, accelerator, output, recipe={}, say=say)
     batches = Prompts(PromptsConfig(prompts=["a", "b", "c"]), batch_size=config.batch_size, seed=config.seed)
     keep = Keep()
-    state = trainer.fit(
-        objective or Regression(), policy, policy.adapter, batches, [keep, *hooks], resume=resume
-    )
+    state = trainer.fit(objective or Regression(), policy, policy.adapter, batches, [keep, *hooks], resume=resume)
     return policy, state, keep.records
 
 

@@ -98,7 +98,7 @@ def test_the_file_loads_where_alpha_is_unknown(kind, tmp_path):
     other = Adapter(AdapterConfig(**plain), base(), ["to_q", "to_out"], seed=9)
     with safe_open(tmp_path / lora.FILE_NAME, framework="pt") as file:
         said = json.loads(file.metadata()[lora.METADATA_KEY])
-        tensors = {name.removeprefix("unet."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name.removeprefix("unet."): file.get_tensor(name) for name in file.keys()}
     from peft import set_peft_model_state_dict
 
     set_peft_model_state_dict(other.network, tensors, adapter_name=lora.NAME)

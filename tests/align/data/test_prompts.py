@@ -71,7 +71,7 @@ def test_files(tmp_path):
     ("name", "content", "said"),
     [
         ("none.txt", None, "No such file"),
-        ("empty.txt", b"\n \n", "no prompts in it"),
+        ("empty.txt", b"\n \n", "no prompts in"),
         ("latin.txt", "a caf\xe9".encode("latin-1"), "byte 5 is not UTF-8"),
         ("broken.jsonl", b'{"prompt": "a"}\nnot json\n', "line 2 is not JSON"),
         ("keyless.jsonl", b'{"text": "a"}\n', "line 1 has no text under the key prompt"),
@@ -84,12 +84,14 @@ def test_files_that_cannot_be_used_say_where_and_why(tmp_path, name, content, sa
         path.write_bytes(content)
     with pytest.raises(UserError) as caught:
         load_prompts(str(path), key="data.prompts")
-    assert said in str(caught.value) and str(caught.value).startswith("data.prompts: ") and str(path) in str(caught.value)
+    assert (
+        said in str(caught.value) and str(caught.value).startswith("data.prompts: ") and str(path) in str(caught.value)
+    )
     assert list(PromptsConfig(prompts=str(path)).conflicts({})) == [(".prompts", str(caught.value)[14:])]
 
 
 def test_an_empty_prompt_in_a_list_is_refused():
-    with pytest.raises(UserError, match="data.prompts: prompt 2 of 2 is empty"):
+    with pytest.raises(UserError, match=r"data.prompts: prompt 2 of 2 is empty"):
         source(["a", "  "])
     with pytest.raises(UserError, match=r"data.prompts: .*shapes:trian.*shapes:train, shapes:select, shapes:report"):
         source("shapes:trian")
