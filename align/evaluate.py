@@ -4,16 +4,18 @@
 everything has been chosen; the picture shows the first of them, whatever became of them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from align.data.prompts import load_prompts, problems
 from align.painter import Painter
-from align.picture import Cell, sheet, verdict
+from align.picture import Cell, sheet
 from align.registry import ComponentConfig, LabelledRewards
 from align.sampling import SamplingConfig
 from align.statistics import Comparison, compare
@@ -67,12 +69,26 @@ def evaluate(
         )
     if painter.accelerator.is_main_process:
         label = config.verdict or list(scores["train"])[-1 if config.rewards else 0]
-        groups = []
-        for i, prompt in enumerate(prompts[: config.num_pictures]):
-            cells = []
-            for title, role in (("before", "reference"), ("after", "train")):
-                text, passed = verdict(label, float(scores[role][label][i]))
-                cells.append(Cell(images[role][i], title, text, passed))
-            groups.append((prompt, cells))
-        sheet(groups, columns=4).save(output / PICTURE)
+        judged = [(scores[role][label], images[role]) for role in ("reference", "train")]
+        before_after(label, prompts, *judged).save(output / PICTURE)
     return {label: compare(scores["reference"][label], scores["train"][label]) for label in scores["train"]}
+
+
+def before_after(
+    label: str, prompts: Sequence[str], before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]
+) -> Image.Image:
+    """Each prompt's two images with the verdict of `label` on each; before and after are (scores, images (k, ...)).
+
+    A reward that says 0 or 1 is drawn as no or yes; of any other the sheet says whether it rose.
+    """
+    yes_or_no = bool(torch.isin(torch.cat([before[0], after[0]]), torch.tensor([0.0, 1.0])).all())
+    groups = []
+    for prompt, old, new, *pictures in zip(prompts, before[0], after[0], before[1], after[1], strict=False):
+        if yes_or_no:
+            said = [(f"{label}: {'yes' if score else 'no'}", bool(score)) for score in (old, new)]
+        else:
+            rose = None if old == new else bool(new > old)
+            said = [(f"{label} {float(old):.3f}", None), (f"{label} {float(new):.3f}", rose)]
+        titled = zip(pictures, ("before", "after"), said, strict=True)
+        groups.append((prompt, [Cell(picture, title, *verdict) for picture, title, verdict in titled]))
+    return sheet(groups, columns=4)

@@ -22,15 +22,9 @@ class Cell(NamedTuple):
     """The frame's colour: green, red, or grey for None."""
 
 
-def verdict(name: str, score: float) -> tuple[str, bool | None]:
-    """(text, passed) of a score; one that is exactly 0 or 1 is a yes or no."""
-    if score in (0.0, 1.0):
-        return f"{name}: {'yes' if score else 'no'}", bool(score)
-    return f"{name} {score:.3f}", None
-
-
 def sheet(groups: Sequence[tuple[str, Sequence[Cell]]], *, columns: int) -> Image.Image:
     """Groups of cells side by side, each over its prompt, `columns` groups a row; every group as long as the first."""
+    columns = min(columns, len(groups))
     height, width = groups[0][1][0].pixels.shape[1:]
     scale = -(-MIN_SIDE // min(height, width)) if min(height, width) < MIN_SIDE else 1
     cell_width, cell_height = width * scale + 2 * FRAME, height * scale + 2 * FRAME

@@ -31,7 +31,9 @@ class Summary(BaseModel):
     model: str
     """The family's name and the checkpoint."""
     seed: int
+    """The run's: of its noise, its prompts' order and its adapter's first values."""
     num_processes: int
+    """It changes no number above rounding, but the cost."""
     num_updates: int
     """Updates done; fewer than the recipe's where a hook ended the run."""
     stopped: str | None
@@ -59,6 +61,7 @@ class Summary(BaseModel):
     peak_gpu_mib: float | None
     """The main process's largest allocated GPU memory, MiB; null without a GPU."""
     versions: dict[str, str]
+    """Of Python and of the packages that the numbers depend on."""
 
 
 def write(

@@ -1,4 +1,4 @@
-"""The adapter's file in a stock StableDiffusionPipeline: the same images as our policy, at any alpha, rsLoRA and DoRA."""
+"""The adapter's file in a stock pipeline: the same images as our policy, at any alpha, rsLoRA and DoRA."""
 
 import pytest
 import torch
