@@ -41,9 +41,9 @@ def render(
     """Draw a true picture of each caption: OUTPUT/0000.png ... and OUTPUT/captions.jsonl, which `judge` reads."""
     import numpy as np
 
+    from align.picture import to_pil
     from align.shapes.captions import parse
     from align.shapes.compose import compose
-    from align.shapes.picture import save_png
     from align.shapes.scene import render_batch
 
     captions = _captions(split, count, seed)
@@ -55,7 +55,7 @@ def render(
         raise UserError(f"{output}: cannot be made ({error.strerror}). Give a folder that can be written to.") from None
     rows = []
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        save_png(image, output / f"{i:04d}.png")
+        to_pil(image).save(output / f"{i:04d}.png")
         rows.append(json.dumps({"file": f"{i:04d}.png", "caption": caption}))
     (output / "captions.jsonl").write_text("\n".join(rows) + "\n")
     typer.echo(f"{len(rows)} pictures in {output}")

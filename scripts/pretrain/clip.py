@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPVisionConfig
 
 from align.shapes.captions import SKILLS, Requirement, alterations, say
 from align.shapes.scene import COLOURS, SHAPES, Scene, coverage, render_batch
@@ -23,22 +23,21 @@ _COLOUR_IDS = {c: i + 1 for i, c in enumerate(COLOURS)}
 
 
 def build() -> CLIPModel:
-    """The untrained network."""
-    tokenizer = text.build()
-    common = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "projection_dim": 128}
-    ids = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    words = CLIPTextConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=text.LENGTH, num_hidden_layers=3, **common, **ids
+    """The network before training: its text tower is the warmed-up one."""
+    vision = CLIPVisionConfig(
+        image_size=32,
+        patch_size=PATCH,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        projection_dim=128,
     )
-    vision = CLIPVisionConfig(image_size=32, patch_size=PATCH, num_hidden_layers=4, **common)
-    config = CLIPConfig(
-        text_config=words.to_dict(), vision_config=vision.to_dict(), projection_dim=128, logit_scale_init_value=2.0
-    )
-    return CLIPModel(config)
+    settings = {"text_config": text.config().to_dict(), "vision_config": vision.to_dict()}
+    network = CLIPModel(CLIPConfig(**settings, projection_dim=128, logit_scale_init_value=2.0))
+    tower = text.load_encoder()
+    network.text_model.load_state_dict(getattr(tower, "text_model", tower).state_dict())
+    return network
 
 
 def load() -> CLIPModel:

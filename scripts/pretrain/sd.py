@@ -1,4 +1,4 @@
-"""Stage sd: the base model, a latent diffusion UNet that predicts noise, with the text tower of `clip` tuned along."""
+"""Stage sd: the base model, a latent diffusion UNet that predicts noise, with the warmed-up text tower tuned along."""
 
 import json
 
@@ -14,7 +14,7 @@ from align.shapes.captions import SKILLS, parse, say
 from align.shapes.judge import judge
 from align.shapes.prompts import prompts
 from align.shapes.scene import render_batch
-from scripts.pretrain import clip, text, vae
+from scripts.pretrain import text, vae
 from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
 
 SCENES, DROP, GUIDANCE = 80_000, 0.1, 3.0
@@ -32,14 +32,6 @@ def build_unet() -> UNet2DConditionModel:
         attention_head_dim=(2, 4),  # diffusers reads these as the number of heads: 32 channels each
         norm_num_groups=16,
     )
-
-
-def text_encoder() -> CLIPTextModel:
-    """The text tower of the trained CLIP as a model of its own."""
-    source = clip.load()
-    encoder = CLIPTextModel(source.config.text_config)
-    getattr(encoder, "text_model", encoder).load_state_dict(source.text_model.state_dict())
-    return encoder
 
 
 def scheduler() -> DDIMScheduler:
@@ -110,7 +102,7 @@ def judged(pipe, count: int, *, split: str = "select", batch: int = 96, seed: in
 
 def main(steps: int = 5500, batch: int = 64, seed: int = 0) -> None:
     torch.manual_seed(seed)
-    unet, encoder = build_unet().to(memory_format=torch.channels_last), text_encoder()  # type: ignore[call-overload]
+    unet, encoder = build_unet().to(memory_format=torch.channels_last), text.load_encoder()  # type: ignore[call-overload]
     data, captions = latents(seed)
     signal = scheduler().alphas_cumprod
     ids = text.tokens(captions)

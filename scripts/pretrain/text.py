@@ -1,22 +1,29 @@
-"""The tokenizer of the captions: byte-pair merges learnt on the grammar, in CLIP's vocab.json / merges.txt layout."""
+"""Stage text: the tokenizer, and a text tower warmed up on saying what a caption demands.
+
+The tokenizer's byte-pair merges are learnt on the grammar, in CLIP's vocab.json / merges.txt layout. The tower learns
+to name, from the caption's end token, shape, colour, size and number of each phrase and their relation; clip and sd
+both start from it.
+"""
 
 import json
 from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import Tensor
-from transformers import CLIPTokenizer
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from align.shapes.captions import SKILLS, requirements, say
-from scripts.pretrain.common import WORK
+from align.shapes.captions import NUMBERS, RELATIONS, SIZES, SKILLS, Requirement, requirements, say
+from align.shapes.scene import COLOURS, SHAPES
+from scripts.pretrain.common import WORK, generator, record, train
 
 LENGTH = 16  # positions, start and end included
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def build() -> CLIPTokenizer:
+def build_tokenizer() -> CLIPTokenizer:
     """Learn the merges and save the tokenizer to WORK/out/tokenizer.
 
     Single printable ASCII characters, inside a word and ending one, come first, so that any English text can be read.
@@ -44,7 +51,7 @@ def build() -> CLIPTokenizer:
 
 @cache
 def load(folder: Path | None = None) -> CLIPTokenizer:
-    """The tokenizer learnt by `build`."""
+    """The tokenizer learnt by `build_tokenizer`."""
     return CLIPTokenizer.from_pretrained(folder or WORK / "out" / "tokenizer")
 
 
@@ -57,3 +64,62 @@ def _ids(caption: str) -> Tensor:
 def tokens(captions: list[str]) -> Tensor:
     """Token ids (B, LENGTH), padded with the end token; each caption is looked up once."""
     return torch.stack([_ids(c) for c in captions])
+
+
+def config() -> CLIPTextConfig:
+    """The text tower's architecture."""
+    tokenizer = load()
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=LENGTH,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        projection_dim=128,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def load_encoder() -> CLIPTextModel:
+    """The warmed-up tower, fp32."""
+    return CLIPTextModel.from_pretrained(WORK / "out" / "text")
+
+
+_PARTS = (SHAPES, tuple(COLOURS), SIZES, tuple(NUMBERS.values()))
+
+
+def _facts(r: Requirement) -> list[int]:
+    """What a requirement demands as class numbers, 0 for nothing: four for each of two phrases, then the relation."""
+    row = []
+    for item in (*r.items, None)[:2]:
+        values = (item.shape, item.colour, item.size, item.count) if item else (None,) * 4
+        row += [1 + part.index(v) if v in part else 0 for part, v in zip(_PARTS, values, strict=True)]
+    return [*row, 1 + list(RELATIONS).index(r.relation) if r.relation else 0]
+
+
+def main(steps: int = 700, batch: int = 192, seed: int = 0) -> None:
+    """Learn the tokenizer, then the tower."""
+    build_tokenizer()
+    torch.manual_seed(seed)
+    tower = CLIPTextModel(config())
+    classes = [1 + len(part) for part in _PARTS] * 2 + [1 + len(RELATIONS)]
+    head = nn.Linear(128, sum(classes))
+    every = [r for s in SKILLS for r in requirements(s)]
+    ids, facts = tokens([say(r) for r in every]), torch.tensor([_facts(r) for r in every])
+
+    def losses(rows: Tensor) -> Tensor:
+        out = head(tower(ids[rows]).pooler_output).split(classes, -1)
+        return sum(F.cross_entropy(o, facts[rows, k]) for k, o in enumerate(out))  # type: ignore[return-value]
+
+    def loss(step: int) -> Tensor:
+        return losses(torch.randint(len(every), (batch,), generator=generator(seed, 20, step)))
+
+    figures = train("text", {"text": tower, "head": head}, loss, steps=steps, lr=2e-3, warmup=50, ema=0.98)
+    with torch.no_grad():
+        out = head(tower(ids).pooler_output).split(classes, -1)
+    right = torch.stack([o.argmax(-1) == facts[:, k] for k, o in enumerate(out)]).all(0).float().mean().item()
+    tower.save_pretrained(WORK / "out" / "text")
+    record("text", figures | {"captions understood": round(right, 4)})

@@ -1,0 +1,169 @@
+"""`check`: every figure that the embedded models are held to, measured on the exported checkpoints.
+
+Rates over prompts come with 95 % bootstrap intervals. The table is printed and written to docs/shapes-figures.md.
+"""
+
+import time
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel
+
+from align.shapes.captions import SKILLS, alterations, parse, requirements, say
+from align.shapes.compose import compose
+from align.shapes.judge import judge, judge_reading, read
+from align.shapes.prompts import prompts
+from align.shapes.scene import render_batch
+from align.shapes.taste import gold
+from scripts.pretrain import clip
+from scripts.pretrain.common import CHECKPOINTS, draw, generator
+
+PROMPTS, SEED = 1024, 2026
+OUTPUT = Path(__file__).parents[2] / "docs" / "shapes-figures.md"
+
+
+def interval(values) -> str:
+    """Mean of values with a 95 % bootstrap interval, in per cent."""
+    v = np.asarray(values, dtype=float)
+    means = v[np.random.default_rng(0).integers(len(v), size=(2000, len(v)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return f"{100 * v.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def row(name: str, by_skill: dict[str, list], overall: list) -> str:
+    """One line of a table: overall and per skill."""
+    return f"| {name} | {interval(overall)} | " + " | ".join(interval(by_skill[s]) for s in SKILLS) + " |"
+
+
+def split(values, captions: list[str]) -> dict[str, list]:
+    """Values by the skill of their caption."""
+    return {s: [v for v, c in zip(values, captions, strict=True) if parse(c).skill == s] for s in SKILLS}
+
+
+def auc(right: Tensor, wrong: Tensor) -> float:
+    """Probability that a judged-right sample scores above a judged-wrong one."""
+    return ((right[:, None] > wrong).float() + 0.5 * (right[:, None] == wrong).float()).mean().item()
+
+
+def judge_rows(vae) -> list[str]:
+    """The judge on 2,000 renderings a skill, on altered captions, on decoded pictures."""
+    rng = np.random.default_rng(SEED)
+    exact, refused = {}, {}
+    for skill in SKILLS:
+        every = list(requirements(skill))
+        wanted = [every[rng.integers(len(every))] for _ in range(2000)]
+        readings = read(render_batch([compose(r, rng) for r in wanted]))
+        exact[skill] = [judge_reading(a, r).strict for a, r in zip(readings, wanted, strict=True)]
+        options = [list(alterations(r)) for r in wanted]
+        altered = [o[rng.integers(len(o))] for o in options]
+        refused[skill] = [not judge_reading(a, r).strict for a, r in zip(readings, altered, strict=True)]
+    wanted, scenes = draw(2000, SEED)
+    with torch.no_grad():
+        x = render_batch(scenes) * 2 - 1
+        out = torch.cat([vae.decode(vae.encode(c).latent_dist.mean).sample for c in x.split(250)]) / 2 + 0.5
+    decoded = [judge_reading(a, r).strict for a, r in zip(read(out), wanted, strict=True)]
+    captions = [say(r) for r in wanted]
+    return [
+        row("renderings judged right", exact, list(chain(*exact.values()))),
+        row("altered captions refused", refused, list(chain(*refused.values()))),
+        row("decoded renderings judged right", split(decoded, captions), decoded),
+    ]
+
+
+def sample(pipe, captions: list[str], seed: int = SEED, **options) -> Tensor:
+    """Pictures of a pipeline for captions."""
+    pipe.set_progress_bar_config(disable=True)
+    out = []
+    for k in range(0, len(captions), 128):
+        out.append(pipe(prompt=captions[k : k + 128], output_type="pt", generator=generator(seed, k), **options).images)
+    return torch.cat(out)
+
+
+def model_rows(name: str, images: Tensor, captions: list[str]) -> list[str]:
+    """Strict and graded judge of samples; chance is the strict judge on another caption of the same skill."""
+    verdicts = judge(images, captions)
+    strict, graded = [v.strict for v in verdicts], [v.graded for v in verdicts]
+    by_skill = {s: [i for i, c in enumerate(captions) if parse(c).skill == s] for s in SKILLS}
+    other = list(captions)
+    for rows in by_skill.values():
+        for i, j in zip(rows, rows[7:] + rows[:7], strict=True):
+            other[i] = captions[j]
+    blind = [v.strict for v in judge(images, other)]
+    return [
+        row(f"{name} strict", split(strict, captions), strict),
+        row(f"{name} graded", split(graded, captions), graded),
+        row(f"{name} strict, caption ignored (chance)", split(blind, captions), blind),
+    ]
+
+
+def scores(network, tokenizer, images: Tensor, captions: list[str]) -> Tensor:
+    """Cosines of pictures and captions."""
+    with torch.no_grad():
+        vision = network.get_image_features(pixel_values=clip.normalise(images)).pooler_output
+        ids = tokenizer(captions, padding="max_length", max_length=16, truncation=True, return_tensors="pt").input_ids
+        words = network.get_text_features(input_ids=ids).pooler_output
+    return (F.normalize(vision, dim=-1) * F.normalize(words, dim=-1)).sum(-1)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    began = time.perf_counter()
+    pipes = {n: StableDiffusionPipeline.from_pretrained(CHECKPOINTS / n) for n in ("shapes-sd", "shapes-turbo")}
+    no_third = {"text_encoder_3": None, "tokenizer_3": None}
+    pipes["shapes-flow"] = StableDiffusion3Pipeline.from_pretrained(CHECKPOINTS / "shapes-flow", **no_third)
+    pipes = {n: pipe.to(torch.float32) for n, pipe in pipes.items()}
+    networks = {n: CLIPModel.from_pretrained(CHECKPOINTS / n).float().eval() for n in ("shapes-clip", "shapes-pick")}
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINTS / "shapes-clip")
+    loading = time.perf_counter() - began
+    captions = prompts("report", PROMPTS, SEED)
+    steps = {"shapes-sd": (20, 3.0), "shapes-turbo": (1, 1.0), "shapes-flow": (20, 3.0)}
+    lines = ["| % | overall | " + " | ".join(SKILLS) + " |", "|---|---|" + "---|" * len(SKILLS)]
+    lines += judge_rows(pipes["shapes-sd"].vae)
+    images = {}
+    for name, (count, guidance) in steps.items():
+        images[name] = sample(pipes[name], captions, num_inference_steps=count, guidance_scale=guidance)
+        lines += model_rows(f"{name}, {count} step{'s' * (count > 1)}, guidance {guidance:g}", images[name], captions)
+    wanted, scenes = draw(6000, SEED, 1)
+    pictures, rng = render_batch(scenes), np.random.default_rng(SEED)
+    right = scores(networks["shapes-clip"], tokenizer, pictures, [say(r) for r in wanted])
+    wrong = scores(networks["shapes-clip"], tokenizer, pictures, [clip.negatives(r, rng, 1)[0] for r in wanted])
+    won = (right > wrong).tolist()
+    lines.append(row("shapes-clip: right caption above an altered one", split(won, [say(r) for r in wanted]), won))
+    base, rest = images["shapes-sd"], []
+    strict = torch.tensor([v.strict for v in judge(base, captions)])
+    score = scores(networks["shapes-clip"], tokenizer, base, captions)
+    skill = np.array([parse(c).skill for c in captions])
+    for s in (None, *SKILLS):
+        rows = torch.from_numpy(skill == s) if s else torch.ones(len(captions), dtype=torch.bool)
+        rest.append(f"{auc(score[rows & strict], score[rows & ~strict]):.3f}")
+    lines.append("| shapes-clip: AUC of judged right against wrong on shapes-sd (not %) | " + " | ".join(rest) + " |")
+    again = sample(pipes["shapes-sd"], captions, SEED + 1, num_inference_steps=20, guidance_scale=3.0)
+    margin = gold(base, captions) - gold(again, captions)
+    first, second = (scores(networks["shapes-pick"], tokenizer, x, captions) for x in (base, again))
+    gap = first - second
+    told = [i for i in range(len(captions)) if margin[i] != 0]
+    agree = [bool(margin[i] * gap[i] > 0) for i in told]
+    lines.append(row("shapes-pick: agrees with gold on pairs", split(agree, [captions[i] for i in told]), agree))
+    began = time.perf_counter()
+    sample(pipes["shapes-sd"], captions[:64], num_inference_steps=20, guidance_scale=3.0)
+    sampling = time.perf_counter() - began
+    began = time.perf_counter()
+    judge(base[:64], captions[:64])
+    judging = time.perf_counter() - began
+    utility = gold(base, captions)
+    lines += [
+        "",
+        f"Gold utility of shapes-sd: mean {utility.mean():.3f}, standard deviation {utility.std():.3f}.",
+        f"64 images x 20 DDIM steps with guidance: {sampling:.1f} s; judging 64 images: {judging:.2f} s;",
+        f"loading all five models: {loading:.1f} s ({torch.get_num_threads()} CPU threads).",
+        f"{PROMPTS} report prompts (judge: 2,000 scenes a skill), seed {SEED}; 95 % bootstrap intervals over prompts.",
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    head = "# Figures of the embedded models\n\nWritten by `python scripts/pretrain_shapes.py check`.\n\n"
+    OUTPUT.write_text(head + text)
