@@ -3,10 +3,11 @@
 Its config is checked without torch; the methods import what they build.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from align.registry import ComponentConfig
 
@@ -34,7 +35,7 @@ class SamplingConfig(ComponentConfig):
     """Times t between which guidance acts; 1 is pure noise."""
     spacing: Literal["leading", "trailing", "linspace", "karras"] | None = None
     """Which times the grid takes. Default: the model's own scheduler's."""
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Height and width in pixels. Default: the size the network was trained at."""
 
     window: Literal["last", "contiguous", "bernoulli", "normal", "subset", "full"] = "last"
@@ -63,32 +64,44 @@ class SamplingConfig(ComponentConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> "SamplingConfig":
+        """Every setting that is fine in itself but cannot work with the others, at its own key."""
+        problems = [
+            InitErrorDetails(
+                type=PydanticCustomError("setting", "{text}", {"text": text}), loc=(key,), input=getattr(self, key)
+            )
+            for key, text in [*self._rule_problems(), *self._window_problems()]
+        ]
+        if problems:
+            raise ValidationError.from_exception_data(type(self).__name__, problems)
+        return self
+
+    def _rule_problems(self) -> Iterator[tuple[str, str]]:
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"guidance_interval={[low, high]} must be two times t with 0 <= low <= high <= 1.")
+            yield "guidance_interval", f"is {[low, high]}. Set it to two times t with 0 <= low <= high <= 1."
         if self.eta and self.step_rule not in STOCHASTIC:
-            raise ValueError(
-                f"eta={self.eta} with step_rule={self.step_rule}: it has no eta. Use {' or '.join(STOCHASTIC)}."
-            )
-        if self.spacing == "karras" and self.step_rule in ("ddim", "lcm"):
-            raise ValueError(f"spacing=karras with step_rule={self.step_rule}: use euler, heun or dpmpp_2m.")
-        if self.step_rule == "lcm" and self.spacing is not None:
-            raise ValueError(f"spacing={self.spacing} with step_rule=lcm: an LCM has its own times. Leave spacing out.")
+            yield "eta", f"is {self.eta}, and {self.step_rule} has no eta. Use {' or '.join(STOCHASTIC)}, or remove it."
+        if self.spacing == "karras" and self.step_rule == "ddim":
+            yield "spacing", "is karras, which ddim has not. Use euler, heun or dpmpp_2m, or another spacing."
+        if self.spacing is not None and self.step_rule == "lcm":
+            yield "spacing", f"is {self.spacing}, and an LCM has its own times. Remove it."
+
+    def _window_problems(self) -> Iterator[tuple[str, str]]:
+        calls, named = self.num_calls, "network calls" if self.step_rule == "heun" else "num_steps"
         counts = {"last": "last_k", "contiguous": "max_k", "subset": "subset_k"}
-        if name := counts.get(self.window):
-            count = getattr(self, name)
-            if count is not None and count > self.num_calls:
-                raise ValueError(
-                    f"{name}={count} exceeds num_steps={self.num_calls}: gradients cannot flow through more steps than "
-                    f"are taken. Set {name} <= {self.num_calls}."
-                )
-        if self.window == "contiguous" and self.min_k > (self.max_k or self.num_calls):
-            raise ValueError(f"min_k={self.min_k} exceeds max_k={self.max_k or self.num_calls}.")
-        if self.window == "normal" and not 1 <= self.normal_mean < self.num_calls:
-            raise ValueError(
-                f"normal_mean={self.normal_mean} must be one of the {self.num_calls} steps: in [1, {self.num_calls})."
+        if self.window in counts and (count := getattr(self, counts[self.window]) or 0) > calls:
+            key = counts[self.window]
+            yield (
+                key,
+                (
+                    f"{count} exceeds {named}={calls}: gradients cannot flow through more steps than are taken. "
+                    f"Set {key} <= {calls}."
+                ),
             )
-        return self
+        if self.window == "contiguous" and self.min_k > (self.max_k or calls):
+            yield "min_k", f"{self.min_k} exceeds max_k={self.max_k or calls}. Set min_k <= max_k."
+        if self.window == "normal" and not 1 <= self.normal_mean < calls:
+            yield "normal_mean", f"{self.normal_mean} is none of the {calls} steps. Set it within [1, {calls})."
 
     def step(self) -> "StepRule | type[StepRule]":
         """The step rule as `samplers.sample` takes it."""

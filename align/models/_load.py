@@ -85,10 +85,12 @@ def _from_file(
         lambda: pipeline_class.from_single_file(
             str(path), config=folder, local_files_only=folder is not None, revision=config.revision, **absent
         ),
-        hint="Set model.config_dir to a local diffusers folder of the same family if the Hub cannot be reached.",
+        hint="" if folder else "If the Hub cannot be reached, set model.config_dir to a local diffusers folder.",
     )
     for name, dtype in dtypes.items():
-        getattr(pipeline, name).to(dtype)
+        module = getattr(pipeline, name)
+        if module.dtype != dtype:
+            module.to(dtype)
     return pipeline
 
 
