@@ -1,0 +1,39 @@
+"""The stages' loop: interrupted and resumed, it ends in the same weights; a draw depends on its key alone."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from scripts.pretrain import common
+
+
+def run(steps_until: int, folder: Path, monkeypatch) -> nn.Linear:
+    monkeypatch.setattr(common, "WORK", folder)
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2)
+
+    def loss(step: int) -> torch.Tensor:
+        if step == steps_until:
+            raise KeyboardInterrupt
+        x = torch.randn(8, 3, generator=common.generator(0, step))
+        return (net(x) - x[:, :2]).pow(2).mean()
+
+    common.train("toy", {"net": net}, loss, steps=30, lr=1e-2, warmup=5, save_every=10)
+    return net
+
+
+def test_resumed_equals_unbroken(tmp_path, monkeypatch):
+    whole = run(-1, tmp_path / "a", monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(17, tmp_path / "b", monkeypatch)
+    assert torch.equal(run(-1, tmp_path / "b", monkeypatch).weight, whole.weight)
+
+
+def test_draw_depends_on_its_key_alone():
+    assert common.draw(5, 1, 2) == common.draw(5, 1, 2)
+    assert common.draw(5, 1, 2) != common.draw(5, 1, 3)
+    assert sum(common.MIX.values()) == pytest.approx(1)
