@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from align.errors import UserError
@@ -166,9 +166,19 @@ def save(network: nn.Module, path: Path, *, component: str = "unet") -> Path:
     }
     path.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", METADATA_KEY: json.dumps({f"{component}.{k}": v for k, v in said.items()})}
-    save_file(tensors, temporary := path / f".{FILE_NAME}", metadata=metadata)
+    temporary = path / f".{FILE_NAME}"
+    temporary.write_bytes(_ordered(serialise(tensors, metadata=metadata)))
     os.replace(temporary, path / FILE_NAME)
     return path / FILE_NAME
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same safetensors file with its header's keys in order: safetensors writes the metadata in a random one, and
+    equal adapters should be equal files."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 def load(network: nn.Module, source: str | Path, *, component: str = "unet") -> None:

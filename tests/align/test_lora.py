@@ -106,6 +106,14 @@ def test_the_file_loads_where_alpha_is_unknown(kind, tmp_path):
     assert (said["unet.r"], said["unet.lora_alpha"], said["unet.use_rslora"]) == (4, 4, False)
 
 
+def test_equal_adapters_are_equal_files(tmp_path):
+    files = set()
+    for i in range(12):  # safetensors itself writes one of two orders
+        toy_policy(0, rank=4).adapter.export(tmp_path / str(i))
+        files.add((tmp_path / str(i) / lora.FILE_NAME).read_bytes())
+    assert len(files) == 1
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_init_takes_an_adapter_up_at_another_alpha(kind, tmp_path):
     policy = toy_policy(0, **kind)
