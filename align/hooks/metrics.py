@@ -40,7 +40,9 @@ class Metrics(Hook):
             return
         kept = [line for line in read(self.path) if line["step"] <= state.step] if state.step else []
         self.around.output.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(_line(record) for record in kept), encoding="utf-8")
+        rewritten = self.path.with_suffix(".writing")  # a crash may not cost the records that are kept
+        rewritten.write_text("".join(_line(record) for record in kept), encoding="utf-8")
+        rewritten.replace(self.path)
         self._file = self.path.open("a", encoding="utf-8")
         for name in self.config.trackers:
             self._attempt(name, self._open)

@@ -8,7 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from parity_worker import CASES
+from safetensors.torch import load_file
+
+import align
+from align.lora import FILE_NAME
+from align.run import Run
 
 WORKER = Path(__file__).with_name("parity_worker.py")
 
@@ -64,3 +70,44 @@ def test_a_signal_to_one_process_ends_both_after_the_same_update(reports):
     for report in reports:
         step, name, checkpoints = report["signal"]
         assert (step, name, checkpoints) == (2, "SIGTERM", 1)
+
+
+def test_a_whole_run_is_the_same_run(tiny_sd_factory, tmp_path):
+    """DRaFT on Stable Diffusion through the command line: 5 rows an update, a panel, and a report of 3 prompts."""
+    tiny_sd_factory().save_pretrained(tmp_path / "model")
+    recipe = {
+        "model": {"name": "sd", "checkpoint": str(tmp_path / "model")},
+        "objective": {"name": "draft", "num_noises": 1, "kl": 0.1},
+        "data": {"name": "prompts", "prompts": ["a red star", "two cats", "x"]},
+        "rewards": {"brightness": {}},
+        "sampling": {"num_steps": 3, "guidance_scale": 2.0, "last_k": 2},
+        "optim": {"lr": 1e-3},
+        "train": {"num_updates": 3, "batch_size": 5, "micro_batch_size": 2},
+        "hooks": {"panel": {"prompts": list("pqr"), "rewards": {"brightness": {}}, "best": "brightness", "every": 2}},
+        "evaluate": {"prompts": ["u", "v", "w"], "num_prompts": 3, "num_pictures": 3},
+    }
+    one = align.train(recipe, output=str(tmp_path / "one"))
+    file = tmp_path / "two.yaml"
+    file.write_text(json.dumps(recipe))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "align"]
+    done = subprocess.run(
+        [*command, "train", str(file), "train.num_processes=2", f"output={tmp_path / 'two'}"],
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+        cwd=WORKER.parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    two = Run(tmp_path / "two")
+    assert (one.report.num_processes, two.report.num_processes) == (1, 2)
+    assert one.report.network_calls == two.report.network_calls
+    assert one.report.chosen_update == two.report.chosen_update
+    for mine, whole in zip(two.metrics, one.metrics, strict=True):
+        numbers = {key: value for key, value in whole.items() if key not in ("seconds", "outcome")}
+        assert {key: mine[key] for key in numbers} == pytest.approx(numbers, rel=1e-5, abs=1e-7)
+    for score, whole in zip(two.report.scores.values(), one.report.scores.values(), strict=True):
+        assert score.after.mean == pytest.approx(whole.after.mean, rel=1e-5)
+    adapters = [load_file(run.output / "adapter" / FILE_NAME) for run in (one, two)]
+    for name, tensor in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], tensor, rtol=1e-5, atol=1e-5)

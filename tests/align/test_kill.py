@@ -1,0 +1,116 @@
+"""A run that is killed again and again, in its saves and its report too, ends as the unbroken one does, bit for bit."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from align import checkpoint
+from align.hooks.metrics import FILE_NAME as FILE
+from align.hooks.metrics import read
+from align.lora import FILE_NAME
+from align.run import Run
+
+ROOT = Path(__file__).parents[2]
+MOMENTS = ["any"] * 6 + ["save"] * 4  # and one in the report, at the end
+PATIENCE = 240.0  # seconds
+
+
+@pytest.fixture
+def recipe_file(tiny_sd_factory, tmp_path):
+    tiny_sd_factory().save_pretrained(tmp_path / "model")
+    prompts = ["a red star", "two cats", "x"]
+    recipe = {
+        "model": {"name": "sd", "checkpoint": str(tmp_path / "model")},
+        "objective": {"name": "draft"},
+        "data": {"name": "prompts", "prompts": prompts},
+        "rewards": {"brightness": {}},
+        "sampling": {"num_steps": 3, "guidance_scale": 2.0, "last_k": 1},
+        "optim": {"lr": 1e-3, "schedule": "cosine"},
+        "train": {"num_updates": 150, "batch_size": 4, "checkpoint_every": 3, "ema": 0.9},
+        "hooks": {"panel": {"prompts": prompts, "rewards": {"brightness": {}}, "best": "brightness", "every": 10}},
+        "evaluate": {"prompts": [f"prompt {i}" for i in range(400)], "num_prompts": 400, "batch_size": 8},
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    return file
+
+
+def start(file, output):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-u", "-m", "align", "train", str(file), f"output={output}"]
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def writing(output):
+    return {path.name for path in (output / "checkpoints").glob(f"{checkpoint.TEMPORARY}*")}
+
+
+def num_records(output):
+    return len(read(output / FILE)) if (output / FILE).is_file() else 0
+
+
+def kill_any(process, output, draw):
+    """At a random time after the first new update."""
+    seen, deadline = num_records(output), time.monotonic() + PATIENCE
+    while num_records(output) <= seen and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(draw.uniform(0, 1.5))
+    process.kill()
+    process.wait()
+    return f"update {num_records(output)}"
+
+
+def kill_in_a_save(process, output, draw):
+    """While the folder of a checkpoint is being written; it stays behind unfinished."""
+    left, passed, deadline = writing(output), draw.randint(1, 4), time.monotonic() + PATIENCE
+    seen = set()
+    while time.monotonic() < deadline and process.poll() is None:
+        seen |= (now := writing(output) - left)
+        if now and len(seen) > passed:
+            process.kill()
+            process.wait()
+            unfinished = writing(output) - left
+            return f"save {unfinished.pop()}" if unfinished else "between saves"
+    raise AssertionError("no save was seen")
+
+
+def kill_in_the_report(process, output, draw):
+    for line in process.stdout:
+        if line.startswith("report:"):
+            break
+    time.sleep(draw.uniform(0.1, 0.5))
+    process.kill()
+    process.wait()
+    return "after the report" if (output / "summary.json").exists() else "report"
+
+
+def same_numbers(run):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in run.metrics]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_runs_end_as_the_unbroken_one(recipe_file, tmp_path, capsys):
+    draw = random.Random(time.time_ns())
+    assert start(recipe_file, tmp_path / "whole").wait() == 0
+    output = tmp_path / "killed"
+    moments = [*draw.sample(MOMENTS, len(MOMENTS)), "report"]
+    kinds = {"any": kill_any, "save": kill_in_a_save, "report": kill_in_the_report}
+    met = [kinds[moment](start(recipe_file, output), output, draw) for moment in moments]
+    assert start(recipe_file, output).wait() == 0
+    with capsys.disabled():
+        print("\nkilled at:", "; ".join(met))
+    assert len(met) >= 10 and met[-1] == "report"
+    assert sum(kill.startswith("save ") for kill in met) >= 3
+    whole, killed = Run(tmp_path / "whole"), Run(output)
+    assert same_numbers(killed) == same_numbers(whole)
+    assert killed.report.scores == whole.report.scores
+    assert killed.report.network_calls == whole.report.network_calls
+    files = [run.output / "adapter" / FILE_NAME for run in (whole, killed)]
+    assert files[0].read_bytes() == files[1].read_bytes()
