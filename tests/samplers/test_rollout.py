@@ -361,3 +361,29 @@ def test_sensitivity_is_what_autograd_says_of_a_detached_rollout(schedule):
     x0 = sample(Shifted(), torch.randn(1, 1).double(), grid, None, grad=GradPolicy(full().keep, detach_input=True)).x0
     (gradient,) = torch.autograd.grad(x0.sum(), theta)
     torch.testing.assert_close(gradient, sensitivity(schedule, Prediction.FLOW, grid), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", [ddim, Heun, DPMpp2M, lcm])
+def test_a_rollout_never_waits_for_the_device(vp, rule):
+    """On the meta device there is nothing to read: a value taken back to the host would raise."""
+
+    class Network(torch.nn.Module):
+        schedule, kind = vp, Prediction.EPSILON
+
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 3, device="meta")
+
+        def forward(self, x_t, t, cond):
+            return self.layer(x_t) + cond.tensors["mean"]
+
+    network = Network()
+    x_T, cond = torch.randn(2, 3, device="meta"), constant(torch.zeros(2, 3, device="meta"))
+    guided = cfg(network, cond[:1], 3.0, interval=(0.2, 0.8))
+    grid = grids.euler(vp, 5, "trailing")
+    grid = grids.doubled(grid) if rule is Heun else grid
+    options = {"eta": 1.0} if rule is ddim else {}
+    trajectory = sample(guided, x_T, grid, cond, step=rule, grad=last(2), rng=Rng(0, [0, 1]), **options)
+    trajectory.x0.sum().backward()
+    assert network.layer.weight.grad is not None and network.layer.weight.grad.device.type == "meta"
+    assert invert(guided, x_T, grids.ddim(vp, 3, offset=1), cond, iterations=1).x_T.device.type == "meta"

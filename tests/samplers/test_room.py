@@ -39,5 +39,16 @@ def test_every_file_of_mathematics_opens_with_its_formula_and_source():
 
 
 def test_shapes_are_in_the_docstrings_of_what_takes_tensors():
-    for name in ("split", "target", "add_noise", "ddim", "euler", "euler_ancestral", "lcm", "sample", "invert", "denoise"):
+    for name in (
+        "split",
+        "target",
+        "add_noise",
+        "ddim",
+        "euler",
+        "euler_ancestral",
+        "lcm",
+        "sample",
+        "invert",
+        "denoise",
+    ):
         assert "(B" in inspect.getdoc(getattr(samplers, name)), name
