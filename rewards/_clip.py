@@ -62,28 +62,23 @@ class HFClip(ClipBackbone):
     def __init__(self, model: str, dtype: torch.dtype = torch.float32):
         super().__init__()
         from transformers import AutoTokenizer, CLIPModel
-        from transformers.image_processing_base import ImageProcessingMixin
 
+        network = load_hf(CLIPModel, model)
         try:
-            loaded: Any = CLIPModel.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
             tokenizer: Any = AutoTokenizer.from_pretrained(model)
-            image_processor, _ = ImageProcessingMixin.get_image_processor_dict(model)
         except (OSError, ValueError) as error:
             raise RewardError(_not_loaded(model, error)) from error
-        network, info = loaded
-        if missing := sorted(info["missing_keys"]):  # transformers would leave these at random values
-            raise RewardError(f"{model} is not a complete CLIP: it has no weights for {', '.join(missing[:3])}.")
         self.network = network
         self.network.vision_model.to(dtype)
         self.tokenizer = tokenizer
         self.max_tokens = network.config.text_config.max_position_embeddings
-        self.preprocess = Preprocess.from_hf(image_processor)
+        self.preprocess = hf_preprocess(model)
         self.logit_scale = float(network.logit_scale.detach().exp())
         self.dtype = dtype
 
     def _project_images(self, pixel_values: Tensor) -> Tensor:
         pooled = self.network.vision_model(pixel_values.to(self.dtype)).pooler_output
-        return self.network.visual_projection(_single(pooled))
+        return self.network.visual_projection(single(pooled))
 
     def _project_prompts(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         tokens = self.tokenizer(
@@ -122,11 +117,33 @@ class OpenClip(ClipBackbone):
         self.network.visual.to(dtype)
 
     def _project_images(self, pixel_values: Tensor) -> Tensor:
-        features = _single(self.network.encode_image(pixel_values.to(self.dtype)))
+        features = single(self.network.encode_image(pixel_values.to(self.dtype)))
         return features if self.image_projection is None else features @ self.image_projection
 
     def _project_prompts(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         return self.network.encode_text(self.tokenizer(list(prompts)).to(device))
+
+
+def load_hf(kind: Any, model: str) -> Any:
+    """A transformers model of class `kind` in float32 from a folder or a Hub id; all its weights must be there."""
+    try:
+        network, info = kind.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise RewardError(_not_loaded(model, error)) from error
+    if missing := sorted(info["missing_keys"]):  # transformers would leave these at random values
+        raise RewardError(f"{model} is not a complete CLIP: it has no weights for {', '.join(missing[:3])}.")
+    return network
+
+
+def hf_preprocess(model: str) -> Preprocess:
+    """What the preprocessor_config.json of a folder or a Hub id says."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        config, _ = ImageProcessingMixin.get_image_processor_dict(model)
+        return Preprocess.from_hf(config)
+    except (OSError, ValueError) as error:
+        raise RewardError(_not_loaded(model, error)) from error
 
 
 def load_clip(model: str, dtype: torch.dtype = torch.float32) -> ClipBackbone:
@@ -147,7 +164,7 @@ def import_open_clip() -> Any:
     return open_clip
 
 
-def _single(x: Tensor) -> Tensor:
+def single(x: Tensor) -> Tensor:
     """Half precision -> float32."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 

@@ -12,6 +12,7 @@ from align.errors import UserError
 from align.registry import ComponentConfig
 
 SHAPES = "shapes:"  # shapes:train, shapes:select, shapes:report
+SETS = Path(__file__).parent / "sets"  # SET-SPLIT.txt, for SET:SPLIT
 
 
 class PromptBatch(NamedTuple):
@@ -34,7 +35,8 @@ class PromptsConfig(ComponentConfig):
 
     name: Literal["prompts"] = "prompts"
     prompts: list[str] | str
-    """The prompts themselves; or a file, .txt (one a line) or .jsonl (key "prompt"); or shapes:train."""
+    """The prompts themselves; or a file, .txt (one a line) or .jsonl (key "prompt"); or a set, such as shapes:train,
+    animals:train, parti:train (align/data/sets)."""
     count: int | None = Field(default=None, ge=1)
     """Use only the first `count` of them (of a shapes set: equal shares of its skills)."""
 
@@ -103,7 +105,7 @@ def _load(source: list[str] | str, count: int | None) -> list[str]:
         if (split := source.removeprefix(SHAPES)) not in SPLITS:
             raise _Problem(f"there is no set {source}. Choose one of {', '.join(SHAPES + s for s in SPLITS)}.")
         return prompts(split, count)
-    lines = _read(source) if isinstance(source, str) else source
+    lines = _read(_bundled(source)) if isinstance(source, str) else source
     for number, prompt in enumerate(lines, 1):
         if not prompt.strip():
             raise _Problem(f"prompt {number} of {len(lines)} is empty. Remove it or write it.")
@@ -112,10 +114,17 @@ def _load(source: list[str] | str, count: int | None) -> list[str]:
     return list(lines[:count])
 
 
+def _bundled(source: str) -> str:
+    """The file of a set; any other source as it is."""
+    path = SETS / f"{source.replace(':', '-', 1)}.txt"
+    return str(path) if ":" in source and path.is_file() else source
+
+
 def _read(source: str) -> list[str]:
     path = Path(source).expanduser()
     if path.suffix not in (".txt", ".jsonl"):
-        raise _Problem(f"{source}: prompts come from a .txt or .jsonl file, a list, or {SHAPES}train.")
+        sets = ", ".join(sorted(file.stem.replace("-", ":", 1) for file in SETS.glob("*.txt")))
+        raise _Problem(f"{source}: prompts come from a .txt or .jsonl file, a list, or a set: {SHAPES}train, {sets}.")
     try:
         lines = path.read_bytes().decode("utf-8-sig").splitlines()
     except OSError as error:

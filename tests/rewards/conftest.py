@@ -1,27 +1,11 @@
-"""Tiny checkpoints in stock formats, and images."""
+"""Tiny checkpoints in stock formats."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-PROMPTS = ["a red circle", "two blue squares", "a green star left of a red triangle"]
-
-
-def randomise(network: torch.nn.Module, seed: int, std: float = 0.15) -> torch.nn.Module:
-    """Weights large enough that features differ from one input to another; default initialisation hides bugs."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if parameter.ndim == 0:
-                continue  # the temperature
-            parameter.normal_(0, std, generator=generator)
-            if "norm" in name or "ln_" in name:
-                parameter.add_(1.0 if name.endswith("weight") else 0.0)
-    return network
+from reward_toys import randomise
 
 
 @pytest.fixture(scope="session")
@@ -70,26 +54,15 @@ def tiny_open_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"tiny-ViT-8/{folder / 'weights.pt'}"
 
 
-def noise(height: int, width: int) -> Image.Image:
-    """Independent 8-bit levels: the hardest case for a resize."""
-    levels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(levels)
-
-
-def smooth(height: int, width: int) -> Image.Image:
-    """Sums of slow waves: many values near a rounding tie."""
-    y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
-    waves = [np.sin(3 * x + 2 * y), np.cos(5 * x - y), np.sin(4 * x * y + 1)]
-    return Image.fromarray((127.5 + 120 * np.stack(waves, -1)).astype(np.uint8))
-
-
-def stripes(height: int, width: int) -> Image.Image:
-    """Saturated black and white bars: bicubic overshoots at every edge."""
-    y, x = np.mgrid[0:height, 0:width]
-    bars = np.stack([x // 7 % 2, y // 11 % 2, (x + y) // 13 % 2], -1)
-    return Image.fromarray((255 * bars).astype(np.uint8))
-
-
-def to_tensor(*images: Image.Image) -> torch.Tensor:
-    """PIL images of one size -> (B, 3, H, W) in [0, 1]."""
-    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in images])
+@pytest.fixture(scope="session")
+def tiny_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An aesthetic head on the tiny CLIP's 24 dimensions, keys as in the published file (dropouts have none)."""
+    generator = torch.Generator().manual_seed(2)
+    sizes = {0: (24, 16), 2: (16, 12), 4: (12, 8), 6: (8, 4), 7: (4, 1)}
+    head = {}
+    for number, (inner, outer) in sizes.items():
+        head[f"layers.{number}.weight"] = torch.randn(outer, inner, generator=generator) / inner**0.5
+        head[f"layers.{number}.bias"] = torch.randn(outer, generator=generator)
+    path = tmp_path_factory.mktemp("tiny_head") / "head.pth"
+    torch.save(head, path)
+    return path

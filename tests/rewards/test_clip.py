@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import PROMPTS, noise, smooth, stripes, to_tensor
+from reward_toys import PROMPTS, noise, smooth, stripes, to_tensor
 
 from rewards import RewardError
 from rewards._clip import HFClip

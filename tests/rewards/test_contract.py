@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROMPTS, smooth, to_tensor
+from reward_toys import PROMPTS, smooth, to_tensor
 
 from align.registry import REWARDS, build
 from rewards import Composite, Reward
@@ -33,6 +33,20 @@ SETTINGS: dict[str, Callable[[pytest.FixtureRequest, Path], list[dict]]] = {
     + [
         {"model": f"open_clip:{request.getfixturevalue('tiny_open_clip')}", "dtype": dtype}
         for dtype in ("float32", "bfloat16")
+    ],
+    "aesthetic": lambda request, _: [
+        {
+            "model": str(request.getfixturevalue("tiny_clip")),
+            "head": str(request.getfixturevalue("tiny_head")),
+            "preprocess": preprocess,
+            "dtype": dtype,
+        }
+        for preprocess, dtype in (("pil", "float32"), ("alignprop", "float32"), ("pil", "bfloat16"))
+    ],
+    "hpsv2": lambda request, _: [
+        dict(zip(("model", "weights"), request.getfixturevalue("tiny_open_clip").split("/", 1), strict=True))
+        | {"preprocess": preprocess}
+        for preprocess in ("hpsv2", "alignprop")
     ],
     "python": lambda _, folder: [
         {"function": f"{folder / 'mine.py'}:warmth"},

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import noise, smooth, stripes, to_tensor
 from PIL import Image
+from reward_toys import noise, smooth, stripes, to_tensor
 from torch.nn.functional import interpolate
 
 from rewards._preprocess import Preprocess, center_crop, differentiable_resize, normalise, quantise, short_side
