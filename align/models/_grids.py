@@ -17,7 +17,8 @@ class VPGrids:
     def __call__(self, num_steps: int, latent_shape: Sequence[int], step_rule: str, spacing: str | None = None) -> Grid:
         """`latent_shape` is part of the protocol for families whose times depend on it; not so here."""
         own_spacing: str = self.config.get("timestep_spacing", "leading")
-        chosen: str = spacing or own_spacing
+        karras = self.config.get("use_karras_sigmas", False) and step_rule not in ("ddim", "lcm")
+        chosen: str = spacing or ("karras" if karras else own_spacing)
         offset = self.config.get("steps_offset", 0)
         if step_rule == "lcm":
             return grids.lcm(self.schedule, num_steps, original_steps=self.config.get("original_inference_steps", 50))
