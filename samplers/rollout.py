@@ -102,7 +102,8 @@ def _call(denoiser: Denoiser, x: Tensor, t: Tensor, cond: Any, kept: bool, grad:
     if not kept:
         with torch.no_grad():
             return denoiser(x, t, cond)
-    # Weights that autocast cast during a call without grad are cached without grad; a kept call must not find them.
+    # Older torch caches weights that autocast cast without grad, and a kept call that found them would have no gradient
+    # (pytorch/pytorch#112583).
     torch.clear_autocast_cache()
     x = x.detach() if grad.detach_input else x
     if grad.checkpoint:

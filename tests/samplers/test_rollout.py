@@ -21,6 +21,8 @@ from samplers import (
     cfg,
     constant,
     ddim,
+    euler,
+    euler_ancestral,
     full,
     grids,
     invert,
@@ -192,7 +194,7 @@ def test_every_rule_is_differentiable_end_to_end(schedule, rule):
 
 
 def test_gradients_survive_a_prefix_under_autocast():
-    """Weights cast by autocast in a call without grad are cached without grad; kept calls must not use them."""
+    """pytorch/pytorch#112583: a torch that has it (2.6 does) fails here if the autocast cache is not cleared."""
     layer = torch.nn.Linear(4, 4)
 
     class Network:
@@ -318,6 +320,14 @@ def test_stochastic_steps_need_an_rng_and_rules_without_eta_refuse_one(vp):
         sample(data, x_T, grid, cond, eta=1.0)
     with pytest.raises(TypeError, match="eta"):
         sample(data, x_T, grid, cond, step=DPMpp2M, eta=1.0)
+
+
+def test_eta_zero_asked_for_is_not_a_rules_own_default(vp):
+    data, x_T, cond = problem(vp)
+    grid = grids.euler(vp, 4, "trailing")
+    plain = sample(data, x_T, grid, cond, step=euler).x0
+    assert torch.equal(sample(data, x_T, grid, cond, step=euler_ancestral, eta=0.0).x0, plain)
+    assert not torch.equal(sample(data, x_T, grid, cond, step=euler_ancestral, rng=Rng(0, range(3))).x0, plain)
 
 
 def test_a_sample_does_not_depend_on_its_batch(vp):
