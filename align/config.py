@@ -73,7 +73,9 @@ class Recipe(ComponentConfig):
 
     def dump(self) -> dict[str, Any]:
         """The whole tree as plain JSON-able values: `load_recipe(recipe.dump()) == recipe`."""
-        return self.model_dump(mode="json")
+        tree = self.model_dump(mode="json")
+        tree["hooks"] |= {label: False for label in ALWAYS if label not in self.hooks}
+        return tree
 
     def yaml(self) -> str:
         """The whole tree as the text of a recipe file."""

@@ -11,7 +11,7 @@ loader, with or without knowledge of the metadata, arrives at the same W.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ class AdapterConfig(ComponentConfig):
     """Also train the norm of each output row of the weight."""
     init: str | None = None
     """Start from this adapter: a folder, a .safetensors file, or a Hub id; its rank must equal `rank`."""
+
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        if self.init is not None and not _is_hub_id(self.init) and not _file(self.init).is_file():
+            yield ".init", f"there is no file {_file(self.init)}. Give the folder that holds {FILE_NAME}."
 
     @model_validator(mode="before")
     @classmethod
@@ -215,12 +219,21 @@ def _scale(alpha: float, rank: int, rslora: bool) -> float:
     return alpha / (rank**0.5 if rslora else rank)
 
 
-def _find(source: str | Path) -> Path:
+def _file(source: str | Path) -> Path:
     path = Path(source).expanduser()
-    path = path / FILE_NAME if path.is_dir() else path
+    return path / FILE_NAME if path.is_dir() else path
+
+
+def _is_hub_id(source: str | Path) -> bool:
+    text = str(source)
+    return text.count("/") == 1 and not text.startswith((".", "~", "/")) and not Path(text).suffix
+
+
+def _find(source: str | Path) -> Path:
+    path = _file(source)
     if path.is_file():
         return path
-    if not path.suffix and str(source).count("/") == 1:
+    if _is_hub_id(source):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -103,7 +103,6 @@ class _Session:
         recipe, accelerator, seed = self.recipe, self.accelerator, self.recipe.train.seed
         settings = recipe.dump()
         checkpoint = resume.find(self.output, resume_from, settings, self.say)
-        self._open_folder(fresh=checkpoint is None)
         model = build(MODELS, recipe.model).to(accelerator.device)
         component = next(name for name, module in model.components().items() if module is model.network)
         adapter = Adapter(recipe.adapter, model.network, list(model.lora_targets), component=component, seed=seed)
@@ -117,6 +116,7 @@ class _Session:
         around = Surroundings(self.output, accelerator, adapter, painter, self._composite, settings, seed)
         hooks = [build(HOOKS, config, around) for config in recipe.hooks.values()]
         trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, recipe=settings, say=self.say)
+        self._open_folder(fresh=checkpoint is None)  # everything is built: what cannot be leaves no folder behind
         state = trainer.fit(objective, policy, adapter, batches, hooks, resume=checkpoint)
         if state.interrupted:
             self.say(f"{state.interrupted}: saved after update {state.step}; the same command goes on from there")

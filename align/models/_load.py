@@ -1,6 +1,7 @@
 """A diffusers pipeline from a Hub id, a local folder or one .safetensors file; what goes wrong is said in one line."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from align.errors import UserError
 from align.models._base import Dtypes
-from align.registry import ComponentConfig
+from align.registry import EMBEDDED, ComponentConfig
 
 
 class CheckpointConfig(ComponentConfig):
@@ -30,6 +31,19 @@ class CheckpointConfig(ComponentConfig):
     decode_chunk: int = Field(default=8, ge=1)
     """Images decoded, and recomputed in the backward pass, at once."""
 
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        if not self.checkpoint.startswith(EMBEDDED) and _nowhere(self.checkpoint):
+            yield ".checkpoint", f"{self.checkpoint}: {NOWHERE}"
+
+
+NOWHERE = "no such folder or file, and not a Hub id (owner/name) either. Check the path."
+
+
+def _nowhere(checkpoint: str) -> bool:
+    path = Path(checkpoint).expanduser()
+    hub = checkpoint.count("/") == 1 and not path.is_absolute() and not checkpoint.startswith((".", "~"))
+    return not path.exists() and (not hub or path.suffix == ".safetensors")
+
 
 def load_pipeline(config: CheckpointConfig, class_name: str, dtypes: dict[str, torch.dtype], **absent: None) -> Any:
     """The pipeline `class_name` of diffusers; dtypes: pipeline component -> dtype; absent: components to leave out."""
@@ -41,10 +55,8 @@ def load_pipeline(config: CheckpointConfig, class_name: str, dtypes: dict[str, t
         return _from_file(config, path, pipeline_class, dtypes, absent)
     if path.is_dir():
         _check_folder(config, path, class_name)
-    elif path.is_absolute() or config.checkpoint.startswith((".", "~")) or config.checkpoint.count("/") != 1:
-        raise UserError(
-            f"{_where(config)}: no such folder or file, and not a Hub id (owner/name) either. Check the path."
-        )
+    elif _nowhere(config.checkpoint):
+        raise UserError(f"{_where(config)}: {NOWHERE}")
     return _trying(
         config,
         lambda: pipeline_class.from_pretrained(
