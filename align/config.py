@@ -23,8 +23,8 @@ from align.registry import (
     MODELS,
     OBJECTIVES,
     ComponentConfig,
+    Labelled,
     LabelledRewards,
-    labelled,
     resolve_embedded,
 )
 from align.sampling import SamplingConfig
@@ -62,7 +62,7 @@ class Recipe(ComponentConfig):
     train: TrainConfig = TrainConfig()
     hooks: Annotated[
         dict[str, Annotated[SerializeAsAny[ComponentConfig], HOOKS]],
-        BeforeValidator(labelled),
+        Labelled(HOOKS),
         BeforeValidator(_with_always),
     ] = Field(default_factory=dict, validate_default=True)
     """{label: hook}: what happens beside the loop, in this order; progress and metrics are always there, at the end."""

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, SerializeAsAny
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SerializeAsAny
+from pydantic_core import CoreSchema, core_schema
 
 from rewards._config import ComponentConfig, RewardConfig
 from rewards._errors import RegistryError
@@ -16,12 +17,12 @@ __all__ = [
     "OBJECTIVES",
     "REWARDS",
     "ComponentConfig",
+    "Labelled",
     "LabelledRewards",
     "Registry",
     "RegistryError",
     "RewardConfig",
     "build",
-    "labelled",
     "resolve_embedded",
 ]
 
@@ -34,23 +35,41 @@ HOOKS = Registry(["align.hooks"], "hook")
 EMBEDDED = "embedded:"
 
 
-def labelled(value: Any) -> Any:
-    """{label: settings} of several components: a label without a name is the name, no settings are the default ones."""
-    if not isinstance(value, Mapping):
-        raise ValueError(f"is {value!r}, must be a mapping of components. Write it as `clip: {{weight: 1.0}}`.")
-    if isinstance(value.get("name"), str):
-        raise ValueError(f"is one component, takes a key for each. Write `{value['name']}: {{...}}` inside it.")
-    for label in value:
-        if not str(label).isidentifier():
-            raise ValueError(f'the label "{label}" is not a plain word. Write `my_word: {{name: "{label}"}}`.')
-    return {
-        label: {"name": label, **(settings or {})} if isinstance(settings, Mapping | None) else settings
-        for label, settings in value.items()
-    }
+class Labelled:
+    """Metadata of a field {label: component}: a label without a name is the name, no settings are the default ones."""
+
+    def __init__(self, registry: Registry):
+        self.registry = registry
+
+    def named(self, value: Any) -> Any:
+        """`value` with the name of each component filled in."""
+        if not isinstance(value, Mapping):
+            raise ValueError(f"is {value!r}, must be a mapping of components. Write it as `clip: {{weight: 1.0}}`.")
+        if isinstance(value.get("name"), str):
+            raise ValueError(f"is one component, takes a key for each. Write `{value['name']}: {{...}}` inside it.")
+        for label in value:
+            if not str(label).isidentifier():
+                raise ValueError(f'the label "{label}" is not a plain word. Write `my_word: {{name: "{label}"}}`.')
+        return {
+            label: {"name": label, **(settings or {})} if isinstance(settings, Mapping | None) else settings
+            for label, settings in value.items()
+        }
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.named, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        any_of_them = handler(schema)["additionalProperties"]
+        branches = {
+            name: handler(self.registry.config_class(name).__pydantic_core_schema__) for name in self.registry.names()
+        }
+        properties = {name: {"anyOf": [branch, any_of_them, {"type": "null"}]} for name, branch in branches.items()}
+        return {"type": "object", "properties": properties, "additionalProperties": any_of_them}
 
 
-LabelledRewards = Annotated[dict[str, Annotated[SerializeAsAny[RewardConfig], REWARDS]], BeforeValidator(labelled)]
+LabelledRewards = Annotated[dict[str, Annotated[SerializeAsAny[RewardConfig], REWARDS]], Labelled(REWARDS)]
 """Rewards in a recipe, {label: reward}; the label names the reward's scores in metrics."""
+
 
 C = TypeVar("C")
 

@@ -127,7 +127,7 @@ class Registry:
         config = getattr(component, "Config", None)
         if not isinstance(component, type) or not isinstance(config, type) or not issubclass(config, self.base):
             raise RegistryError(
-                f'"{path}" is not a {self.noun}: it must be a class with a class attribute Config, a subclass of '
+                f'"{path}" is no {self.noun}: it must be a class with a class attribute Config, a subclass of '
                 f"{self.base.__module__}.{self.base.__name__} that declares its settings."
             )
         return component
@@ -147,7 +147,7 @@ class Registry:
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, dict):
-            raise RegistryError(f"a {self.noun} is a name or a mapping with the key name, this is {value!r}.")
+            raise RegistryError(f"{value!r} is no {self.noun}: give a name, or a mapping with the key name.")
         name = value.get("name")
         if not isinstance(name, str):
             said = "has no name" if name is None else f"is called {name!r}, which is not text"

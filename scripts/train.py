@@ -1,4 +1,4 @@
-"""For launchers that want a file: `accelerate launch scripts/train.py RECIPE [a.b=c ...]` is `align train RECIPE ...`."""
+"""For launchers that want a file: `accelerate launch scripts/train.py RECIPE ...` is `align train RECIPE ...`."""
 
 import sys
 from pathlib import Path

@@ -1,0 +1,146 @@
+"""The house as a test: who may import whom, one component a file, no branch on a family or a method."""
+
+import ast
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS
+from rewards._registry import component_of
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("align", "rewards", "samplers")
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+REGISTRIES = (MODELS, OBJECTIVES, REWARDS, DATA, HOOKS)
+HEAVY = {"diffusers", "transformers", "peft", "open_clip", "torchvision"}
+
+
+def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
+    """The modules that a file imports, dotted; with `top_level` only those that importing it imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = _executed(tree) if top_level else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            for alias in node.names:
+                below = f"{node.module}.{alias.name}"
+                is_module = any((ROOT / Path(*below.split("."))).with_suffix(s).exists() for s in (".py", ""))
+                yield below if is_module else str(node.module)
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes outside functions and outside `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from _executed(child)
+
+
+def within(module: str, *parents: str) -> bool:
+    return any(module == parent or module.startswith(parent + ".") for parent in parents)
+
+
+def name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def broken(rule) -> list[str]:
+    """"file: module" of every import that `rule(file, module)` forbids."""
+    return [f"{name(path)}: {module}" for path in FILES for module in imports(path) if rule(name(path), module)]
+
+
+def test_samplers_import_nothing_but_torch():
+    allowed = sys.stdlib_module_names | {"torch", "samplers"}
+    assert not broken(lambda file, module: within(file, "samplers") and module.split(".")[0] not in allowed)
+
+
+def test_rewards_import_neither_samplers_nor_align():
+    assert not broken(lambda file, module: within(file, "rewards") and within(module, "samplers", "align"))
+
+
+def test_heavy_libraries_are_imported_inside_functions():
+    """Importing them costs seconds; a mistyped recipe must not pay for them, nor need a torchvision that works."""
+    found = [f"{name(p)}: {m}" for p in FILES for m in imports(p, top_level=True) if m.split(".")[0] in HEAVY]
+    assert [line for line in found if not line.startswith(("align.models.", "align.lora:"))] == []
+    assert [line for line in found if "torchvision" in line] == []
+
+
+def test_heavy_libraries_stay_in_their_files():
+    """diffusers, transformers and peft are named where a family, an adapter, a reward or a checkpoint is built."""
+    homes = ("align.models", "align.lora", "rewards", "align.shapes", "align.plan", "align.doctor")
+    assert not broken(lambda file, module: module.split(".")[0] in HEAVY and not within(file, *homes))
+
+
+ARROWS = {
+    # file or folder: (what it may import of align; all else of align is forbidden)
+    "align.objectives": ("losses", "policy", "sampling", "objectives._base", "registry", "errors", "models._base"),
+    "align.models": ("models", "registry", "errors"),
+    "align.data": ("data", "registry", "errors", "policy", "models._base", "shapes.prompts"),
+    "align.losses": (),
+    "align.lora": ("registry", "errors"),
+    "align.optim": ("registry", "errors"),
+    "align.registry": ("shapes.embedded",),
+    "align.errors": (),
+    "align.sampling": ("registry", "errors", "models._base"),
+    "align.shapes": ("shapes", "errors", "registry", "picture"),
+}
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_arrows_inside_align(room):
+    allowed = tuple(f"align.{part}" for part in ARROWS[room])
+    found = broken(lambda f, m: within(f, room) and within(m, "align") and m != "align" and not within(m, *allowed))
+    assert not found
+
+
+@pytest.mark.parametrize("file", [f"align.{p}" for p in ("trainer", "update", "policy", "sampling", "checkpoint")])
+def test_the_loop_knows_no_method_family_or_reward_by_name(file):
+    named = [path for registry in REGISTRIES for path in registry.modules().values()]
+    assert not broken(lambda f, m: f == file and within(m, *named))
+
+
+def test_only_the_command_imports_the_command_and_the_run():
+    above = ("align.cli", "align.__main__", "align.doctor", "align")
+    assert not broken(lambda f, m: within(m, "align.cli", "align.run") and f not in above)
+
+
+def test_no_branch_on_a_family_or_a_method():
+    """A comparison with "sd" or "draft" outside its own file is a special case that belongs into a part."""
+    known = {*MODELS.names(), *OBJECTIVES.names()}
+    found = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                sides = [node.left, *node.comparators]
+                words = {n.value for side in sides for n in ast.walk(side) if isinstance(n, ast.Constant)}
+                names = {getattr(side, "id", getattr(side, "attr", "")) for side in sides}
+                if names & {"family", "method"} or (words & known and names & {"name", "objective", "model"}):
+                    found.append(f"{name(path)}:{node.lineno}: {ast.unparse(node)}")
+            elif isinstance(node, ast.match_case):
+                if {n.value for n in ast.walk(node.pattern) if isinstance(n, ast.Constant)} & known:
+                    found.append(f"{name(path)}:{node.pattern.lineno}")
+    assert not found
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.noun)
+def test_every_public_file_of_a_registry_exposes_one_component_under_its_own_name(registry):
+    assert registry.names()
+    for component_name, module in registry.modules().items():
+        component = component_of(importlib.import_module(module))
+        assert component.Config.model_fields["name"].default == component_name
+        assert registry.get(component_name) is component
+
+
+def test_files_are_short_and_say_what_they_are():
+    for path in [*FILES, *sorted((ROOT / "scripts").rglob("*.py"))]:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 300, f"{path} asks to be split"
+        assert ast.get_docstring(ast.parse(text)), f"{path} opens with no sentence"
