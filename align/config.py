@@ -102,13 +102,13 @@ def load_recipe(
         said = Source.read(path)
         said.tree.setdefault("output", f"runs/{_run_name(path)}")
     said.override(overrides)
-    parts, problems = _validated(said.tree)
+    recipe, parts, problems = _validated(said.tree)
     if on_disk:
         problems += _conflicts(said.tree, parts)
-    if problems:
+    if problems or recipe is None:
         ordered = sorted(dict.fromkeys(problems), key=lambda problem: [str(key) for key in problem[0]])
         raise UserError("\n".join(_line(said, path, text) for path, text in ordered))
-    return Recipe.model_validate(parts)
+    return recipe
 
 
 def _line(said: Source, path: KeyPath, text: str) -> str:
@@ -127,11 +127,12 @@ def _run_name(path: Path) -> str:
     return f"{folder}-{path.stem}" if path.parent.parent.name in ("recipes", "_recipes") else path.stem
 
 
-def _validated(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[KeyPath, str]]]:
-    """Each block validated apart, so that a mistake in one does not hide what is wrong between the others."""
+def _validated(tree: Mapping[str, Any]) -> tuple[Recipe | None, dict[str, Any], list[tuple[KeyPath, str]]]:
+    """The recipe, or the blocks of it that are valid by themselves (a mistake in one must not hide what is wrong
+    between the others) and the problems of the rest."""
     try:
         recipe = Recipe.model_validate(tree)
-        return {name: getattr(recipe, name) for name in Recipe.model_fields}, []
+        return recipe, dict(recipe), []
     except ValidationError as error:
         problems = [(entry["loc"], _message(entry)) for entry in error.errors()]
     parts: dict[str, Any] = {}
@@ -144,7 +145,7 @@ def _validated(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[KeyP
                 )
             except ValidationError:
                 continue  # said above
-    return parts, problems
+    return None, parts, problems
 
 
 def _message(error: ErrorDetails) -> str:
