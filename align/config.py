@@ -194,9 +194,9 @@ def _output(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _gradient(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """An objective says what it needs of the rewards in its class attribute `needs`."""
+    """An objective that sends the rewards' gradient into the model says so: `needs_gradient = True` on its config."""
     objective, rewards = parts.get("objective"), parts.get("rewards")
-    if objective is None or rewards is None or getattr(OBJECTIVES.get(objective.name), "needs", "") != "differentiable":
+    if objective is None or rewards is None or not getattr(objective, "needs_gradient", False):
         return
     if not rewards:
         yield "rewards", f"are missing: {objective.name} maximises one. Add it, such as `rewards: {{clip: {{}}}}`."
