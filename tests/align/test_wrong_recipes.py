@@ -1,0 +1,127 @@
+"""Wrong recipes, three or more of each kind: file, key and way out are named, exit code 2, nothing is left behind."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from align.cli import app
+
+GOOD: dict[str, Any] = {
+    "model": {"name": "sd", "checkpoint": "owner/name"},
+    "objective": {"name": "draft"},
+    "data": {"name": "prompts", "prompts": ["a", "b"]},
+    "rewards": {"brightness": {}},
+    "sampling": {"num_steps": 8},
+    "output": "the_run",
+}
+
+# (kind, overrides of GOOD, the key that is named, words of the way out)
+WRONG: list[tuple[str, dict[str, Any], str, str]] = [
+    ("unknown key", {"trian": {"num_updates": 3}}, "trian", 'Did you mean "train"'),
+    ("unknown key", {"optim.learning_rate": 1e-4}, "optim.learning_rate", "Known here: algorithm, lr"),
+    ("unknown key", {"objective.num_noise": 2}, "objective.num_noise", 'Did you mean "num_noises"'),
+    ("unknown key", {"model.dtype.unet": "bf16"}, "model.dtype.unet", "Known here: network, text, vae"),
+    ("wrong type", {"optim.lr": "fast"}, "optim.lr", "Set lr to a number"),
+    ("wrong type", {"train.num_updates": 1.5}, "train.num_updates", "Set num_updates to a whole number"),
+    ("wrong type", {"adapter": 8}, "adapter", "Set it to a mapping"),
+    ("wrong type", {"rewards": ["brightness"]}, "rewards", "Write it as `clip:"),
+    ("wrong type", {"train.mixed_precision": "fp8"}, "train.mixed_precision", "one of 'no', 'fp16' or 'bf16'"),
+    ("wrong type", {"adapter.targets": 3}, "adapter.targets", "Set targets to a list or text"),
+    ("out of range", {"adapter.rank": 0}, "adapter.rank", "Set rank >= 1"),
+    ("out of range", {"optim.lr": -1e-4}, "optim.lr", "Set lr > 0"),
+    ("out of range", {"adapter.dropout": 1.0}, "adapter.dropout", "Set dropout < 1"),
+    ("out of range", {"rewards.brightness.weight": float("nan")}, "rewards.brightness.weight", "a finite number"),
+    ("cross-field", {"sampling.last_k": 10}, "sampling.last_k", "Set last_k <= 8"),
+    ("cross-field", {"train.batch_size": 4, "train.micro_batch_size": 8}, "train", "Set micro_batch_size <= 4"),
+    ("cross-field", {"objective.target": 1.0, "objective.margin": 2.0}, "objective", "Set one of them"),
+    ("cross-field", {"sampling.step_rule": "euler", "sampling.eta": 0.5}, "sampling.eta", "Use ddim"),
+    ("cross-field", {"rewards": {}}, "rewards", "Add it, such as"),
+    ("missing file", {"data.prompts": "no/such.txt"}, "data.prompts", "Check the path"),
+    ("missing file", {"model.checkpoint": "./no_such_model"}, "model.checkpoint", "Check the path"),
+    ("missing file", {"adapter.init": "./no_such_adapter"}, "adapter.init", "Give the folder"),
+    (
+        "missing file",
+        {"rewards": {"mine": {"name": "python", "function": "no_such.py:warmth"}}},
+        "rewards.mine.function",
+        "Check the path",
+    ),
+    ("unknown name", {"objective.name": "drfat"}, "objective", 'Did you mean "draft"'),
+    ("unknown name", {"rewards": {"clp": {}}}, "rewards.clp", 'Did you mean "clip"'),
+    ("unknown name", {"model.name": "sdx"}, "model", 'Did you mean "sd"'),
+    ("unknown name", {"model.checkpoint": "embedded:shapes"}, "model.checkpoint", "Known: "),
+    ("unknown name", {"hooks": {"watch": {"name": "no_such_module:Watch"}}}, "hooks.watch", "Install it"),
+    ("unknown name", {"data.prompts": "shapes:trian"}, "data.prompts", "shapes:train"),
+    ("not differentiable", {"rewards": {"judge": {}}}, "rewards.judge", "Watch it in hooks.panel.rewards"),
+    ("not differentiable", {"rewards": {"brightness": {}, "gold": {}}}, "rewards.gold", "train on another"),
+    (
+        "not differentiable",
+        {"rewards": {"mine": {"name": "python", "function": "math:sqrt", "differentiable": False}}},
+        "rewards.mine",
+        "train on another",
+    ),
+    ("unwritable output", {"output": "a_file"}, "output", "Choose another folder"),
+    ("unwritable output", {"output": "a_file/run"}, "output", "Choose another folder"),
+    ("unwritable output", {"output": "/proc/no_such/run"}, "output", "Choose another folder"),
+    ("bad prompts", {"data.prompts": "empty.txt"}, "data.prompts", "Give at least one"),
+    ("bad prompts", {"data.prompts": ["a", "  "]}, "data.prompts", "Remove it or write it"),
+    ("bad prompts", {"data.prompts": "latin1.txt"}, "data.prompts", "Save the file as UTF-8"),
+    ("bad prompts", {"data.prompts": "prompts.csv"}, "data.prompts", "a .txt or .jsonl file"),
+    ("bad prompts", {"data.prompts": "broken.jsonl"}, "data.prompts", "a line"),
+]
+
+
+def changed(overrides: dict[str, Any]) -> dict[str, Any]:
+    recipe = yaml.safe_load(yaml.safe_dump(GOOD))
+    for dotted, value in overrides.items():
+        *blocks, last = dotted.split(".")
+        tree = recipe
+        for key in blocks:
+            tree = tree.setdefault(key, {})
+        tree[last] = value
+    return recipe
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").write_text("mine")
+    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "latin1.txt").write_bytes("café\n".encode("latin-1"))
+    (tmp_path / "prompts.csv").write_text("a,b\n")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "key", "fix"), WRONG, ids=[f"{kind}-{i}" for i, (kind, *_) in enumerate(WRONG)]
+)
+def test_a_wrong_recipe(kind, overrides, key, fix, here):
+    (here / "mine.yaml").write_text(yaml.safe_dump(changed(overrides)))
+    before = sorted(here.iterdir())
+    result = CliRunner().invoke(app, ["train", "mine.yaml"])
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("mine.yaml:") and f": {key}: " in line and fix in line, line
+    assert "Traceback" not in result.output
+    assert sorted(here.iterdir()) == before, "nothing is left behind"
+
+
+def test_there_are_three_of_each_kind_and_the_good_one_is_good(here):
+    kinds = [kind for kind, *_ in WRONG]
+    assert min(kinds.count(kind) for kind in kinds) >= 3
+    from align.config import load_recipe
+
+    load_recipe(GOOD)
+    assert not (here / "the_run").exists()
+
+
+def test_a_mistake_that_only_building_finds_leaves_no_folder_either(here):
+    """A folder that is no pipeline, and a reward whose checkpoint is not there: the recipe itself is fine."""
+    (here / "folder").mkdir()
+    (here / "mine.yaml").write_text(yaml.safe_dump(changed({"model.checkpoint": "./folder"})))
+    result = CliRunner().invoke(app, ["train", "mine.yaml"])
+    assert result.exit_code == 2 and "model.checkpoint" in result.stderr and "model_index.json" in result.stderr
+    assert not (here / "the_run").exists()
