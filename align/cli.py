@@ -75,6 +75,25 @@ def train(
 
 @app.command()
 @_plainly
+def sample(
+    source: Annotated[str, typer.Argument(help="A run's folder, or a recipe for its base model.")],
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Images of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
+    strength: Annotated[float, typer.Option(help="Of the adapter; 0 is the base model.")] = 1.0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the images.")] = Path("samples"),
+    change: Annotated[list[str] | None, typer.Option("--set", help="A change: --set sampling.num_steps=20.")] = None,
+) -> None:
+    """Draw images with a run's adapter, or of a recipe's base model."""
+    from align.sample import sample as draw
+
+    options: dict[str, Any] = {"num_images": num_images, "seed": seed, "strength": strength, "output": output}
+    for path in draw(source, prompts, change or (), **options):
+        typer.echo(path)
+
+
+@app.command()
+@_plainly
 def recipes() -> None:
     """List the recipes that can be named."""
     from align.recipes import names
