@@ -4,8 +4,10 @@ Rates over prompts come with 95 % bootstrap intervals. The table is printed and 
 """
 
 import time
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from scripts.pretrain import clip
 from scripts.pretrain.common import CHECKPOINTS, draw, generator
 
 PROMPTS, SEED = 1024, 2026
+STEPS = {"shapes-sd": (20, 3.0), "shapes-turbo": (1, 1.0), "shapes-flow": (20, 3.0)}  # steps, guidance
 OUTPUT = Path(__file__).parents[2] / "docs" / "shapes-figures.md"
 
 
@@ -110,58 +113,83 @@ def scores(network, tokenizer, images: Tensor, captions: list[str]) -> Tensor:
     return (F.normalize(vision, dim=-1) * F.normalize(words, dim=-1)).sum(-1)
 
 
+def load_pipeline(name: str):
+    """A checkpoint in its stock pipeline, fp32."""
+    if name == "shapes-flow":
+        pipe = StableDiffusion3Pipeline.from_pretrained(CHECKPOINTS / name, text_encoder_3=None, tokenizer_3=None)
+    else:
+        pipe = StableDiffusionPipeline.from_pretrained(CHECKPOINTS / name)
+    return pipe.to(torch.float32)
+
+
+def clip_rows(score, base: Tensor, captions: list[str]) -> list[str]:
+    """Right caption against an altered one on renderings; AUC of judged right against wrong on samples."""
+    wanted, scenes = draw(6000, SEED, 1)
+    pictures, rng, said = render_batch(scenes), np.random.default_rng(SEED), [say(r) for r in wanted]
+    wrong = [clip.negatives(r, rng, 1)[0] for r in wanted]
+    won = (score(pictures, said) > score(pictures, wrong)).tolist()
+    strict = torch.tensor([v.strict for v in judge(base, captions)])
+    skills, scored = np.array([parse(c).skill for c in captions]), score(base, captions)
+    areas = []
+    for skill in (None, *SKILLS):
+        rows = torch.from_numpy(skills == skill) if skill else torch.ones(len(captions), dtype=torch.bool)
+        areas.append(f"{auc(scored[rows & strict], scored[rows & ~strict]):.3f}")
+    return [
+        row("shapes-clip: right caption above an altered one", split(won, said), won),
+        "| shapes-clip: AUC of judged right against wrong on shapes-sd (not %) | " + " | ".join(areas) + " |",
+    ]
+
+
+def pick_row(score, first: Tensor, second: Tensor, captions: list[str]) -> str:
+    """How often the preference model orders two samples of a caption as their gold utility does; ties left out."""
+    margin = (gold(first, captions) - gold(second, captions)).tolist()
+    gap = (score(first, captions) - score(second, captions)).tolist()
+    told = [i for i, m in enumerate(margin) if m != 0]
+    agree = [margin[i] * gap[i] > 0 for i in told]
+    return row("shapes-pick: agrees with gold on pairs", split(agree, [captions[i] for i in told]), agree)
+
+
+def timed(work) -> tuple[float, Any]:
+    """(seconds, result) of work()."""
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
+
+
 def main() -> None:
     """Measure, print and write."""
-    began = time.perf_counter()
-    pipes = {n: StableDiffusionPipeline.from_pretrained(CHECKPOINTS / n) for n in ("shapes-sd", "shapes-turbo")}
-    no_third = {"text_encoder_3": None, "tokenizer_3": None}
-    pipes["shapes-flow"] = StableDiffusion3Pipeline.from_pretrained(CHECKPOINTS / "shapes-flow", **no_third)
-    pipes = {n: pipe.to(torch.float32) for n, pipe in pipes.items()}
-    networks = {n: CLIPModel.from_pretrained(CHECKPOINTS / n).float().eval() for n in ("shapes-clip", "shapes-pick")}
+    present = {name: steps for name, steps in STEPS.items() if (CHECKPOINTS / name).exists()}
+
+    def load() -> tuple[dict, dict]:
+        networks = {
+            n: CLIPModel.from_pretrained(CHECKPOINTS / n).float().eval() for n in ("shapes-clip", "shapes-pick")
+        }
+        return {name: load_pipeline(name) for name in present}, networks
+
+    loading, (pipes, networks) = timed(load)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINTS / "shapes-clip")
-    loading = time.perf_counter() - began
+    score = {name: partial(scores, network, tokenizer) for name, network in networks.items()}
     captions = prompts("report", PROMPTS, SEED)
-    steps = {"shapes-sd": (20, 3.0), "shapes-turbo": (1, 1.0), "shapes-flow": (20, 3.0)}
     lines = ["| % | overall | " + " | ".join(SKILLS) + " |", "|---|---|" + "---|" * len(SKILLS)]
     lines += judge_rows(pipes["shapes-sd"].vae)
     images = {}
-    for name, (count, guidance) in steps.items():
+    for name, (count, guidance) in present.items():
         images[name] = sample(pipes[name], captions, num_inference_steps=count, guidance_scale=guidance)
         lines += model_rows(f"{name}, {count} step{'s' * (count > 1)}, guidance {guidance:g}", images[name], captions)
-    wanted, scenes = draw(6000, SEED, 1)
-    pictures, rng = render_batch(scenes), np.random.default_rng(SEED)
-    right = scores(networks["shapes-clip"], tokenizer, pictures, [say(r) for r in wanted])
-    wrong = scores(networks["shapes-clip"], tokenizer, pictures, [clip.negatives(r, rng, 1)[0] for r in wanted])
-    won = (right > wrong).tolist()
-    lines.append(row("shapes-clip: right caption above an altered one", split(won, [say(r) for r in wanted]), won))
-    base, rest = images["shapes-sd"], []
-    strict = torch.tensor([v.strict for v in judge(base, captions)])
-    score = scores(networks["shapes-clip"], tokenizer, base, captions)
-    skill = np.array([parse(c).skill for c in captions])
-    for s in (None, *SKILLS):
-        rows = torch.from_numpy(skill == s) if s else torch.ones(len(captions), dtype=torch.bool)
-        rest.append(f"{auc(score[rows & strict], score[rows & ~strict]):.3f}")
-    lines.append("| shapes-clip: AUC of judged right against wrong on shapes-sd (not %) | " + " | ".join(rest) + " |")
-    again = sample(pipes["shapes-sd"], captions, SEED + 1, num_inference_steps=20, guidance_scale=3.0)
-    margin = gold(base, captions) - gold(again, captions)
-    first, second = (scores(networks["shapes-pick"], tokenizer, x, captions) for x in (base, again))
-    gap = first - second
-    told = [i for i in range(len(captions)) if margin[i] != 0]
-    agree = [bool(margin[i] * gap[i] > 0) for i in told]
-    lines.append(row("shapes-pick: agrees with gold on pairs", split(agree, [captions[i] for i in told]), agree))
-    began = time.perf_counter()
-    sample(pipes["shapes-sd"], captions[:64], num_inference_steps=20, guidance_scale=3.0)
-    sampling = time.perf_counter() - began
-    began = time.perf_counter()
-    judge(base[:64], captions[:64])
-    judging = time.perf_counter() - began
+    base, options = images["shapes-sd"], {"num_inference_steps": 20, "guidance_scale": 3.0}
+    lines += clip_rows(score["shapes-clip"], base, captions)
+    again = sample(pipes["shapes-sd"], captions, SEED + 1, **options)
+    lines.append(pick_row(score["shapes-pick"], base, again, captions))
+    sampling, _ = timed(lambda: sample(pipes["shapes-sd"], captions[:64], **options))
+    judging, _ = timed(lambda: judge(base[:64], captions[:64]))
     utility = gold(base, captions)
     lines += [
         "",
         f"Gold utility of shapes-sd: mean {utility.mean():.3f}, standard deviation {utility.std():.3f}.",
         f"64 images x 20 DDIM steps with guidance: {sampling:.1f} s; judging 64 images: {judging:.2f} s;",
-        f"loading all five models: {loading:.1f} s ({torch.get_num_threads()} CPU threads).",
-        f"{PROMPTS} report prompts (judge: 2,000 scenes a skill), seed {SEED}; 95 % bootstrap intervals over prompts.",
+        f"loading all {len(pipes) + len(networks)} models: {loading:.1f} s ({torch.get_num_threads()} CPU threads,",
+        "on a machine with other work).",
+        f"{PROMPTS} report prompts (judge: 2,000 scenes a skill), seed {SEED}; 95 % bootstrap intervals.",
     ]
     text = "\n".join(lines) + "\n"
     print(text)

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 from transformers import CLIPImageProcessor
 
 from scripts.pretrain import clip, flow, pick, sd, text, turbo
@@ -25,7 +26,11 @@ def _tokenizer(folder: Path) -> None:
 def _pipeline(name: str, pipe) -> None:
     folder = CHECKPOINTS / name
     shutil.rmtree(folder, ignore_errors=True)
-    pipe.half().save_pretrained(folder)
+    pipe.to(torch.float16).save_pretrained(folder)
+    for path in folder.rglob("*.json"):  # where it was loaded from is nobody's business
+        settings = json.loads(path.read_text())
+        if settings.pop("_name_or_path", None):
+            path.write_text(json.dumps(settings, indent=2) + "\n")
     for part in ("tokenizer", "tokenizer_2"):
         if (folder / part).exists():
             _tokenizer(folder / part)

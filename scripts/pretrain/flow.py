@@ -65,7 +65,7 @@ def load() -> StableDiffusion3Pipeline:
     return pipe
 
 
-def main(steps: int = 5000, batch: int = 64, seed: int = 0) -> None:
+def main(steps: int = 4000, batch: int = 64, seed: int = 0) -> None:
     torch.manual_seed(seed)
     transformer = build()
     data, captions = sd.latents(seed)

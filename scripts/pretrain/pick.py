@@ -19,7 +19,7 @@ from align.shapes.taste import gold, prefer
 from scripts.pretrain import clip, samples, sd
 from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
 
-DRAWN = 4000  # pairs of renderings
+DRAWN = 16_000  # pairs of renderings
 
 
 def load() -> CLIPModel:
@@ -46,7 +46,7 @@ def _renderings(seed: int) -> tuple[Tensor, Tensor, list[str]]:
     return clip.corrupt(a, rng), clip.corrupt(b, rng), [say(r) for r in wanted]
 
 
-def _held_out(seed: int, count: int = 1024) -> tuple[Tensor, list[str]]:
+def _held_out(seed: int, count: int = 400) -> tuple[Tensor, list[str]]:
     """Two samples of the base model a caption that trained nothing, side by side."""
     pipe = sd.load()
     captions = [c for c in prompts("select", count, seed) for _ in range(2)]
@@ -71,7 +71,7 @@ def agreement(network: CLIPModel, images: Tensor, captions: list[str]) -> dict[s
     return {"overall": round(right.mean().item(), 4)} | {s: round(v.mean().item(), 4) for s, v in rows.items()}
 
 
-def main(steps: int = 900, batch: int = 64, seed: int = 0) -> None:
+def main(steps: int = 1500, batch: int = 64, seed: int = 0) -> None:
     torch.manual_seed(seed)
     network = clip.load().requires_grad_(True)
     _, x_0, captions = samples.load(seed)
@@ -92,7 +92,7 @@ def main(steps: int = 900, batch: int = 64, seed: int = 0) -> None:
         better, worse = score(network, both, words + words).chunk(2)
         return -F.logsigmoid(better - worse).mean()
 
-    figures = train("pick", {"pick": network}, loss, steps=steps, lr=3e-4, warmup=50, weight_decay=0.05, ema=0.99)
+    figures = train("pick", {"pick": network}, loss, steps=steps, lr=6e-4, warmup=50, weight_decay=0.05, ema=0.99)
     folder = WORK / "out" / "pick"
     network.save_pretrained(folder)
     figures |= {"parameters": parameters([network]), "pairs": len(texts)}

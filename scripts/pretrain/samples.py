@@ -11,7 +11,7 @@ from align.shapes.prompts import prompts
 from scripts.pretrain import sd, text
 from scripts.pretrain.common import WORK, generator
 
-COUNT, STEPS, BATCH = 7680, 12, 128
+COUNT, STEPS, BATCH = 2560, 10, 128
 
 
 def load(seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
@@ -31,7 +31,7 @@ def load(seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
                 output_type="latent",
             )
             out.append(part.images)
-        save_file({"x_T": noise, "x_0": torch.cat(out)}, file)
+        save_file({"x_T": noise, "x_0": torch.cat(out).contiguous()}, file)
         words.write_text(json.dumps(captions))
     data = load_file(file)
     return data["x_T"], data["x_0"], json.loads(words.read_text())

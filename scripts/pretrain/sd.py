@@ -17,7 +17,7 @@ from align.shapes.scene import render_batch
 from scripts.pretrain import text, vae
 from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
 
-SCENES, DROP, GUIDANCE = 80_000, 0.1, 3.0
+SCENES, DROP, GUIDANCE = 50_000, 0.1, 3.0
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -80,7 +80,7 @@ def latents(seed: int) -> tuple[Tensor, list[str]]:
             with torch.no_grad():
                 z = network.encode(render_batch(scenes) * 2 - 1).latent_dist.mean
             out.append((z * network.config["scaling_factor"]).half())
-        save_file({"latents": torch.cat(out)}, file)
+        save_file({"latents": torch.cat(out).contiguous()}, file)
         words.write_text(json.dumps(captions))
     return load_file(file)["latents"], json.loads(words.read_text())
 
@@ -100,7 +100,7 @@ def judged(pipe, count: int, *, split: str = "select", batch: int = 96, seed: in
     } | {s: round(float(np.mean(r)), 4) for s, r in rows.items()}
 
 
-def main(steps: int = 5500, batch: int = 64, seed: int = 0) -> None:
+def main(steps: int = 5200, batch: int = 64, seed: int = 0) -> None:
     torch.manual_seed(seed)
     unet, encoder = build_unet().to(memory_format=torch.channels_last), text.load_encoder()  # type: ignore[call-overload]
     data, captions = latents(seed)
