@@ -1,7 +1,6 @@
 """Where a run starts: fresh, or at a checkpoint of the same recipe; a changed recipe is refused by the changed keys."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,11 +45,6 @@ def find(output: Path, resume: str, recipe: dict[str, Any], say: Callable[[str],
             "set another output, or start over with --resume never."
         )
     return path
-
-
-def start_over(output: Path) -> None:
-    """Removes what an earlier run has left in `output` and a fresh one would take for its own."""
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
 
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:

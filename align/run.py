@@ -8,6 +8,7 @@ A run's folder holds recipe.yaml (resolved), metrics.jsonl, checkpoints/, adapte
 its hooks write.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from align.trainer import Trainer
 from rewards import Composite
 
 RECIPE, ADAPTER = "recipe.yaml", "adapter"
+WRITTEN = (ADAPTER, "checkpoints", "samples", metrics.FILE_NAME, summary.FILE_NAME, evaluate.PICTURE)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class _Session:
         self._open_folder(fresh=checkpoint is None)  # everything is built: what cannot be leaves no folder behind
         state = trainer.fit(objective, policy, adapter, batches, hooks, resume=checkpoint)
         if state.interrupted:
-            self.say(f"{state.interrupted}: saved after update {state.step}; the same command goes on from there")
+            self.say(f"{state.interrupted}: ended after update {state.step}; the same command goes on from there")
             return Run(self.output, state.interrupted)
         with nullcontext() if state.chosen else state.average():
             if state.chosen:
@@ -149,8 +151,9 @@ class _Session:
         if self.accelerator.is_main_process:
             try:
                 self.output.mkdir(parents=True, exist_ok=True)
-                if fresh:
-                    resume.start_over(self.output)
+                if fresh and (self.output / RECIPE).is_file():  # a run's folder, so these are a run's files
+                    for name in WRITTEN:
+                        _remove(self.output / name)
                 (self.output / RECIPE).write_text(self.recipe.yaml(), encoding="utf-8")
             except OSError as error:
                 raise UserError(
@@ -178,3 +181,10 @@ class _Session:
             for line in summary.lines(written, self.output):
                 self.say(line)
         self.accelerator.wait_for_everyone()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -179,7 +179,8 @@ class Trainer:
     def _save(self, parts: dict[str, Any], policy: Policy, state: State) -> None:
         calls = policy.calls.over_processes(self.accelerator)
         if self.accelerator.is_main_process:
-            states = {name: part.state_dict() for name, part in parts.items()} | {"calls": calls.state_dict()}
+            states = {name: held for name, part in parts.items() if (held := part.state_dict())}
+            states["calls"] = calls.state_dict()
             meta = {"recipe": self.recipe, "versions": versions(), "threads": torch.get_num_threads()}
             self.checkpoints.save(state.step, states, meta)
         self.accelerator.wait_for_everyone()
@@ -188,8 +189,8 @@ class Trainer:
         states, meta = checkpoint.load(path)
         if self.accelerator.is_main_process:  # what all had counted is counted once
             policy.calls.load_state_dict(states["calls"])
-        for name, part in parts.items():
-            part.load_state_dict(states[name])
+        for name in parts.keys() & states.keys():  # hooks without a state may come and go
+            parts[name].load_state_dict(states[name])
         state.step = meta["step"]
         if meta["threads"] != torch.get_num_threads():
             self.say(f"going on with {meta['threads']} threads, as {path} was written: another number rounds otherwise")

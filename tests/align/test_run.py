@@ -198,8 +198,9 @@ def test_a_signal_during_the_report_ends_it_and_the_same_call_writes_it(recipe, 
             os.kill(os.getpid(), signal.SIGINT)
         return score(self, *args, stream=stream, **kwargs)
 
+    align.train(recipe)
     monkeypatch.setattr(Painter, "score", interrupted)
-    run = align.train(recipe)
+    run = align.train(recipe, resume="never")  # nothing of the finished run may be taken for this one's
     assert run.interrupted == "SIGINT" and not (run.output / "summary.json").exists()
     monkeypatch.undo()
     assert align.train(recipe).report.num_updates == 4
@@ -231,6 +232,14 @@ def test_a_failing_tracker_stops_nothing_and_a_working_one_is_told_everything(re
     configuration, *told = (run.output / "Notes").read_text().splitlines()
     assert json.loads(configuration)["optim.lr"] == 0.02
     assert [line.split()[0] for line in told] == ["0", "1", "2", "3", "4"]
+
+
+def test_a_folder_that_is_no_runs_keeps_its_files(recipe, tmp_path):
+    own = tmp_path / "run" / "samples" / "my.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    align.train(recipe, resume="never")
+    assert own.read_text() == "mine"
 
 
 def test_asking_for_more_processes_than_started_is_an_error(recipe):
