@@ -36,7 +36,7 @@ class PromptsConfig(ComponentConfig):
     name: Literal["prompts"] = "prompts"
     prompts: list[str] | str
     """The prompts themselves; or a file, .txt (one a line) or .jsonl (key "prompt"); or a set, such as shapes:train,
-    animals:train, parti:train (align/data/sets)."""
+    animals:train, scenes:train (align/data/sets)."""
     count: int | None = Field(default=None, ge=1)
     """Use only the first `count` of them (of a shapes set: equal shares of its skills)."""
 
