@@ -7,7 +7,8 @@ The image tower may run in bfloat16; projection, norm and dot product stay in fl
 cosine: more than separates good images. Prompts carry no gradient, so each is encoded once, in float32, and kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,27 @@ class OpenClip(ClipBackbone):
 def load_hf(kind: Any, model: str) -> Any:
     """A transformers model of class `kind` in float32 from a folder or a Hub id; all its weights must be there."""
     try:
-        network, info = kind.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+        with _without_bars() if Path(model).is_dir() else nullcontext():
+            network, info = kind.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise RewardError(_not_loaded(model, error)) from error
     if missing := sorted(info["missing_keys"]):  # transformers would leave these at random values
         raise RewardError(f"{model} is not a complete CLIP: it has no weights for {', '.join(missing[:3])}.")
     return network
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Reading local weights takes no time that is worth a progress bar."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def hf_preprocess(model: str) -> Preprocess:

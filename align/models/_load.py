@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +58,35 @@ def load_pipeline(config: CheckpointConfig, class_name: str, dtypes: dict[str, t
         _check_folder(config, path, class_name)
     elif _nowhere(config.checkpoint):
         raise UserError(f"{_where(config)}: {NOWHERE}")
-    return _trying(
-        config,
-        lambda: pipeline_class.from_pretrained(
-            path if path.is_dir() else config.checkpoint,
-            **{_dtype_keyword(): dtypes},
-            use_safetensors=True,
-            local_files_only=path.is_dir(),
-            revision=config.revision,
-            variant=config.variant,
-            **absent,
-        ),
-    )
+    with _without_bars() if path.is_dir() else nullcontext():
+        return _trying(
+            config,
+            lambda: pipeline_class.from_pretrained(
+                path if path.is_dir() else config.checkpoint,
+                **{_dtype_keyword(): dtypes},
+                use_safetensors=True,
+                local_files_only=path.is_dir(),
+                revision=config.revision,
+                variant=config.variant,
+                **absent,
+            ),
+        )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Reading local weights takes no time that is worth a progress bar."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [logging for logging in (of_diffusers, of_transformers) if logging.is_progress_bar_enabled()]
+    for logging in shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging in shown:
+            logging.enable_progress_bar()
 
 
 def _from_file(
