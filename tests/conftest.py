@@ -1,4 +1,4 @@
-"""For every test: the Hub is not asked (set HF_HUB_OFFLINE=0 to run the tests marked network), and tests/ is on the path
+"""For every test: the Hub is not asked (HF_HUB_OFFLINE=0 lets the tests marked network run), and tests/ is on the path
 (tiny_sd and the like), with the tiny models that more than one room tests with."""
 
 import os

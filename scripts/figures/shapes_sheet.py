@@ -1,10 +1,11 @@
 """Draw docs/img/shapes.png: for each of the six skills ground truth, and what shapes-sd makes of the same captions."""
 
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 
 from align.picture import Cell, sheet
 from align.shapes.captions import parse
@@ -22,7 +23,7 @@ def main() -> None:
     captions = prompts("report", 12)
     rng = np.random.default_rng(0)
     truth = render_batch([compose(parse(c), rng) for c in captions])
-    pipe = StableDiffusionPipeline.from_pretrained(resolve("embedded:shapes-sd")).to(torch.float32)
+    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(resolve("embedded:shapes-sd")).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     drawn = pipe(
         prompt=captions,
