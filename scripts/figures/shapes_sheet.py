@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 from align.picture import Cell, sheet
 from align.shapes.captions import parse
@@ -23,7 +23,7 @@ def main() -> None:
     captions = prompts("report", 12)
     rng = np.random.default_rng(0)
     truth = render_batch([compose(parse(c), rng) for c in captions])
-    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(resolve("embedded:shapes-sd")).to(torch.float32)
+    pipe: Any = StableDiffusionPipeline.from_pretrained(resolve("embedded:shapes-sd")).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     drawn = pipe(
         prompt=captions,
