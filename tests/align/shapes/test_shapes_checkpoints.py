@@ -22,7 +22,7 @@ from samplers import Rng
 def test_shapes_sd_draws_what_is_asked_in_a_stock_pipeline():
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(resolve("embedded:shapes-sd"), torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(resolve("embedded:shapes-sd")).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     captions = prompts("select", 96)
     images = pipe(
