@@ -43,7 +43,6 @@ class MeasureConfig(ComponentConfig):
 
     sampling: SamplingConfig
     batch_size: int
-    baseline: bool = True
     clock: Literal["perf_counter", "process_time"] = "perf_counter"
 
 
@@ -61,19 +60,16 @@ class Measure(Hook):
         self.rewards = around.build_rewards(align.load_recipe(around.recipe).rewards)
         self.prompts = [PROMPT] * config.batch_size
         self.times: dict[str, list[float]] = {}
-        self.baseline: Callable[[], None] | None = None
+        self.baseline = self._baseline()
         self.left = 0.0
 
     def start(self, state: State) -> None:
-        if self.config.baseline:
-            self.baseline = self._baseline()
         self.left = self.now()
 
     def after_update(self, state: State) -> None:
         self._note("update", self.now() - self.left)
         self._parts()
-        if self.baseline is not None:
-            self._timed("baseline", self.baseline)
+        self._timed("baseline", self.baseline)
         self.policy.adapter.network.zero_grad()
         self.left = self.now()
 
@@ -126,7 +122,7 @@ class Measure(Hook):
 
     def _baseline(self) -> Callable[[], None]:
         model, sampling = self.model, self.config.sampling
-        network = copy.deepcopy(model.network)  # adapter and all
+        network = copy.deepcopy(model.network)  # adapter and all; a copy is not compiled
         trained = [p for p in network.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=1e-4)
         grid = sampling.grid(model)
@@ -172,7 +168,6 @@ def measure(arguments: argparse.Namespace, model: str, folder: Path) -> dict[str
         "name": f"{Path(__file__).resolve()}:Measure",
         "sampling": sampling,
         "batch_size": arguments.batch,
-        "baseline": not arguments.compile,
         "clock": "process_time" if arguments.cpu_time else "perf_counter",
     }
     recipe = {
@@ -246,11 +241,10 @@ def main() -> None:
         print(
             f"\nN = {arguments.steps}, K = {arguments.last_k}, B = {arguments.batch}, {torch.get_num_threads()} threads"
         )
-        for name in ["update", *parts, *(["baseline"] if "baseline" in times else [])]:
+        for name in ["update", *parts, "baseline"]:
             print(f"  {name:<12} {statistics.median(times[name]):.4f} s")
         print(f"update / sum of its parts        {ratio(times['update'], total)}")
-        if "baseline" in times:
-            print(f"baseline / update                {ratio(times['baseline'], times['update'])}")
+        print(f"baseline / update                {ratio(times['baseline'], times['update'])}")
         if arguments.peer_command:
             arguments.repeats = 6
 

@@ -147,6 +147,9 @@ def test_a_run_is_resumed_from_a_path(recipe, tmp_path):
     copy = align.train(recipe, output=str(tmp_path / "copy"), resume=str(checkpoint))
     assert adapter_bytes(copy) == adapter_bytes(first)
     assert [record["step"] for record in copy.metrics] == [3, 4]
+    again = align.train(recipe, resume=str(checkpoint))  # what came after the checkpoint is done, and recorded, anew
+    assert [record["step"] for record in again.metrics] == [0, 1, 2, 3, 4]
+    assert adapter_bytes(again) == adapter_bytes(copy)
     with pytest.raises(UserError, match=r"--resume .*nowhere: there is no checkpoint"):
         align.train(recipe, resume=str(tmp_path / "nowhere"))
     (checkpoint / "state.json").write_text("{}")

@@ -21,6 +21,19 @@ def step(objective, *, scaler=None, optimiser=None, policy=None):
     return done, policy
 
 
+def test_the_step_is_along_the_gradient_of_the_weighted_mean():
+    """Plain descent at rate 0.1: the parameters move by -0.1 times the gradient of sum(w l) / sum(w), rows dropped."""
+    by_hand = toy_policy(0, rank=2)
+    loss = Regression(drop=3)(by_hand, BATCH)
+    assert loss.weight.tolist() == [0, 1, 1, 0, 1, 1]
+    gradient = torch.autograd.grad(loss.per_sample[loss.weight > 0].mean(), by_hand.adapter.parameters())
+    done, policy = step(Regression(drop=3))
+    moved = weights(policy) - weights(by_hand)
+    torch.testing.assert_close(moved, -0.1 * torch.cat([g.flatten() for g in gradient]), rtol=1e-4, atol=1e-7)
+    assert done.metrics["loss"] == pytest.approx(float(loss.per_sample[loss.weight > 0].mean().detach()))
+    assert done.metrics["error"] == pytest.approx(float(loss.per_sample.mean().detach()))  # metrics are over all rows
+
+
 def test_a_scaled_update_equals_the_plain_one():
     plain, expected = step(Regression())
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
