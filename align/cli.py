@@ -27,7 +27,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to it: opti
 
 
 def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's mistake ends with its one line and exit code 2, Ctrl-C with 130; neither shows a traceback."""
+    """A user's mistake ends with its one line and exit code 2 and shows no traceback (nor does Ctrl-C: typer's 130)."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -38,8 +38,6 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             typer.echo(str(error), err=True)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
         except BrokenPipeError:  # `align recipes | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None

@@ -44,8 +44,7 @@ class ClipBackbone(nn.Module):
             if len(self._cache) + len(new) > _MAX_CACHED_PROMPTS:
                 self._cache.clear()
                 new = list(dict.fromkeys(prompts))
-            # Outside inference mode even if the caller is in it: what is kept may meet autograd later.
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.no_grad():
                 rows = normalize(self._project_prompts(new, device), dim=-1)
             self._cache.update(zip(new, rows, strict=True))
         return torch.stack([self._cache[prompt].to(device) for prompt in prompts])
