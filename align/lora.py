@@ -110,13 +110,14 @@ def disabled(layers: list[Any]) -> Iterator[None]:
     backward pass.
     """
     required = [(p, p.requires_grad) for layer in layers for n, p in layer.named_parameters() if "lora_" in n]
+    before = [layer.disable_adapters for layer in layers]
     for layer in layers:
         layer.enable_adapters(False)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
+        for layer, was_disabled in zip(layers, before, strict=True):
+            layer.enable_adapters(not was_disabled)
         for parameter, value in required:
             parameter.requires_grad_(value)
 

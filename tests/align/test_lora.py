@@ -46,6 +46,15 @@ def test_reference_and_strength_zero_are_the_base_bit_for_bit(kind):
     assert not torch.equal(policy.role("train")(X, T, None), expected)
 
 
+def test_switching_off_may_be_nested():
+    policy = toy_policy(0, rank=2)
+    base_out = base()(X, T)
+    with policy.adapter.disabled():
+        policy.role("reference")(X, T, None)
+        assert torch.equal(policy.role("train")(X, T, None), base_out)
+    assert not torch.equal(policy.role("train")(X, T, None), base_out)
+
+
 def test_strength_scales_the_update():
     policy = toy_policy(0, rank=2, targets=["to_out"])  # the last layer: the output is linear in the strength
     reference, full = policy.role("reference")(X, T, None), policy.role("train")(X, T, None)
