@@ -40,9 +40,9 @@ def load(**blocks) -> Recipe:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_loads_dumps_fits_its_schema_and_is_short(path):
-    recipe = load_recipe(path, on_disk=False)
-    assert load_recipe(recipe.dump(), on_disk=False) == recipe
-    assert load_recipe(json.loads(json.dumps(recipe.dump())), on_disk=False) == recipe
+    recipe = load_recipe(path)
+    assert load_recipe(recipe.dump()) == recipe
+    assert load_recipe(json.loads(json.dumps(recipe.dump()))) == recipe
     text = path.read_text(encoding="utf-8")
     jsonschema.validate(Source.read(path).tree, json_schema())
     jsonschema.validate(recipe.dump(), json_schema())
