@@ -87,7 +87,11 @@ class Source:
                 self._record(value, (*path, index))
 
     def origin(self, path: KeyPath) -> str:
-        """Where the key at `path`, or the nearest block above it, was said."""
+        """Where the key at `path`, a key in its block, or the nearest block above it was said."""
+        if path not in self._origins:
+            inside = [origin for said, origin in self._origins.items() if path and said[: len(path)] == path]
+            if inside:  # a block that an override has made
+                return inside[0]
         for length in range(len(path), 0, -1):
             if path[:length] in self._origins:
                 return self._origins[path[:length]]

@@ -141,13 +141,14 @@ def test_every_problem_is_said_at_once_with_its_line(tmp_path):
         "output: bad.yaml/run\n"
     )
     with pytest.raises(UserError) as caught:
-        load_recipe(path, ["optim.lr=fast", "train.batch_size=0"])
+        load_recipe(path, ["optim.lr=fast", "train.batch_size=0", "otpim.lr=3"])
     said = {line.split(": ")[1]: line for line in str(caught.value).splitlines()}
     assert said.keys() == {
         "objective.num_noise",
         "rewards.brightness.weight",
         "adapter.rank",
         "trian",
+        "otpim",
         "sampling.last_k",
         "optim.lr",
         "train.batch_size",
@@ -157,7 +158,7 @@ def test_every_problem_is_said_at_once_with_its_line(tmp_path):
     assert said["adapter.rank"].startswith(f"{path}:9: ") and "Set rank >= 1" in said["adapter.rank"]
     assert 'Did you mean "train"' in said["trian"]
     assert "Set last_k <= 4" in said["sampling.last_k"]
-    assert said["optim.lr"].startswith("command line: ")
+    assert said["optim.lr"].startswith("command line: ") and said["otpim"].startswith("command line: ")
 
 
 def test_mistakes_in_the_file_itself(tmp_path):
