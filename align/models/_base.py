@@ -58,7 +58,8 @@ class Codec(Protocol):
 
 
 class TextEncoder(Protocol):
-    def encode(self, prompts: Sequence[str], grad: bool = False) -> Any: ...  # -> Cond of len(prompts) rows
+    # -> Cond of len(prompts) rows. The empty prompt is the family's unconditional row, whatever guidance takes there.
+    def encode(self, prompts: Sequence[str], grad: bool = False) -> Any: ...
     def fingerprint(self) -> str: ...  # of the weights: part of any cache key
 
 
@@ -82,6 +83,7 @@ class DiffusionModel:
     kind: Prediction
     lora_targets: tuple[str, ...]
     image_size: tuple[int, int]  # height, width that the network was trained at
+    patch: int = 1  # latents along each side that the network takes as one token
     source: str
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
@@ -111,10 +113,11 @@ class DiffusionModel:
     def latent_shape(self, image_size: tuple[int, int] | None = None) -> tuple[int, int, int]:
         """(C, h, w) of one sample at (height, width) pixels, by default the size the network was trained at."""
         height, width = image_size or self.image_size
-        if height % self.codec.factor or width % self.codec.factor:
+        multiple = self.codec.factor * self.patch
+        if height % multiple or width % multiple:
             raise UserError(
-                f"sampling.image_size={[height, width]}: both must be multiples of {self.codec.factor}, the number of "
-                "pixels that a latent stands for."
+                f"sampling.image_size={[height, width]}: both must be multiples of {multiple}, the number of pixels "
+                f"that a {'latent' if self.patch == 1 else 'token of the network'} stands for."
             )
         return self.codec.channels, height // self.codec.factor, width // self.codec.factor
 

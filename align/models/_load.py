@@ -1,7 +1,7 @@
 """A diffusers pipeline from a Hub id, a local folder or one .safetensors file; what goes wrong is said in one line."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -46,18 +46,26 @@ def _nowhere(checkpoint: str) -> bool:
     return not path.exists() and (not hub or path.suffix == ".safetensors")
 
 
-def load_pipeline(config: CheckpointConfig, class_name: str, dtypes: dict[str, torch.dtype], **absent: None) -> Any:
-    """The pipeline `class_name` of diffusers; dtypes: pipeline component -> dtype; absent: components to leave out."""
+def load_pipeline(
+    config: CheckpointConfig, class_names: Sequence[str], dtypes: dict[str, torch.dtype], **absent: None
+) -> Any:
+    """The checkpoint's pipeline, whose class is one of diffusers' `class_names`; the first is a single file's.
+
+    dtypes: pipeline component -> dtype; absent: components to leave out.
+    """
     import diffusers
 
-    pipeline_class = getattr(diffusers, class_name)
+    pipeline_class = getattr(diffusers, class_names[0])
     path = Path(config.checkpoint).expanduser()
     if path.is_file() or path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
         return _from_file(config, path, pipeline_class, dtypes, absent)
-    if path.is_dir():
-        _check_folder(config, path, class_name)
-    elif _nowhere(config.checkpoint):
-        raise UserError(f"{_where(config)}: {NOWHERE}")
+    found = pipeline_class_name(config)
+    if found not in class_names:
+        raise UserError(
+            f"{_where(config)}: this is a {found}, and model.name={getattr(config, 'name', None)} "
+            f"needs a {' or '.join(class_names)}. Change one of the two, or set model.name=auto."
+        )
+    pipeline_class = getattr(diffusers, found)
     with _without_bars() if path.is_dir() else nullcontext():
         return _trying(
             config,
@@ -124,19 +132,24 @@ def _from_file(
     return pipeline
 
 
-def _check_folder(config: CheckpointConfig, path: Path, class_name: str) -> None:
-    index = path / "model_index.json"
-    if not index.is_file():
-        raise UserError(
-            f"{_where(config)}: no model_index.json in this folder: it is not a diffusers pipeline. "
-            "Give the folder that save_pretrained wrote, or the .safetensors file itself."
-        )
-    found = json.loads(index.read_text()).get("_class_name")
-    if found != class_name:
-        raise UserError(
-            f"{_where(config)}: this is a {found}, and model.name={getattr(config, 'name', None)} "
-            f"needs a {class_name}. Change one of the two."
-        )
+def pipeline_class_name(config: CheckpointConfig) -> str:
+    """What model_index.json, of a folder or on the Hub, says that the checkpoint is."""
+    path = Path(config.checkpoint).expanduser()
+    if path.is_dir():
+        index = path / "model_index.json"
+        if not index.is_file():
+            raise UserError(
+                f"{_where(config)}: no model_index.json in this folder: it is not a diffusers pipeline. "
+                "Give the folder that save_pretrained wrote, or the .safetensors file itself."
+            )
+        return str(json.loads(index.read_text()).get("_class_name"))
+    if _nowhere(config.checkpoint):
+        raise UserError(f"{_where(config)}: {NOWHERE}")
+    from diffusers import DiffusionPipeline
+
+    return _trying(config, lambda: DiffusionPipeline.load_config(config.checkpoint, revision=config.revision))[
+        "_class_name"
+    ]
 
 
 def _trying(config: CheckpointConfig, load: Any, hint: str = "") -> Any:

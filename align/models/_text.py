@@ -1,7 +1,6 @@
 """Prompts encoded once: the cache in front of a family's text encoders, and the CLIP encoder of SD 1.x and 2.x."""
 
 import hashlib
-import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from align.models._tokens import Tokenizer, clip_length
 from samplers import TensorCond
 
 MAX_CACHED_PROMPTS = 4096  # 0.5 GB of CPU memory at SD 1.5's 77 x 768 in bf16
@@ -67,28 +67,10 @@ class CLIPText(CachedTextEncoder):
 
     def __init__(self, tokenizer: Any, text_model: Any):
         super().__init__(text_model)
-        self.tokenizer = tokenizer
+        self.tokenizer = Tokenizer(tokenizer, clip_length(tokenizer, text_model))
         self.text_model = text_model
-        # A tokenizer saved without its limit says 1e30.
-        self.max_length = min(tokenizer.model_max_length, text_model.config.max_position_embeddings)
 
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        tokens = self.tokenizer(
-            list(prompts), padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
-        )
-        for prompt in prompts:
-            self._warn_if_cut(prompt)
-        device = self.text_model.device
+        tokens = self.tokenizer(prompts, self.text_model.device)
         masked = getattr(self.text_model.config, "use_attention_mask", False)
-        mask = tokens.attention_mask.to(device) if masked else None
-        return {"text": self.text_model(tokens.input_ids.to(device), attention_mask=mask)[0]}
-
-    def _warn_if_cut(self, prompt: str) -> None:
-        ids = self.tokenizer(prompt, verbose=False).input_ids
-        if len(ids) > self.max_length:
-            kept_end = self.max_length - 1  # the end token is kept
-            warnings.warn(
-                f'prompt cut to the {self.max_length} tokens that the text encoder reads; lost: "'
-                f'{self.tokenizer.decode(ids[kept_end:-1]).strip()}"',
-                stacklevel=2,
-            )
+        return {"text": self.text_model(tokens.ids, attention_mask=tokens.mask if masked else None)[0]}

@@ -1,0 +1,72 @@
+"""What all families that diffusers has a pipeline for share: loading, dtypes, freezing and the way back."""
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from align.models._base import DiffusionModel
+from align.models._load import CheckpointConfig, load_pipeline
+
+
+class PipelineModel(DiffusionModel):
+    """A bundle around a diffusers pipeline.
+
+    A family sets the class attributes and `lora_targets`, and writes `assemble`, which fills in what `DiffusionModel`
+    lists, and `predict`. `pipeline`: a loaded one to wrap as it is, in place of loading the checkpoint.
+    """
+
+    Config: ClassVar[type[CheckpointConfig]]
+    pipelines: ClassVar[tuple[str, ...]]
+    """diffusers' classes that this family is; the first is the class of a single file."""
+    network_name: ClassVar[str] = "transformer"
+    text_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Components of the pipeline that text-to-image training has no use for; they are not loaded."""
+    constructor: ClassVar[dict[str, Any]] = {}
+    """Further arguments of the pipeline's constructor."""
+
+    def __init__(self, config: Any, pipeline: Any = None):
+        if pipeline is None:
+            absent = dict.fromkeys((*self.unused, *self.left_out(config)))
+            pipeline = load_pipeline(config, self.pipelines, self._dtypes(config, absent), **absent)
+        self.source = config.checkpoint
+        self._pipeline = pipeline
+        self.network = getattr(pipeline, self.network_name)
+        names = (self.network_name, "vae", *self.text_names)
+        self._modules = {name: module for name in names if (module := getattr(pipeline, name, None)) is not None}
+        self.assemble(config, pipeline)
+        self.freeze()
+        if config.checkpoint_blocks:
+            self.network.enable_gradient_checkpointing()  # type: ignore[operator]
+            pipeline.vae.enable_gradient_checkpointing()
+
+    def left_out(self, config: Any) -> tuple[str, ...]:
+        """Components that this config asks not to load."""
+        return ()
+
+    def assemble(self, config: Any, pipeline: Any) -> None:
+        """Sets schedule, kind, grids, codec, text and image_size from the pipeline."""
+        raise NotImplementedError
+
+    def components(self) -> dict[str, nn.Module]:
+        return self._modules
+
+    def to_pipeline(self) -> Any:
+        """The stock pipeline around these modules; one of another dtype than the network's is a cast copy.
+
+        A stock pipeline knows one dtype only, and it must not change the precision that training goes on in.
+        """
+        dtype = self.network_dtype
+        modules = {
+            name: module if next(module.parameters()).dtype == dtype else copy.deepcopy(module).to(dtype)
+            for name, module in self.components().items()
+        }
+        return type(self._pipeline)(**{**self._pipeline.components, **modules}, **self.constructor)
+
+    def _dtypes(self, config: Any, absent: dict[str, None]) -> dict[str, torch.dtype]:
+        """Pipeline component -> dtype."""
+        chosen = config.dtype.resolve()
+        dtypes = {self.network_name: chosen["network"], "vae": chosen["vae"]}
+        return dtypes | {name: chosen["text"] for name in self.text_names if name not in absent}

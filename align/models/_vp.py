@@ -1,0 +1,38 @@
+"""What the families on a VP table read from a checkpoint, and what they refuse."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from align.errors import UserError
+from align.models._base import Codec
+from samplers import Prediction
+
+KINDS = {"epsilon": Prediction.EPSILON, "v_prediction": Prediction.V, "sample": Prediction.SAMPLE}
+
+
+def vp_kind(checkpoint: str, scheduler: Mapping[str, Any]) -> Prediction:
+    """The prediction that a scheduler config names."""
+    named = scheduler.get("prediction_type", "epsilon")
+    if named not in KINDS:
+        raise UserError(
+            f"model.checkpoint={checkpoint}: its prediction_type {named!r} is not one of {', '.join(KINDS)}."
+        )
+    if scheduler.get("rescale_betas_zero_snr") and KINDS[named] is Prediction.EPSILON:
+        raise UserError(
+            f"model.checkpoint={checkpoint}: its scheduler has zero terminal SNR (rescale_betas_zero_snr) but predicts "
+            "epsilon, which says nothing of the image at pure noise; such models predict v. Correct prediction_type or "
+            "rescale_betas_zero_snr in its scheduler/scheduler_config.json."
+        )
+    return KINDS[named]
+
+
+def unet_image_size(checkpoint: str, unet: Any, codec: Codec) -> tuple[int, int]:
+    """(height, width) in pixels that a text-to-image UNet was trained at; one that takes more than latents is refused."""
+    if unet.config.in_channels != codec.channels:
+        raise UserError(
+            f"model.checkpoint={checkpoint}: its network takes {unet.config.in_channels} channels, its latents have "
+            f"{codec.channels}: an inpainting, depth or upscaling model. Use a text-to-image one."
+        )
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * codec.factor, width * codec.factor
