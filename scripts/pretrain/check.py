@@ -26,7 +26,7 @@ from scripts.pretrain import clip
 from scripts.pretrain.common import CHECKPOINTS, draw, generator
 
 PROMPTS, SEED = 1024, 2026
-STEPS = {"shapes-sd": (20, 3.0), "shapes-turbo": (1, 1.0), "shapes-flow": (20, 3.0)}  # steps, guidance
+STEPS = {"shapes-sd": (20, 2.0), "shapes-turbo": (1, 1.0), "shapes-flow": (20, 3.0)}  # steps, guidance
 OUTPUT = Path(__file__).parents[2] / "docs" / "shapes-figures.md"
 
 
@@ -176,7 +176,7 @@ def main() -> None:
     for name, (count, guidance) in present.items():
         images[name] = sample(pipes[name], captions, num_inference_steps=count, guidance_scale=guidance)
         lines += model_rows(f"{name}, {count} step{'s' * (count > 1)}, guidance {guidance:g}", images[name], captions)
-    base, options = images["shapes-sd"], {"num_inference_steps": 20, "guidance_scale": 3.0}
+    base, options = images["shapes-sd"], {"num_inference_steps": 20, "guidance_scale": 2.0}
     lines += clip_rows(score["shapes-clip"], base, captions)
     again = sample(pipes["shapes-sd"], captions, SEED + 1, **options)
     lines.append(pick_row(score["shapes-pick"], base, again, captions))

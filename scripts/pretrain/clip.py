@@ -18,8 +18,8 @@ from scripts.pretrain.common import WORK, draw, parameters, record, train
 
 PATCH, NEGATIVES, POOL = 4, 4, 30_000
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-_SHAPE_IDS = {s: i + 1 for i, s in enumerate(SHAPES)}
-_COLOUR_IDS = {c: i + 1 for i, c in enumerate(COLOURS)}
+SHAPE_IDS = {s: i + 1 for i, s in enumerate(SHAPES)}
+COLOUR_IDS = {c: i + 1 for i, c in enumerate(COLOURS)}
 
 
 def build() -> CLIPModel:
@@ -59,7 +59,7 @@ def patch_labels(scenes: list[Scene]) -> Tensor:
     best = torch.full((len(scenes), share.shape[1]), 0.25)
     labels = torch.zeros(len(scenes), share.shape[1], 2, dtype=torch.long)
     for (i, o), row in zip(flat, share, strict=True):
-        labels[i][row > best[i]] = torch.tensor([_SHAPE_IDS[o.shape], _COLOUR_IDS[o.colour]])
+        labels[i][row > best[i]] = torch.tensor([SHAPE_IDS[o.shape], COLOUR_IDS[o.colour]])
         best[i] = torch.maximum(best[i], row)
     return labels
 
@@ -113,6 +113,34 @@ def embed_text(network: CLIPModel, captions: list[str]) -> Tensor:
     return F.normalize(features, dim=-1)[[where[c] for c in captions]]
 
 
+def build_head() -> nn.Linear:
+    """Names the shape and the colour under a patch; thrown away after training."""
+    return nn.Linear(128, 1 + len(SHAPES) + 1 + len(COLOURS))
+
+
+def contrast(vision: Tensor, words: Tensor, captions: list[str], scale: Tensor) -> Tensor:
+    """Both ways over the batch, and the own caption against its NEGATIVES alterations.
+
+    vision: (B, D) of length 1; words: (B (1 + NEGATIVES), D), the B captions' first; scale: ().
+    """
+    batch = len(vision)
+    logits = scale * vision @ words[:batch].T
+    same = torch.tensor([[a == b for b in captions] for a in captions]) & ~torch.eye(batch, dtype=torch.bool)
+    logits = logits.masked_fill(same, -1e4)  # another picture of the same caption is no negative
+    hard = scale * torch.einsum("bd,bkd->bk", vision, words[batch:].view(batch, NEGATIVES, -1))
+    answer = torch.arange(batch)
+    pairwise = F.cross_entropy(torch.cat([logits.diagonal()[:, None], hard], 1), torch.zeros_like(answer))
+    return F.cross_entropy(torch.cat([logits, hard], 1), answer) + F.cross_entropy(logits.T, answer) + pairwise
+
+
+def dense(head: nn.Linear, patches: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of the shape and colour of each patch. patches: (B, 64, 128); target: (B, 64, 2)."""
+    shape, colour = head(patches).split([1 + len(SHAPES), 1 + len(COLOURS)], -1)
+    return F.cross_entropy(shape.flatten(0, 1), target[..., 0].flatten()) + F.cross_entropy(
+        colour.flatten(0, 1), target[..., 1].flatten()
+    )
+
+
 def accuracy(network: CLIPModel, seed: int = 0, count: int = 3000) -> dict[str, float]:
     """How often the right caption beats a one-attribute alteration of it, per skill and overall, on renderings."""
     rng = np.random.default_rng([seed, 77])
@@ -131,32 +159,19 @@ def accuracy(network: CLIPModel, seed: int = 0, count: int = 3000) -> dict[str, 
 def main(steps: int = 2600, batch: int = 64, seed: int = 0) -> None:
     torch.manual_seed(seed)
     network = build()
-    head = nn.Linear(128, 1 + len(SHAPES) + 1 + len(COLOURS))
+    head = build_head()
     images, labels, wanted = pool(seed)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 3, step])
         rows = rng.integers(len(wanted), size=batch)
-        pixels = corrupt(images[rows].float() / 255, rng)
-        seen = network.vision_model(pixel_values=normalise(pixels))
+        seen = network.vision_model(pixel_values=normalise(corrupt(images[rows].float() / 255, rng)))
         vision = F.normalize(network.visual_projection(seen.pooler_output), dim=-1)
         asked = [wanted[i] for i in rows]
         captions = [say(r) for r in asked]
         words = embed_text(network, captions + [c for r in asked for c in negatives(r, rng)])
         scale = network.logit_scale.exp().clamp(max=100)
-        own, other = words[:batch], words[batch:].view(batch, NEGATIVES, -1)
-        logits = scale * vision @ own.T
-        same = torch.tensor([[a == b for b in captions] for a in captions]) & ~torch.eye(batch, dtype=torch.bool)
-        logits = logits.masked_fill(same, -1e4)  # another picture of the same caption is no negative
-        hard = scale * torch.einsum("bd,bkd->bk", vision, other)
-        answer = torch.arange(batch)
-        contrast = F.cross_entropy(torch.cat([logits, hard], 1), answer) + F.cross_entropy(logits.T, answer)
-        pairwise = F.cross_entropy(torch.cat([logits.diagonal()[:, None], hard], 1), torch.zeros_like(answer))
-        shape, colour = head(seen.last_hidden_state[:, 1:]).split([1 + len(SHAPES), 1 + len(COLOURS)], -1)
-        target = labels[rows]
-        dense = F.cross_entropy(shape.flatten(0, 1), target[..., 0].flatten())
-        dense = dense + F.cross_entropy(colour.flatten(0, 1), target[..., 1].flatten())
-        return contrast + pairwise + dense
+        return contrast(vision, words, captions, scale) + dense(head, seen.last_hidden_state[:, 1:], labels[rows])
 
     figures = train("clip", {"clip": network, "head": head}, loss, steps=steps, lr=1e-3, warmup=200, weight_decay=0.05)
     folder = WORK / "out" / "clip"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPImageProcessor
 
-from scripts.pretrain import clip, flow, pick, sd, text, turbo
+from scripts.pretrain import flow, pick, sd, text, tune, turbo
 from scripts.pretrain.common import CHECKPOINTS, WORK
 
 _TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -73,9 +73,9 @@ def main() -> None:
     for name, stage in {"sd": sd, "turbo": turbo, "flow": flow}.items():
         if (WORK / "out" / name).exists():
             _pipeline(f"shapes-{name}", stage.load())
-    for name, stage in {"clip": clip, "pick": pick}.items():
+    for name, stage in {"tune": tune, "pick": pick}.items():
         if (WORK / "out" / name).exists():
-            _clip(f"shapes-{name}", stage.load())
+            _clip("shapes-clip" if name == "tune" else "shapes-pick", stage.load())
     (CHECKPOINTS / "README.md").write_text(readme())
     total = sum(p.stat().st_size for p in CHECKPOINTS.rglob("*") if p.is_file())
     print(f"{CHECKPOINTS.name}: {total / 1e6:.1f} MB")

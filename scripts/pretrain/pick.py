@@ -13,11 +13,10 @@ from transformers import CLIPModel
 
 from align.shapes.captions import alterations, parse, say
 from align.shapes.compose import compose
-from align.shapes.prompts import prompts
 from align.shapes.scene import render_batch
 from align.shapes.taste import gold, prefer
-from scripts.pretrain import clip, samples, sd
-from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
+from scripts.pretrain import clip, samples, tune
+from scripts.pretrain.common import WORK, draw, parameters, record, train
 
 DRAWN = 16_000  # pairs of renderings
 
@@ -29,9 +28,7 @@ def load() -> CLIPModel:
 
 def score(network: CLIPModel, images: Tensor, captions: list[str]) -> Tensor:
     """(B,) logits of pictures for their captions."""
-    vision = network.get_image_features(pixel_values=clip.normalise(images)).pooler_output
-    words = clip.embed_text(network, captions)
-    return network.logit_scale.exp() * (F.normalize(vision, dim=-1) * words).sum(-1)
+    return network.logit_scale.exp() * tune.similarity(network, images, captions)
 
 
 def _renderings(seed: int) -> tuple[Tensor, Tensor, list[str]]:
@@ -44,17 +41,6 @@ def _renderings(seed: int) -> tuple[Tensor, Tensor, list[str]]:
         other.append(compose(r if rng.random() < 0.5 else options[rng.integers(len(options))], rng))
     a, b = render_batch(first), render_batch(other)
     return clip.corrupt(a, rng), clip.corrupt(b, rng), [say(r) for r in wanted]
-
-
-def _held_out(seed: int, count: int = 400) -> tuple[Tensor, list[str]]:
-    """Two samples of the base model a caption that trained nothing, side by side."""
-    pipe = sd.load()
-    captions = [c for c in prompts("select", count, seed) for _ in range(2)]
-    out = []
-    for k in range(0, len(captions), 128):
-        options = {"num_inference_steps": samples.STEPS, "guidance_scale": sd.GUIDANCE, "output_type": "pt"}
-        out.append(pipe(prompt=captions[k : k + 128], generator=generator(seed, 13, k), **options).images)
-    return torch.cat(out), captions
 
 
 def agreement(network: CLIPModel, images: Tensor, captions: list[str]) -> dict[str, float]:
@@ -73,7 +59,7 @@ def agreement(network: CLIPModel, images: Tensor, captions: list[str]) -> dict[s
 
 def main(steps: int = 1500, batch: int = 64, seed: int = 0) -> None:
     torch.manual_seed(seed)
-    network = clip.load().requires_grad_(True)
+    network = tune.load().requires_grad_(True)
     _, x_0, captions = samples.load(seed)
     pictures = samples.decode(x_0)
     groups = range(0, len(captions), 4)
@@ -96,4 +82,4 @@ def main(steps: int = 1500, batch: int = 64, seed: int = 0) -> None:
     folder = WORK / "out" / "pick"
     network.save_pretrained(folder)
     figures |= {"parameters": parameters([network]), "pairs": len(texts)}
-    record("pick", figures | {"agreement": agreement(network, *_held_out(seed))})
+    record("pick", figures | {"agreement": agreement(network, *tune.held_out(seed + 1, 400, 2))})

@@ -11,7 +11,7 @@ from align.shapes.prompts import prompts
 from scripts.pretrain import sd, text
 from scripts.pretrain.common import WORK, generator
 
-COUNT, STEPS, BATCH = 2560, 10, 128
+COUNT, STEPS, BATCH = 8192, 10, 128
 
 
 def load(seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:

@@ -17,7 +17,7 @@ from align.shapes.scene import render_batch
 from scripts.pretrain import text, vae
 from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
 
-SCENES, DROP, GUIDANCE = 50_000, 0.1, 3.0
+SCENES, DROP, GUIDANCE = 50_000, 0.1, 2.0
 
 
 def build_unet() -> UNet2DConditionModel:

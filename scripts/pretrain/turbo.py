@@ -16,7 +16,7 @@ from align.shapes.prompts import prompts
 from scripts.pretrain import samples, sd
 from scripts.pretrain.common import WORK, generator, parameters, record, train
 
-LAST, GUIDANCE = 999, 3.0
+LAST, GUIDANCE = 999, 2.0
 
 
 def scheduler() -> DDIMScheduler:
