@@ -28,7 +28,7 @@ def main() -> None:
     drawn = pipe(
         prompt=captions,
         num_inference_steps=20,
-        guidance_scale=3.0,
+        guidance_scale=2.0,
         output_type="pt",
         generator=torch.Generator().manual_seed(0),
     ).images

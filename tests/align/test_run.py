@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,9 +137,13 @@ def test_a_changed_recipe_is_refused_by_its_keys_and_never_starts_over(recipe):
         list_of = dict(recipe, optim={"lr": 0.02, "schedule": "cosine"})
         align.train(list_of, resume="never")
         align.train(list_of, {"train.num_updates": 6})
+    stale = Path(recipe["output"]) / "samples" / "step-000099.png"
+    stale.parent.mkdir(exist_ok=True)
+    stale.write_bytes(b"of an earlier run")
     run = align.train(recipe, {"train.num_updates": 2}, resume="never")
     assert [record["step"] for record in run.metrics] == [0, 1, 2] and run.report.num_updates == 2
     assert [path.name for path in (run.output / "checkpoints").iterdir()] == ["step-000002"]
+    assert not stale.exists() and run.recipe.train.num_updates == 2
 
 
 def test_a_run_is_resumed_from_a_path(recipe, tmp_path):

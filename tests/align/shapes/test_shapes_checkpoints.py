@@ -28,7 +28,7 @@ def test_shapes_sd_draws_what_is_asked_in_a_stock_pipeline():
     images = pipe(
         prompt=captions,
         num_inference_steps=20,
-        guidance_scale=3.0,
+        guidance_scale=2.0,
         output_type="pt",
         generator=torch.Generator().manual_seed(0),
     ).images
@@ -74,7 +74,7 @@ def test_gradient_steps_on_the_noise_fool_clip_but_not_the_judge():
     captions = prompts("select", 12)
     model = build(MODELS, MODELS.look_up({"name": "sd", "checkpoint": "embedded:shapes-sd"}))
     clip = build(REWARDS, REWARDS.look_up({"name": "clip", "model": "embedded:shapes-clip"}))
-    config = SamplingConfig(num_steps=5, guidance_scale=3.0, window="full", checkpoint_steps=False)
+    config = SamplingConfig(num_steps=5, guidance_scale=2.0, window="full", checkpoint_steps=False)
     rng = Rng(0, range(12))
     x_T = torch.randn(12, *model.latent_shape(), generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     optimiser = torch.optim.Adam([x_T], lr=0.05)
