@@ -30,6 +30,7 @@ from align.registry import (
 from align.sampling import SamplingConfig
 from align.source import KeyPath, Source
 from align.trainer import TrainConfig
+from rewards._combine import CombineConfig
 
 ALWAYS = ("progress", "metrics")
 """Hooks of every run, after those that add to the metrics; `hooks.progress=false` leaves one out."""
@@ -54,6 +55,8 @@ class Recipe(ComponentConfig):
     """What an update is made of: prompts, or preference pairs."""
     rewards: LabelledRewards = Field(default_factory=dict)
     """{label: reward}, summed by their weights; a label is the reward's name unless `name` says otherwise."""
+    combine: CombineConfig = CombineConfig()
+    """How several rewards are normalised, and how their gradients are put together."""
     sampling: SamplingConfig = SamplingConfig()
     """How images are drawn, in training and in the hooks."""
     adapter: AdapterConfig = AdapterConfig()

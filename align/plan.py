@@ -28,6 +28,7 @@ from align.objectives._base import Parts
 from align.policy import Calls, Policy
 from align.registry import DATA, MODELS, OBJECTIVES, build, resolve_embedded
 from align.trainable import Adapter
+from rewards._composite import Scored
 
 MIB = 2**20
 
@@ -94,6 +95,8 @@ def rehearse(recipe: Recipe, *, num_processes: int = 1) -> Rehearsal:
     policy = Policy(model, adapter, lambda: recipe.train.autocast(torch.device("cpu")))
     objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, _MeanPixel(recipe.rewards), 0))
     source = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=0)
+    if hasattr(source, "rehearse"):
+        source.rehearse(model)
     batch = micro_batches(next(iter(source)), recipe.train.micro_batch_size, num_processes=num_processes)[0]
     existing = [p for m in model.components().values() for p in (*m.parameters(), *m.buffers())]
     with _fused_attention(), Peak(existing) as memory:
@@ -161,11 +164,9 @@ class _MeanPixel:
     def __init__(self, rewards: Mapping[str, Any]):
         self.rewards = rewards
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        return {label: images.mean((1, 2, 3)) for label in self.rewards}
-
-    def combine(self, terms: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack(list(terms.values())).sum(0)
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Scored:
+        mean = images.mean((1, 2, 3))
+        return Scored({label: mean.detach() for label in self.rewards}, mean, {})
 
 
 class Peak(TorchDispatchMode):

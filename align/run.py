@@ -19,6 +19,7 @@ from accelerate import Accelerator
 
 from align import evaluate, resume, summary
 from align.config import Recipe, load_recipe
+from align.data._workplace import Workplace
 from align.errors import UserError
 from align.hooks import metrics
 from align.hooks._base import State, Surroundings
@@ -31,7 +32,7 @@ from align.statistics import Comparison
 from align.summary import Summary
 from align.trainable import Adapter
 from align.trainer import Trainer
-from rewards import Composite
+from rewards import CombineConfig, Composite
 
 RECIPE, ADAPTER = "recipe.yaml", "adapter"
 WRITTEN = (ADAPTER, "checkpoints", "samples", metrics.FILE_NAME, summary.FILE_NAME, evaluate.PICTURE)
@@ -111,10 +112,17 @@ class _Session:
         if recipe.train.compile:
             model.network.compile()
         policy = Policy(model, adapter, lambda: recipe.train.autocast(accelerator.device))
-        rewards = self._composite(recipe.rewards) if recipe.rewards else None
+        rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
         objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, rewards, seed))
         batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
         painter = Painter(policy, recipe.sampling, accelerator, seed=seed)
+        for note in getattr(objective, "notes", ()):
+            self.say(note)
+        if hasattr(batches, "prepare"):
+            build_rewards = self._composite
+            batches.prepare(
+                Workplace(model, policy, recipe.sampling, painter, rewards, build_rewards, accelerator, seed, self.say)
+            )
         around = Surroundings(self.output, accelerator, adapter, painter, self._composite, settings, seed)
         hooks = [build(HOOKS, config, around) for config in recipe.hooks.values()]
         trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, recipe=settings, say=self.say)
@@ -140,11 +148,11 @@ class _Session:
         if self.accelerator.is_main_process:
             print(text, flush=True)
 
-    def _composite(self, configs: Mapping[str, RewardConfig]) -> Composite:
-        return self._together({label: build(REWARDS, config) for label, config in configs.items()})
+    def _composite(self, configs: Mapping[str, RewardConfig], combine: CombineConfig | None = None) -> Composite:
+        return self._together({label: build(REWARDS, config) for label, config in configs.items()}, combine)
 
-    def _together(self, rewards: Mapping[str, Any]) -> Composite:
-        return Composite(rewards).to(self.accelerator.device)
+    def _together(self, rewards: Mapping[str, Any], combine: CombineConfig | None = None) -> Composite:
+        return Composite(rewards, combine).to(self.accelerator.device)
 
     def _open_folder(self, *, fresh: bool) -> None:
         """A fresh run leaves nothing of an earlier one that it could be taken for."""

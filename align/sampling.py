@@ -151,19 +151,23 @@ def rollout(
     *,
     grad: "GradPolicy | None" = None,
     x_T: "Tensor | None" = None,
+    num_calls: int | None = None,
     keep: Literal["last", "states", "all"] = "last",
 ) -> "Trajectory":
     """Prompts to latents, as the config says: encode, draw x_T (stream "x_T" of rng), guide, integrate.
 
     `denoiser` is a role of the policy, unguided. grad: default no gradient; x_T: (B, C, h, w) standard normal instead
-    of the drawn one. The result's x0 goes to `model.codec.decode`.
+    of the drawn one; num_calls: end after so many network calls, and read x0_hat, what the last one predicts. The
+    result's x0 (or x0_hat) goes to `model.codec.decode`.
     """
     import torch
 
-    from samplers import NO_GRAD, sample
+    from samplers import NO_GRAD, Grid, sample
 
     cond = model.text.encode(prompts)
     grid = config.grid(model)
+    if num_calls is not None:
+        grid = Grid(grid.times[: num_calls + 1], grid.init_scale)
     if x_T is None:
         device = next(model.network.parameters()).device
         x_T = rng.normal("x_T", torch.empty(len(prompts), *model.latent_shape(config.image_size), device=device))

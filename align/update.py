@@ -60,6 +60,8 @@ def update(
             (weighted if scaler is None else scaler.scale(weighted)).backward()
         _add(sums, loss)
     trainable.train(False)
+    if (finish := getattr(objective, "after_update", None)) is not None:
+        finish(lambda rows: _gather(rows, accelerator))
     metrics, weight = _means(sums, accelerator)
     if weight == 0:
         return Update(metrics, "empty")

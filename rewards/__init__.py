@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rewards._base import Reward
+    from rewards._combine import CombineConfig
     from rewards._composite import Composite
     from rewards._config import ComponentConfig, RewardConfig
     from rewards._errors import RewardError
@@ -21,9 +22,19 @@ _HOME = {
     "Reward": "_base",
     "RewardError": "_errors",
     "Composite": "_composite",
+    "CombineConfig": "_combine",
 }
 
-__all__ = ["ComponentConfig", "Composite", "Registry", "Reward", "RewardConfig", "RewardError", "load_object"]
+__all__ = [
+    "CombineConfig",
+    "ComponentConfig",
+    "Composite",
+    "Registry",
+    "Reward",
+    "RewardConfig",
+    "RewardError",
+    "load_object",
+]
 
 
 def __getattr__(name: str) -> Any:

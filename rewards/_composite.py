@@ -1,42 +1,46 @@
-"""Several rewards as one: every raw term with its graph, and a strategy that combines them."""
+"""Several rewards as one: every raw term with its graph, and a total whose gradient is put together at the pixels."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rewards._base import Reward, check_scores
+from rewards._combine import CombineConfig, Normaliser, coefficients, gram
 from rewards._errors import RewardError
 
-Combine = Callable[[Mapping[str, Tensor]], Tensor]
-"""{label: (B,)} -> (B,): how the raw terms become the one number that is trained."""
 
+class Scored(NamedTuple):
+    """Images that were scored for training."""
 
-class WeightedSum:
-    """total = sum_i w_i r_i, over the terms in `weights`."""
-
-    def __init__(self, weights: Mapping[str, float]):
-        self.weights = dict(weights)
-
-    def __call__(self, terms: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack([weight * terms[label] for label, weight in self.weights.items()]).sum(0)
+    terms: dict[str, Tensor]
+    """label -> raw scores (B,), without graph."""
+    total: Tensor
+    """(B,); its gradient reaches the images, if they carry one."""
+    metrics: dict[str, Tensor]
+    """With two rewards or more, (B,) each: pixel_grad/LABEL, the norm of d(w_i r_i/s_i)/d pixels, and cosine/A/B
+    between those of two. A negative cosine: what pleases one of the two displeases the other."""
 
 
 class Composite(nn.Module):
     """Labelled rewards; a single reward is a composite of one.
 
     Calling it scores images (B, 3, H, W) in [0, 1] against B prompts and returns {label: (B,)}, raw and with graph;
-    `combine` turns these into the total (B,). Every term is checked against the contract of a reward. Rewards choose
-    their own precision: autocast is off here, and half-precision images are given to them as float32. A term that is
-    not differentiable is computed without a graph.
+    `combine` turns these into the total (B,); `score` does both, with the gradient that `config.gradients` asks for.
+    Every term is checked against the contract of a reward. Rewards choose their own precision: autocast is off here,
+    and half-precision images are given to them as float32. A term that is not differentiable has no graph.
     """
 
-    def __init__(self, rewards: Mapping[str, Reward], combine: Combine | None = None):
+    def __init__(self, rewards: Mapping[str, Reward], config: CombineConfig | None = None):
         super().__init__()
         if not rewards:
             raise RewardError("a composite needs at least one reward.")
         self.rewards = nn.ModuleDict(rewards)
-        self.combine = combine or WeightedSum({label: reward.config.weight for label, reward in rewards.items()})
+        self.config = config or CombineConfig()
+        self.weights = {label: reward.config.weight for label, reward in rewards.items()}
+        self.normaliser = Normaliser(self.config, list(rewards))
 
     @property
     def differentiable(self) -> bool:
@@ -60,3 +64,48 @@ class Composite(nn.Module):
                     scores = reward(images, prompts)
                     terms[label] = check_scores(scores, images, prompts, name=label, differentiable=differentiable)
         return terms
+
+    def combine(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """{label: (B,)} -> sum_i w_i (r_i - m_i)/s_i, (B,)."""
+        return torch.stack([self._scaled(label, scores) for label, scores in terms.items()]).sum(0)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Scored:
+        """Each reward's gradient is taken at the pixels, one reward after another; then g, what they make together,
+        replaces the rewards in the graph:  total = its value + <g, images - sg(images)>.  So one backward pass through
+        the network that drew the images serves all rewards, and no reward's graph has to wait for it."""
+        if not (images.requires_grad and torch.is_grad_enabled()):
+            terms = self(images, prompts)
+            return Scored({label: scores.detach() for label, scores in terms.items()}, self.combine(terms), {})
+        given = images if images.dtype in (torch.float32, torch.float64) else images.float()
+        pixels = given.detach().requires_grad_()
+        terms = self(pixels, prompts)
+        gradients = torch.stack([self._at(pixels, label, scores) for label, scores in terms.items()])
+        raw = {label: scores.detach() for label, scores in terms.items()}
+        metrics: dict[str, Tensor] = {}
+        if len(raw) > 1:
+            products = gram(gradients)
+            metrics = _described(list(raw), products)
+            chosen = coefficients(self.config.gradients, products, list(self.weights.values()))
+            gradients = gradients * chosen.T.to(gradients).view(*chosen.T.shape, 1, 1, 1)
+        direction = gradients.sum(0)
+        moved = (direction * (given - pixels.detach())).flatten(1).sum(1)  # 0 in value
+        total = self.combine(raw)
+        return Scored(raw, total + moved.to(total), metrics)
+
+    def _scaled(self, label: str, scores: Tensor) -> Tensor:
+        mean, std = self.normaliser.scale(label)
+        return self.weights[label] * (scores - mean) / std
+
+    def _at(self, pixels: Tensor, label: str, scores: Tensor) -> Tensor:
+        """d(w_i r_i/s_i)/d pixels, (B, 3, H, W); an image's score depends on that image only."""
+        (gradient,) = torch.autograd.grad(self._scaled(label, scores).sum(), pixels, materialize_grads=True)
+        return gradient
+
+
+def _described(labels: Sequence[str], products: Tensor) -> dict[str, Tensor]:
+    norms = products.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+    said = {f"pixel_grad/{label}": norms[:, i].float() for i, label in enumerate(labels)}
+    for i, j in combinations(range(len(labels)), 2):
+        cosine = products[:, i, j] / (norms[:, i] * norms[:, j]).clamp(min=1e-30)
+        said[f"cosine/{labels[i]}/{labels[j]}"] = cosine.float()
+    return said

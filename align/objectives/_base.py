@@ -37,7 +37,10 @@ class Objective(Protocol):
 
         before_update(policy, micro_batches, gather) -> context
 
-    which every process calls once an update with its own micro-batches, for statistics over the whole update:
-    `gather` takes (b, ...) on each process to (B, ...), in the order of the global batch."""
+        after_update(gather) -> None
+
+    which every process calls once an update, before the first of its own micro-batches and after the last one, for
+    statistics over the whole update: `gather` takes (b, ...) on each process to (B, ...), in the global batch's
+    order."""
 
     def __call__(self, policy: Any, batch: Any, context: Any = None) -> Loss: ...

@@ -11,39 +11,28 @@ sampling.window=full, DRaFT-K is sampling.last_k=K (eq. 4), DRaFT-LV is last_k=1
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from align.objectives._base import Loss, Parts
+from align.objectives._base import Loss
+from align.objectives._reward import RewardObjective, RewardObjectiveConfig
 from align.policy import Policy
-from align.registry import ComponentConfig
 from align.sampling import rollout
 from samplers import Grid, Rng, Trajectory, add_noise, last, sample, target
 
 
-class DraftConfig(ComponentConfig):
+class DraftConfig(RewardObjectiveConfig):
     """What is done with the reward; which steps carry its gradient is said in `sampling`."""
 
     name: Literal["draft"] = "draft"
-    needs_gradient: ClassVar[bool] = True
     num_noises: int = Field(0, ge=0)
     """n of DRaFT-LV: further noisings of x_0 at the last step (the paper: 2)."""
     kl: float = Field(0.0, ge=0)
     """Weight of |out - out_ref|^2, mean over dimensions and over the steps that carry gradient."""
-    target: float | None = None
-    """Minimise |r - target| in place of -r."""
-    margin: float | None = None
-    """Minimise max(0, margin - r) in place of -r: images that are good enough pull no further (ReFL takes 2)."""
-
-    @model_validator(mode="after")
-    def _one_form(self) -> "DraftConfig":
-        if self.target is not None and self.margin is not None:
-            raise ValueError("target and margin are two forms of the loss. Set one of them.")
-        return self
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         sampling = recipe.get("sampling")
@@ -51,14 +40,10 @@ class DraftConfig(ComponentConfig):
             yield "sampling.last_k", "is 0: no step would carry the reward's gradient. Set it to 1 or more."
 
 
-class Draft:
+class Draft(RewardObjective):
     """The objective: prompts in, sampled, decoded and scored with the graph that `sampling` asks for."""
 
     Config = DraftConfig
-
-    def __init__(self, config: DraftConfig, parts: Parts):
-        self.config = config
-        self.model, self.sampling, self.rewards, self.seed = parts.model, parts.sampling, parts.rewards, parts.seed
 
     def __call__(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
         rng = Rng(self.seed, batch.indices, batch.step)
@@ -71,30 +56,17 @@ class Draft:
             grad=self.sampling.grad_policy(),
             keep="all" if self.config.kl else "last",
         )
-        losses, metrics = self._losses(trajectory.x0, batch.prompts)
+        losses, metrics = self.losses(trajectory.x0, batch.prompts)
         if n := self.config.num_noises:
             predictions = self._renoised(policy, trajectory.x0.detach(), batch.prompts, rng)
             repeated = [prompt for prompt in batch.prompts for _ in range(n)]
-            extra, _ = self._losses(predictions, repeated)
+            extra, _ = self.losses(predictions, repeated, observed=False)
             losses = (losses + extra.view(-1, n).sum(1)) / (1 + n)
         if self.config.kl:
             kl = self._kl(policy, trajectory, batch.prompts)
             losses = losses + self.config.kl * kl
             metrics["kl"] = kl.detach()
         return Loss(losses, torch.ones_like(losses), metrics)
-
-    def _losses(self, x0: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Latents (B, ...) -> losses (B,) with graph, and the rewards that they come from."""
-        terms = self.rewards(self.model.codec.decode(x0), prompts)
-        total = self.rewards.combine(terms)
-        if self.config.target is not None:
-            losses = (total - self.config.target).abs()
-        elif self.config.margin is not None:
-            losses = (self.config.margin - total).relu()
-        else:
-            losses = -total
-        metrics = {f"reward/{label}": scores.detach() for label, scores in terms.items()}
-        return losses, metrics | {"reward/total": total.detach()}
 
     def _renoised(self, policy: Policy, x0: Tensor, prompts: Sequence[str], rng: Rng) -> Tensor:
         """x0 (B, ...) -> the predictions x0_hat^j, (B n, ...), a sample's n side by side."""

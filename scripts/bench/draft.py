@@ -118,7 +118,7 @@ class Measure(Hook):
         self._timed("reward", lambda: self._reward(pixels.requires_grad_()).backward())
 
     def _reward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return -self.rewards.combine(self.rewards(pixels, self.prompts)).mean()
+        return -self.rewards.score(pixels, self.prompts).total.mean()
 
     def _baseline(self) -> Callable[[], None]:
         model, sampling = self.model, self.config.sampling

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rewards import Composite, Reward, RewardError
-from rewards._composite import WeightedSum
+from rewards._combine import CombineConfig, Normaliser, coefficients
 from rewards._config import RewardConfig
 from rewards.brightness import Brightness, BrightnessConfig
 
@@ -51,11 +51,153 @@ def test_the_total_is_linear_in_the_weights_value_and_gradient():
     torch.testing.assert_close(gradient, closed_form.expand_as(gradient))
 
 
-def test_a_strategy_of_ones_own():
-    composite = Composite({"a": Lambda(red), "b": Lambda(red)}, combine=lambda terms: terms["a"] * terms["b"])
-    terms = composite(pixels(), ["", ""])
-    torch.testing.assert_close(composite.combine(terms), terms["a"] ** 2)
-    assert WeightedSum({"a": 3.0})({"a": torch.ones(2)}).tolist() == [3, 3]
+def test_one_backward_through_the_images_carries_the_gradient_of_the_total():
+    """What `score` puts in the place of the rewards' graphs has their value and their gradient."""
+    source = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    composite = composite_of(
+        product=Lambda(lambda x: x.square().mean((1, 2, 3)), weight=0.5), red=Lambda(red, weight=-2)
+    )
+    images = source.sigmoid()
+    terms, total, metrics = composite.score(images, ["", ""])
+    plain = composite.combine(composite(images, ["", ""]))
+    torch.testing.assert_close(total, plain, rtol=1e-12, atol=0)
+    found, wanted = (torch.autograd.grad(x.sum(), source, retain_graph=True)[0] for x in (total, plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-15)
+    assert not any(value.requires_grad for value in (*terms.values(), *metrics.values()))
+    assert metrics.keys() == {"pixel_grad/product", "pixel_grad/red", "cosine/product/red"}
+    torch.testing.assert_close(metrics["pixel_grad/red"], torch.full((2,), 2 / 4))  # 16 pixels of -2/16
+
+
+def test_without_a_gradient_score_is_the_raw_terms_and_the_total():
+    composite = composite_of(a=Lambda(red, weight=3.0))
+    with torch.no_grad():
+        terms, total, metrics = composite.score(pixels(), ["", ""])
+    torch.testing.assert_close(total, 3 * terms["a"])
+    assert not metrics and not total.requires_grad
+
+
+def composite_of(config: CombineConfig | None = None, **rewards: Reward) -> Composite:
+    return Composite(rewards, config)
+
+
+def linear(*directions: list[float], weights: list[float] | None = None, how: str = "sum") -> Composite:
+    """Rewards <d_i, (pixel 0 of the red, green, blue channel)>, so that h_i = w_i d_i."""
+    rows, sizes = torch.tensor(directions), weights or [1.0] * len(directions)
+    parts = {
+        f"r{i}": Lambda(lambda x, i=i: (x[:, :, 0, 0] * rows[i]).sum(1), weight=weight)
+        for i, weight in enumerate(sizes)
+    }
+    return Composite(parts, CombineConfig(gradients=how))  # type: ignore[arg-type]
+
+
+def combined(composite: Composite) -> torch.Tensor:
+    """The combined gradient at that pixel, (3,), float64."""
+    images = torch.rand(1, 3, 2, 2, dtype=torch.float64).requires_grad_()
+    (gradient,) = torch.autograd.grad(composite.score(images, [""]).total.sum(), images)
+    return gradient[0, :, 0, 0]
+
+
+def test_pcgrad_of_two_rewards_is_the_papers_and_opposes_neither():
+    """h_1 = (1, 0), h_2 = (-1, 1): h_1 loses its part along h_2, <h_1, h_2>/|h_2|^2 = -1/2, and h_2 all along h_1."""
+    found = combined(linear([1.0, 0, 0], [-1.0, 1.0, 0], how="pcgrad"))
+    torch.testing.assert_close(found, torch.tensor([0.5 + 0, 0.5 + 1, 0], dtype=torch.float64))
+    agreeing = linear([1.0, 0, 0], [1.0, 1.0, 0], how="pcgrad")
+    torch.testing.assert_close(combined(agreeing), torch.tensor([2.0, 1, 0], dtype=torch.float64))
+    opposed = linear([1.0, 2, 0], [-1.0, -2, 0], how="pcgrad")
+    torch.testing.assert_close(combined(opposed), torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("number", [2, 3, 5])
+def test_pcgrad_opposes_no_reward_also_where_the_papers_sequence_alone_would(number):
+    generator = torch.Generator().manual_seed(number)
+    gradients = torch.randn(2000, number, 6, generator=generator, dtype=torch.float64)
+    products = gradients @ gradients.transpose(1, 2)
+    along = (coefficients("pcgrad", products, [1.0] * number)[:, None] * products).sum(-1)
+    size = products.diagonal(dim1=1, dim2=2)
+    assert float((along / size).min()) > -1e-9
+    assert float(((coefficients("sum", products, [1.0] * number)[:, None] * products).sum(-1) / size).min()) < -0.1
+    if number > 2:  # the projection is needed: the sequence of the paper leaves conflicts
+        from rewards import _combine
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_combine, "_project", lambda start, products: start)
+            bare = coefficients("pcgrad", products, [1.0] * number)
+        assert float(((bare[:, None] * products).sum(-1) / size).min()) < -1e-2
+
+
+def test_normalised_gradients_have_their_weights_shares_whatever_their_scales():
+    big = linear([100.0, 0, 0], [0.0, 0.1, 0], weights=[1.0, 3.0], how="normalised")
+    found = combined(big)
+    total = 100 + 0.3  # |h_1| + |h_2|
+    torch.testing.assert_close(found, torch.tensor([total / 4, 3 * total / 4, 0], dtype=torch.float64))
+    flipped = combined(linear([1.0, 0, 0], [0.0, 1.0, 0], weights=[1.0, -1.0], how="normalised"))
+    torch.testing.assert_close(flipped, torch.tensor([1.0, -1.0, 0], dtype=torch.float64))
+
+
+def test_an_images_gradient_does_not_depend_on_the_batch_it_is_in():
+    images = torch.rand(3, 3, 2, 2, dtype=torch.float64)
+    parts = {"a": Lambda(lambda x: x.square().sum((1, 2, 3))), "b": Lambda(lambda x: -x.pow(3).sum((1, 2, 3)))}
+    for how in ("sum", "normalised", "pcgrad"):
+        composite = Composite(parts, CombineConfig(gradients=how))
+        whole, single = images.clone().requires_grad_(), images[1:2].clone().requires_grad_()
+        composite.score(whole, [""] * 3).total.sum().backward()
+        composite.score(single, [""]).total.sum().backward()
+        assert whole.grad is not None and single.grad is not None
+        torch.testing.assert_close(whole.grad[1:2], single.grad)
+        assert float(single.grad.abs().max()) > 0
+
+
+def test_half_precision_images_get_their_gradient_back_in_half_precision():
+    images = pixels(dtype=torch.bfloat16)
+    images = images.detach().requires_grad_()
+    terms, total, _ = composite_of(a=Lambda(red), b=Brightness(BrightnessConfig())).score(images, ["", ""])
+    (gradient,) = torch.autograd.grad(total.sum(), images)
+    assert gradient.dtype == torch.bfloat16 and float(gradient[:, 0].float().mean()) == pytest.approx(
+        1.299 / 16, rel=1e-2
+    )
+    assert terms["a"].dtype == torch.float32
+
+
+def test_scores_are_standardised_by_what_was_observed_and_weights_then_compare():
+    scores = torch.tensor([[1.0, 100.0], [3.0, 500.0]])
+    normaliser = Normaliser(CombineConfig(normalise="running", decay=0.75), ["a", "b"])
+    assert not normaliser.ready
+    normaliser.observe(scores)
+    assert normaliser.ready and normaliser.scale("a") == (2.0, 1.0) and normaliser.scale("b") == (300.0, 200.0)
+    normaliser.observe(scores + torch.tensor([[4.0, 0.0]]))
+    # E r = 0.75 2 + 0.25 6 = 3;  E r^2 = 0.75 5 + 0.25 37 = 13;  std = 2
+    assert normaliser.scale("a") == pytest.approx((3.0, 2.0)) and normaliser.scale("b") == pytest.approx((300.0, 200.0))
+    again = Normaliser(normaliser.config, ["a", "b"])
+    again.load_state_dict(normaliser.state_dict())
+    assert again.scale("a") == normaliser.scale("a")
+
+
+def test_fixed_statistics_are_given_or_those_of_the_first_scores_and_stay():
+    config = CombineConfig(normalise="fixed", statistics={"a": (0.25, 0.05)})
+    composite = composite_of(config, a=Lambda(red, weight=2.0), b=Lambda(red))
+    assert not composite.normaliser.ready
+    for scores in (torch.tensor([[9.0, 1.0], [9.0, 3.0]]), torch.tensor([[0.0, 50.0], [1.0, 70.0]])):
+        composite.normaliser.observe(scores)
+    total = composite.combine({"a": torch.tensor([0.35]), "b": torch.tensor([4.0])})
+    torch.testing.assert_close(total, torch.tensor([2 * 2.0 + 2.0]))
+    images = pixels()
+    (gradient,) = torch.autograd.grad(composite.score(images, ["", ""]).total.sum(), images)
+    torch.testing.assert_close(gradient[:, 0], torch.full((2, 4, 4), (2 / 0.05 + 1) / 16))
+
+
+def test_equal_scores_are_centred_and_not_blown_up():
+    normaliser = Normaliser(CombineConfig(normalise="running"), ["a"])
+    normaliser.observe(torch.full((4, 1), 0.3))
+    mean, std = normaliser.scale("a")
+    assert (mean, std) == (pytest.approx(0.3), 1.0)
+
+
+def test_settings_of_the_combination_that_cannot_work():
+    recipe = {"rewards": {"a": None}}
+    ((key, text),) = CombineConfig(statistics={"a": (0, 1)}).conflicts(recipe)
+    assert key == ".statistics" and "normalise=fixed" in text
+    found = dict(CombineConfig(normalise="fixed", statistics={"a": (0, 0), "b": (0, 1)}).conflicts(recipe))
+    assert "above 0" in found[".statistics.a"] and "is no reward here: a" in found[".statistics.b"]
 
 
 def test_autocast_does_not_reach_a_reward_and_half_precision_becomes_float32():
