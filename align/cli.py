@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from align import preferences_cli
 from align.errors import UserError
 from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
 from rewards._errors import RegistryError, RewardError
@@ -162,6 +163,10 @@ def shapes(context: typer.Context) -> None:
     from align.shapes.cli import app as shapes_app
 
     shapes_app(args=context.args or ["--help"], prog_name="align shapes")
+
+
+app.command()(_plainly(preferences_cli.pairs))
+app.command()(_plainly(preferences_cli.cache))
 
 
 def _table(rows: dict[str, str]) -> None:

@@ -88,6 +88,12 @@ def train(
     return _Session(load_recipe(loaded, settings) if settings else loaded).run(resume)
 
 
+def prepare(recipe: str | Path, overrides: Sequence[str] = (), *, pairs_only: bool = False) -> Path:
+    """Makes the pairs that a recipe trains on, and unless `pairs_only` its cache of latents and embeddings; returns the
+    folder of the pairs. Ended early, the same call goes on."""
+    return _Session(load_recipe(recipe, overrides)).prepare(pairs_only=pairs_only)
+
+
 class _Session:
     """One process's part in a run."""
 
@@ -106,12 +112,8 @@ class _Session:
         recipe, accelerator, seed = self.recipe, self.accelerator, self.recipe.train.seed
         settings = recipe.dump()
         checkpoint = resume.find(self.output, resume_from, settings, self.say)
-        model = build(MODELS, recipe.model).to(accelerator.device)
-        component = next(name for name, module in model.components().items() if module is model.network)
-        adapter = Adapter(recipe.adapter, model.network, list(model.lora_targets), component=component, seed=seed)
-        if recipe.train.compile:
-            model.network.compile()
-        policy = Policy(model, adapter, lambda: recipe.train.autocast(accelerator.device))
+        policy = self._policy()
+        model, adapter = policy.model, policy.adapter
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
         objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, rewards, seed))
         batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
@@ -119,10 +121,7 @@ class _Session:
         for note in getattr(objective, "notes", ()):
             self.say(note)
         if hasattr(batches, "prepare"):
-            build_rewards = self._composite
-            batches.prepare(
-                Workplace(model, policy, recipe.sampling, painter, rewards, build_rewards, accelerator, seed, self.say)
-            )
+            batches.prepare(self._workplace(painter, rewards))
         around = Surroundings(self.output, accelerator, adapter, painter, self._composite, settings, seed)
         hooks = [build(HOOKS, config, around) for config in recipe.hooks.values()]
         trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, recipe=settings, say=self.say)
@@ -143,6 +142,30 @@ class _Session:
                 return Run(self.output, str(signal))
         self._summarise(policy, scores, state)
         return Run(self.output)
+
+    def prepare(self, *, pairs_only: bool) -> Path:
+        """What `run` does before its first update where the data are pairs; see align/preferences_cli.py."""
+        recipe = self.recipe
+        batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=recipe.train.seed)
+        if not isinstance(getattr(batches, "folder", None), Path) or (pairs_only and batches.config.make is None):
+            missing = "make: {prompts: ..., rewards: ...}" if pairs_only else "pairs: FOLDER"
+            raise UserError(f"data: there are no pairs to prepare. Set `data: {{name: preferences, {missing}}}`.")
+        painter = Painter(self._policy(), recipe.sampling, self.accelerator, seed=recipe.train.seed)
+        (batches.make if pairs_only else batches.prepare)(self._workplace(painter, None))
+        return batches.folder
+
+    def _policy(self) -> Policy:
+        recipe, device = self.recipe, self.accelerator.device
+        model = build(MODELS, recipe.model).to(device)
+        component = next(name for name, module in model.components().items() if module is model.network)
+        targets = list(model.lora_targets)
+        adapter = Adapter(recipe.adapter, model.network, targets, component=component, seed=recipe.train.seed)
+        if recipe.train.compile:
+            model.network.compile()
+        return Policy(model, adapter, lambda: recipe.train.autocast(device))
+
+    def _workplace(self, painter: Painter, rewards: Composite | None) -> Workplace:
+        return Workplace(painter, rewards, self._composite, self.say)
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:

@@ -128,6 +128,8 @@ class Trainer:
                 state.metrics = {**done.metrics, **trainable.metrics()}
                 state.metrics |= {"lr": rate, "outcome": done.outcome, "seconds": seconds}
                 self._check(done, state.step)
+                if done.outcome == "applied" and (watch := getattr(objective, "watch", None)) is not None:
+                    watch(done.metrics)
                 for hook in hooks:
                     hook.after_update(state)
                 state.interrupted = interrupt.agreed()

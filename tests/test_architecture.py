@@ -118,7 +118,7 @@ def test_the_loop_knows_no_method_family_or_reward_by_name(file):
 
 
 def test_only_the_command_imports_the_command_and_the_run():
-    above = ("align.cli", "align.__main__", "align.doctor", "align")
+    above = ("align.cli", "align.preferences_cli", "align.__main__", "align.doctor", "align")
     assert not broken(lambda f, m: within(m, "align.cli", "align.run") and f not in above)
 
 

@@ -1,0 +1,194 @@
+"""Pairs made ready once: the autoencoder's posterior of both images and the prompts' embeddings, on disk.
+
+    FOLDER/images-DIGEST/   a row a pair, keyed by the two images' contents: winner and loser mean and logvar
+                            (F, C, h, w), F = 2 with the mirrored ones, and their size ids (2, 6)
+    FOLDER/text-DIGEST/     a row a prompt: the tensors of its Cond, one row each
+    FOLDER/contents.json    {image: [size, mtime, hash]}: what was hashed and has not changed is not read again
+
+DIGEST is of everything else that the numbers depend on: the weights, the views, the seed of random crops. Posteriors
+are kept, not samples: the noise of the autoencoder is drawn anew whenever a pair is used. A pair that cannot be used
+(an image missing or damaged, a second size) is counted by its reason here, before the first update.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from align.data._pairs import Pair, Picture, opened
+from align.data._store import TensorStore
+from align.data._views import View, ViewConfig, buckets, nearest, offsets, pixels, view
+from align.data._workplace import Workplace
+from samplers import TensorCond
+
+CHUNK = 32  # pairs encoded and written together
+T = TypeVar("T")
+NAMES = ("winner_mean", "winner_logvar", "loser_mean", "loser_logvar")
+
+
+class Unusable(Exception):
+    """Why a pair cannot be used; the first argument is the kind of reason, the second which image."""
+
+
+class PairCache:
+    """The rows of `pairs` in `folder`; `fill` makes what is missing, with all processes together."""
+
+    def __init__(self, folder: Path, views: ViewConfig, *, two_sizes: str, around: Workplace):
+        self.folder, self.views, self.two_sizes, self.around = folder, views, two_sizes, around
+        model = around.model
+        self.sizes = buckets(views, views.image_size or model.image_size)
+        for size in self.sizes:
+            model.latent_shape(size)  # refuses what is no multiple of the codec's factor
+        said = [_weights_digest(model.codec.vae), views.model_dump(mode="json"), self.sizes, two_sizes, around.seed]
+        self.images = TensorStore(folder / f"images-{_digest(said)}")
+        self.text = TensorStore(folder / f"text-{_digest([model.text.fingerprint()])}")
+
+    def fill(self, pairs: Sequence[Pair]) -> tuple[list[str], Counter[str], list[str]]:
+        """(each pair's key, "" where it cannot be used; how many cannot, by reason; examples of what is wrong)."""
+        around = self.around
+        stores = [self.images, self.text]
+        if around.accelerator.is_main_process:
+            for store in stores:
+                store.scan(verify=True, say=around.say)
+            keys = self._keys(pairs)
+        around.accelerator.wait_for_everyone()
+        if not around.accelerator.is_main_process:
+            for store in stores:
+                store.scan()
+            keys = self._keys(pairs)
+        refused = self._encode_images(pairs, keys)
+        self._encode_text(sorted({pair.prompt for pair in pairs} | {""}))
+        around.accelerator.wait_for_everyone()
+        for store in stores:
+            store.scan()
+        refused |= {i: ("missing", str(p)) for i, pair in enumerate(pairs) for p in pair[1:3] if not keys[i]}
+        everyone = gather_object([refused]) if around.accelerator.num_processes > 1 else [refused]
+        merged = {i: reason for part in everyone for i, reason in part.items()}
+        usable = ["" if i in merged else key for i, key in enumerate(keys)]
+        examples = [f"{what}: {kind}" for _, (kind, what) in sorted(merged.items())[:3]]
+        return usable, Counter(kind for kind, _ in merged.values()), examples
+
+    def bucket(self, key: str) -> str:
+        """The latent size of a pair, as text."""
+        return "x".join(map(str, self.images.shape(key, NAMES[0])[-2:]))
+
+    def cond(self, prompts: Sequence[str]) -> TensorCond:
+        """Embeddings of prompts, one row each, on the model's device."""
+        rows = [self.text.read(_digest([prompt])) for prompt in prompts]
+        cond = TensorCond({name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+        return cond.to(self.around.accelerator.device)
+
+    def _keys(self, pairs: Sequence[Pair]) -> list[str]:
+        """A key a pair, of the two images' contents; "" where an image is missing."""
+        contents = Contents(self.folder / "contents.json")
+        keys = []
+        for pair in pairs:
+            stamps = [contents.of(picture) for picture in (pair.winner, pair.loser)]
+            keys.append(_digest(stamps) if all(stamps) else "")
+        if self.around.accelerator.is_main_process:
+            contents.save()
+        return keys
+
+    def _encode_images(self, pairs: Sequence[Pair], keys: Sequence[str]) -> dict[int, tuple[str, str]]:
+        accelerator = self.around.accelerator
+        rank, size = accelerator.process_index, accelerator.num_processes
+        firsts = {key: i for i, key in reversed(list(enumerate(keys))) if key and key not in self.images}
+        mine = sorted(firsts.values())[rank::size]
+        refused: dict[int, tuple[str, str]] = {}
+        for chunk in self.around.progress("images encoded", _chunks(mine)):
+            loaded: dict[str, tuple[list[View], list[Tensor]]] = {}
+            for i in chunk:
+                try:
+                    loaded[keys[i]] = self._load(pairs[i], keys[i])
+                except Unusable as reason:
+                    refused[i] = reason.args
+            self.images.write(self._posteriors(loaded))
+        return {i: refused[firsts[key]] for i, key in enumerate(keys) if firsts.get(key) in refused}
+
+    def _load(self, pair: Pair, key: str) -> tuple[list[View], list[Tensor]]:
+        images = []
+        for picture in (pair.winner, pair.loser):
+            try:
+                images.append(opened(picture.read()))
+            except (OSError, ValueError, SyntaxError) as error:
+                raise Unusable("damaged", f"{picture} ({error})") from None
+        first, second = ((image.height, image.width) for image in images)
+        if first != second and self.two_sizes != "fit":
+            raise Unusable("two sizes", f"{pair.winner} {first}, {pair.loser} {second}")
+        bucket, u = nearest(first, self.sizes), offsets(self.views, self.around.seed, key)
+        places = [view(size, bucket, u) for size in (first, second)]
+        return places, [pixels(image, place) for image, place in zip(images, places, strict=True)]
+
+    @torch.no_grad()
+    def _posteriors(self, loaded: dict[str, tuple[list[View], list[Tensor]]]) -> dict[str, dict[str, Tensor]]:
+        rows: dict[str, dict[str, Tensor]] = {}
+        flips = 2 if self.views.flip else 1
+        for key, (places, images) in loaded.items():  # a pair at a time: no row depends on those encoded beside it
+            both = torch.stack(images)
+            both = torch.cat([both, both.flip(-1)]) if self.views.flip else both
+            found = self.around.model.codec.encode(both.to(self.around.accelerator.device))
+            mean, logvar = (q.view(flips, 2, *q.shape[1:]) for q in (found.mean, found.logvar))
+            values = mean[:, 0], logvar[:, 0], mean[:, 1], logvar[:, 1]
+            rows[key] = dict(zip(NAMES, values, strict=True)) | {"ids": torch.stack([place.ids for place in places])}
+        return rows
+
+    def _encode_text(self, prompts: Sequence[str]) -> None:
+        accelerator = self.around.accelerator
+        missing = [p for p in prompts if _digest([p]) not in self.text]
+        mine = missing[accelerator.process_index :: accelerator.num_processes]
+        for chunk in self.around.progress("prompts encoded", _chunks(mine, 8 * CHUNK)):
+            self.text.write({_digest([p]): self.around.model.text.encode([p]).tensors for p in chunk})
+
+
+class Contents:
+    """Hashes of image files, remembered by size and time of change."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        try:
+            self.known: dict[str, list[Any]] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.known = {}
+
+    def of(self, picture: Picture) -> str:
+        """The stamp of a picture's content; "" if it is not there."""
+        if picture.row is not None:
+            return picture.stamp()
+        try:
+            status = os.stat(picture.path)
+        except OSError:
+            return ""
+        now = [status.st_size, status.st_mtime_ns]
+        known = self.known.get(str(picture.path))
+        if known is None or known[:2] != now:
+            known = self.known[str(picture.path)] = [*now, picture.stamp()]
+        return known[2]
+
+    def save(self) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.file.with_suffix(".writing")
+        temporary.write_text(json.dumps(self.known), encoding="utf-8")
+        os.replace(temporary, self.file)
+
+
+def _chunks(items: list[T], size: int = CHUNK) -> list[list[T]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=12).hexdigest()
+
+
+def _weights_digest(module: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,135 @@
+"""What the preference objectives share: times, the scale of an error at a time, dropped prompts, metrics.
+
+An error is |out - target|^2 in the network's own prediction, mean over dimensions. At a fixed x_t the map from `out` to
+the predicted eps and x0 is linear (samplers/prediction.py), so an error in another space is the same error times
+
+    eps: (alpha_t/det)^2     x0: (sigma_t/det)^2     det = alpha_t b - sigma_t a for the row (a, b) of the prediction
+
+v on a VP table: |d eps|^2 = alpha_t^2 |d v|^2; a flow: |d eps|^2 = (1 - t)^2 |d v|^2. The factor multiplies beta at
+each t: the same beta in another space is another weighting of the times.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from align.registry import ComponentConfig
+from samplers import Denoiser, Prediction, Rng, Schedule, add_noise, generator, row, shift, target
+
+TURBO = (249, 499, 749, 999)
+NUM_BINS = 4
+
+
+class TimesConfig(ComponentConfig):
+    """At which times t pairs are noised."""
+
+    law: Literal["uniform", "logit_normal", "turbo"] = "uniform"
+    """uniform: every level of a table alike, or t in (0, 1) on a flow. logit_normal: t = sigmoid(mean + std n), Esser
+    et al., arXiv 2403.03206. turbo: the four levels that SDXL-Turbo and SD-Turbo sample at."""
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0)
+    shift: float = Field(default=1.0, gt=0)
+    """Flow only: t -> shift t/(1 + (shift - 1) t)."""
+
+    def draw(self, rng: Rng, schedule: Schedule, like: Tensor) -> Tensor:
+        """One t a row of `like`, (b,) float64 on its device."""
+        normal = rng.normal("t", torch.empty(len(like), 1, dtype=torch.float64, device=like.device))[:, 0]
+        uniform = torch.special.ndtr(normal)
+        levels: int | None = getattr(schedule, "num_train", None)
+        if self.law == "turbo":
+            chosen = torch.tensor(TURBO, dtype=torch.float64, device=like.device)[(uniform * 4).long().clamp(max=3)]
+            return (chosen + 1) / 1000
+        t = torch.sigmoid(self.mean + self.std * normal) if self.law == "logit_normal" else uniform
+        if levels is not None:
+            return ((t * levels).floor().clamp(max=levels - 1) + 1) / levels
+        return shift(t, self.shift)
+
+
+class PreferenceConfig(ComponentConfig):
+    """Settings of an objective that trains on noised pairs."""
+
+    prompt_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of pairs that are seen without their prompt, both images alike."""
+    loss_space: Literal["native", "eps", "x0"] = "native"
+    """In what the errors are measured: the network's own prediction, eps or x0."""
+    t_weighting: Literal["none", "snr", "min_snr"] = "none"
+    """A further factor of the errors: snr is alpha_t^2/sigma_t^2, min_snr is min(snr, 5)/snr (Hang et al., arXiv
+    2303.09556)."""
+    guard: bool = False
+    """Scale the loser's gradient so that no pair raises its winner's error, to first order."""
+    alarm: float | None = Field(default=2.0, gt=1)
+    """End the run when the winners' error has been this many times the reference's in 10 updates in a row."""
+
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        adapter = recipe.get("adapter")
+        if adapter is not None and adapter.dropout > 0:
+            yield (
+                "adapter.dropout",
+                f"is {adapter.dropout}: winner and loser would be seen through different masks, and equal images would "
+                "pull apart. Set it to 0.",
+            )
+        data = recipe.get("data")
+        if data is not None and not hasattr(data, "pairs"):
+            yield "data", "holds no pairs of images. Use `data: {name: preferences, pairs: FOLDER}`."
+
+
+def noised(schedule: Schedule, x0: tuple[Tensor, Tensor], eps: tuple[Tensor, Tensor], t: Tensor) -> Tensor:
+    """(winner, loser) at the same t: (b, ...) twice -> x_t (2 b, ...), winners first."""
+    return torch.cat([add_noise(schedule, x, e, t) for x, e in zip(x0, eps, strict=True)])
+
+
+def targets(denoiser: Denoiser, x0: tuple[Tensor, Tensor], eps: tuple[Tensor, Tensor], t: Tensor) -> Tensor:
+    """What the network should say at `noised`, (2 b, ...)."""
+    alpha, sigma = denoiser.schedule(t)
+    return torch.cat([target(x, e, alpha, sigma, denoiser.kind) for x, e in zip(x0, eps, strict=True)])
+
+
+def errors(residual: Tensor) -> tuple[Tensor, Tensor]:
+    """out - target, (2 b, ...) -> mean squares (winners (b,), losers (b,)), float32 or wider."""
+    wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
+    winner, loser = wide.square().flatten(1).mean(1).chunk(2)
+    return winner, loser
+
+
+def error_scale(config: PreferenceConfig, schedule: Schedule, kind: Prediction, t: Tensor) -> Tensor:
+    """The factor of loss_space and t_weighting at t, (b,) float64."""
+    alpha, sigma = schedule(t)
+    a, b = row(alpha, sigma, kind)
+    det = alpha * b - sigma * a
+    factor = torch.ones_like(alpha)
+    if config.loss_space != "native":
+        factor = ((alpha if config.loss_space == "eps" else sigma) / det).square()
+    snr = (alpha / sigma).square()
+    if config.t_weighting == "snr":
+        return factor * snr
+    return factor * snr.clamp(max=5.0) / snr if config.t_weighting == "min_snr" else factor
+
+
+def dropped(rng: Rng, share: float) -> list[bool]:
+    """Which rows are seen without their prompt."""
+    if share == 0:
+        return [False] * len(rng.indices)
+    return [float(torch.rand((), generator=generator(rng.seed, "dropout", int(i)))) < share for i in rng.indices]
+
+
+def described(margin: Tensor, t: Tensor, error: Sequence[Tensor], reference: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Metrics of one micro-batch, detached.
+
+    margin: beta z, (b,); error, reference: (winners', losers') errors. accuracy is the share of pairs that the policy
+    against the reference orders as people did, ties half. gap_w and gap_l may both rise: the winner then becomes less
+    likely too, only less so than the loser.
+    """
+    margin, error = margin.detach(), [e.detach() for e in error]
+    said = {
+        "accuracy": (margin > 0).double() + 0.5 * (margin == 0).double(),
+        "margin": margin,
+        "err_w": error[0],
+        "err_l": error[1],
+        "gap_w": error[0] - reference[0],
+        "gap_l": error[1] - reference[1],
+    }
+    bins = (t * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    return said | {f"margin/t{i}": margin[bins == i] for i in range(NUM_BINS)}
