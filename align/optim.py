@@ -7,7 +7,7 @@ per process by Accelerate; a function of i cannot be, and needs nothing stored t
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -18,12 +18,15 @@ from align.registry import ComponentConfig
 
 
 class OptimConfig(ComponentConfig):
-    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101) and its learning rate."""
+    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101) or SGD with Nesterov's momentum, and the learning rate."""
 
-    algorithm: Literal["adamw", "adamw8bit"] = "adamw"
-    """adamw8bit keeps the moments in 8 bits (needs the extra: pip install "diffalign[bnb]")."""
+    algorithm: Literal["adamw", "adamw8bit", "sgd"] = "adamw"
+    """adamw8bit keeps the moments in 8 bits (needs the extra: pip install "diffalign[bnb]"); sgd has
+    Nesterov's momentum, as in PyTorch, and takes neither betas nor eps."""
     lr: float = Field(default=1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """sgd; 0 is plain descent."""
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     """Decay per update is lr * weight_decay."""
@@ -34,6 +37,9 @@ class OptimConfig(ComponentConfig):
 
 def build(config: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser over `parameters`, a fixed list."""
+    if config.algorithm == "sgd":
+        settings: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.momentum > 0}
+        return torch.optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay, **settings)
     common = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
     if config.algorithm == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **common)

@@ -67,7 +67,8 @@ def plan(recipe: Recipe) -> str:
         return _table(lines | {"parameters": f"unknown: {error}"})
     updates = train.batch_size / found.rows
     calls = Calls(*(round(updates * n) for n in (found.calls.forward, found.calls.recompute, found.calls.backward)))
-    moments = 4 * found.trainable * (4 if recipe.optim.algorithm == "adamw" else 2.5)  # weight, gradient, two moments
+    floats = {"adamw": 4, "adamw8bit": 2.5, "sgd": 3}[recipe.optim.algorithm]  # weight, gradient, one or two moments
+    moments = 4 * found.trainable * floats
     total = found.weights + moments + found.peak
     each = ", ".join(f"{name} {number / 1e6:.1f} M" for name, number in found.parameters.items())
     lines |= {

@@ -44,9 +44,14 @@ class Calls:
 class Policy:
     """`model`'s network in its roles. Outside a call the adapter is on, so that "train" never switches anything."""
 
-    def __init__(self, model: Any, adapter: Adapter, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext):
+    def __init__(
+        self,
+        model: Any,
+        adapter: Adapter | None = None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ):
         self.model = model
-        self.adapter = adapter
+        self.adapter: Any = adapter  # None: both roles are the network as it is
         self.calls = Calls()
         self._autocast = autocast
         self._in_backward = False
@@ -88,7 +93,7 @@ class Role:
     def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         policy = self.policy
         # Switched inside the call: a checkpointed call then switches again when it is recomputed.
-        switch = policy.adapter.disabled() if self.name == "reference" else nullcontext()
+        switch = policy.adapter.disabled() if self.name == "reference" and policy.adapter else nullcontext()
         if policy._in_backward:
             policy.calls.recompute += len(x_t)  # before the call: a recomputation is cut short by an exception
         else:

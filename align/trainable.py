@@ -1,4 +1,4 @@
-"""What an optimiser moves: the Trainable protocol, and Adapter, a LoRA on a model's network."""
+"""What an optimiser moves: the Trainable protocol, and Adapter, a LoRA on a model's network (noise: align/noise.py)."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,6 +13,9 @@ from align.lora import AdapterConfig
 
 class Trainable(Protocol):
     """A set of parameters and how they are clipped, stored and handed over. Its parameter list never changes."""
+
+    rowwise: bool
+    """Whether each row of the parameters is optimised by itself, its gradient summed and not averaged (noise)."""
 
     def parameters(self) -> list[nn.Parameter]: ...
 
@@ -43,6 +46,8 @@ class Trainable(Protocol):
 
 class Adapter:
     """A LoRA on `network`; `targets` are the model family's, used where the config names none."""
+
+    rowwise = False
 
     def __init__(
         self, config: AdapterConfig, network: nn.Module, targets: list[str] | str, *, component: str = "unet", seed: int

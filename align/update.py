@@ -6,6 +6,9 @@ A mean of micro-batch means is another number as soon as rows are dropped or sha
 accumulates the gradient of its weighted SUM; gradients and weights are added over the processes, and only then divided.
 A process without rows adds zeros; no forward pass carries a communication hook, so no process waits for another's.
 Afterwards all hold the same gradient, and with it the same answer to whether it is finite.
+
+A trainable whose rows are problems of their own (`rowwise`) keeps the sum: there is nothing to average, over rows or
+processes, and each process moves the rows that it has computed.
 """
 
 from collections.abc import Sequence
@@ -65,7 +68,8 @@ def update(
     metrics, weight = _means(sums, accelerator)
     if weight == 0:
         return Update(metrics, "empty")
-    _combine_gradients(trainable.parameters(), weight, accelerator)
+    if not trainable.rowwise:
+        _combine_gradients(trainable.parameters(), weight, accelerator)
     if scaler is not None:
         scaler.unscale_(optimiser)
     norm = float(trainable.clip(max_grad_norm))

@@ -83,7 +83,9 @@ ARROWS = {
     # file or folder: (what it may import of align; all else of align is forbidden)
     "align.objectives": (
         "losses",
+        "noise",
         "policy",
+        "priors",
         "sampling",
         "objectives._base",
         "objectives._preference",
@@ -95,6 +97,8 @@ ARROWS = {
     "align.models": ("models", "registry", "errors"),
     "align.data": ("data", "registry", "errors", "policy", "models._base", "shapes.prompts"),
     "align.losses": (),
+    "align.noise": (),
+    "align.priors": (),
     "align.lora": ("registry", "errors"),
     "align.optim": ("registry", "errors"),
     "align.registry": ("shapes.embedded",),
