@@ -1,6 +1,5 @@
 """Pixels and latents: a differentiable, checkpointed wrapper of diffusers' AutoencoderKL."""
 
-import math
 from typing import Any
 
 import torch
@@ -11,21 +10,28 @@ from align.models._base import Posterior
 
 
 class KLCodec:
-    """x0 = (z - shift) scale for the autoencoder's own latents z. `chunk` rows are decoded, and recomputed, at once."""
+    """x0 = (z - shift) scale for the autoencoder's own latents z. `chunk` rows are decoded, and recomputed, at once.
+
+    scale and shift are numbers, or (1, C, 1, 1) where the autoencoder has a mean and a deviation for each channel.
+    """
 
     def __init__(self, vae: Any, *, chunk: int = 8):
         self.vae = vae
         self.chunk = chunk
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.channels = vae.config.latent_channels
-        self.scale = vae.config.scaling_factor
-        self.shift = getattr(vae.config, "shift_factor", None) or 0.0
+        self.scale: float | Tensor = vae.config.scaling_factor
+        self.shift: float | Tensor = getattr(vae.config, "shift_factor", None) or 0.0
+        means, deviations = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
+        if means is not None and deviations is not None:
+            self.scale, self.shift = self.scale / _channels(deviations), _channels(means)
 
     def encode(self, pixels: Tensor) -> Posterior:
         """(B, 3, H, W) in [0, 1] -> the posterior over x0, (B, C, H/factor, W/factor), in the dtype of the pixels."""
         latents = self.vae.encode((2 * pixels - 1).to(self.vae.dtype)).latent_dist
-        mean = (latents.mean.to(pixels.dtype) - self.shift) * self.scale
-        return Posterior(mean, latents.logvar.to(pixels.dtype) + 2 * math.log(self.scale))
+        scale, shift = self._scaling(pixels)
+        mean = (latents.mean.to(pixels.dtype) - shift) * scale
+        return Posterior(mean, latents.logvar.to(pixels.dtype) + 2 * torch.as_tensor(scale).log())
 
     def decode(self, x0: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, H, W) in [0, 1], in the dtype of x0. Differentiable: only its input is stored.
@@ -37,5 +43,16 @@ class KLCodec:
         return torch.cat([checkpoint(self._decode, rows, use_reentrant=False) for rows in x0.split(self.chunk)])
 
     def _decode(self, x0: Tensor) -> Tensor:
-        z = (x0 / self.scale + self.shift).to(self.vae.dtype)
+        scale, shift = self._scaling(x0)
+        z = (x0 / scale + shift).to(self.vae.dtype)
         return (self.vae.decode(z, return_dict=False)[0].to(x0.dtype) / 2 + 0.5).clamp(0, 1)
+
+    def _scaling(self, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """scale and shift, ready to combine with `like`."""
+        scale, shift = (each.to(like) if isinstance(each, Tensor) else each for each in (self.scale, self.shift))
+        return scale, shift
+
+
+def _channels(values: Any) -> Tensor:
+    """One number a channel -> (1, C, 1, 1)."""
+    return torch.tensor(values, dtype=torch.float64).reshape(1, -1, 1, 1)

@@ -145,7 +145,7 @@ def pipeline_class_name(config: CheckpointConfig) -> str:
         return str(json.loads(index.read_text()).get("_class_name"))
     if _nowhere(config.checkpoint):
         raise UserError(f"{_where(config)}: {NOWHERE}")
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     return _trying(config, lambda: DiffusionPipeline.load_config(config.checkpoint, revision=config.revision))[
         "_class_name"

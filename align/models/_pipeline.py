@@ -1,20 +1,22 @@
 """What all families that diffusers has a pipeline for share: loading, dtypes, freezing and the way back."""
 
 import copy
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from align.models._base import DiffusionModel
+from align.models._base import DiffusionModel, TextEncoder
 from align.models._load import CheckpointConfig, load_pipeline
+from align.models._published import Published
 
 
 class PipelineModel(DiffusionModel):
     """A bundle around a diffusers pipeline.
 
-    A family sets the class attributes and `lora_targets`, and writes `assemble`, which fills in what `DiffusionModel`
-    lists, and `predict`. `pipeline`: a loaded one to wrap as it is, in place of loading the checkpoint.
+    A family sets the class attributes and `lora_targets`, and writes `assemble`, `encoder` and `predict`.
+    `pipeline`: a loaded one to wrap as it is, in place of loading the checkpoint.
     """
 
     Config: ClassVar[type[CheckpointConfig]]
@@ -26,6 +28,8 @@ class PipelineModel(DiffusionModel):
     """Components of the pipeline that text-to-image training has no use for; they are not loaded."""
     constructor: ClassVar[dict[str, Any]] = {}
     """Further arguments of the pipeline's constructor."""
+    published: ClassVar[tuple[Published, ...]]
+    """What `align models` lists, and what the tests hold the family to."""
 
     def __init__(self, config: Any, pipeline: Any = None):
         if pipeline is None:
@@ -37,6 +41,8 @@ class PipelineModel(DiffusionModel):
         names = (self.network_name, "vae", *self.text_names)
         self._modules = {name: module for name in names if (module := getattr(pipeline, name, None)) is not None}
         self.assemble(config, pipeline)
+        if getattr(pipeline, self.text_names[0], None) is not None:  # without: prompts come encoded, as in a benchmark
+            self.text = self.encoder(config, pipeline)
         self.freeze()
         if config.checkpoint_blocks:
             self.network.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -47,7 +53,11 @@ class PipelineModel(DiffusionModel):
         return ()
 
     def assemble(self, config: Any, pipeline: Any) -> None:
-        """Sets schedule, kind, grids, codec, text and image_size from the pipeline."""
+        """Sets schedule, kind, grids, codec and image_size from the pipeline."""
+        raise NotImplementedError
+
+    def encoder(self, config: Any, pipeline: Any) -> TextEncoder:
+        """The family's text encoders as one."""
         raise NotImplementedError
 
     def components(self) -> dict[str, nn.Module]:
@@ -64,6 +74,13 @@ class PipelineModel(DiffusionModel):
             for name, module in self.components().items()
         }
         return type(self._pipeline)(**{**self._pipeline.components, **modules}, **self.constructor)
+
+    def load_adapter(self, pipeline: Any, path: Path, strength: float = 1.0) -> None:
+        """Puts the adapter in the folder `path` on a stock pipeline of this family; strength 0 is the base."""
+        pipeline.load_lora_weights(str(path), adapter_name="align")
+        pipeline.set_adapters("align", strength)
+        if strength == 0:
+            pipeline.disable_lora()  # DoRA's trained norms would stay
 
     def _dtypes(self, config: Any, absent: dict[str, None]) -> dict[str, torch.dtype]:
         """Pipeline component -> dtype."""

@@ -22,6 +22,10 @@ class CachedTextEncoder:
         self._cache: OrderedDict[tuple[str, str], dict[str, Tensor]] = OrderedDict()
         self._hashed: tuple[tuple[int, ...], str] | None = None
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.modules[0].parameters()).device
+
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The tensors of a Cond, each (len(prompts), ...), on the encoders' device."""
         raise NotImplementedError
@@ -35,7 +39,7 @@ class CachedTextEncoder:
         if grad:
             return TensorCond(self.embed(prompts))
         weights = self.fingerprint()
-        device = next(self.modules[0].parameters()).device
+        device = self.device
         rows = [self._cached(weights, prompt) for prompt in prompts]
         return TensorCond({name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]})
 
@@ -71,6 +75,6 @@ class CLIPText(CachedTextEncoder):
         self.text_model = text_model
 
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        tokens = self.tokenizer(prompts, self.text_model.device)
+        tokens = self.tokenizer(prompts, self.device)
         masked = getattr(self.text_model.config, "use_attention_mask", False)
         return {"text": self.text_model(tokens.ids, attention_mask=tokens.mask if masked else None)[0]}

@@ -7,6 +7,17 @@ from align.errors import UserError
 from align.models._base import Codec
 from samplers import Prediction
 
+SD_BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+    "steps_offset": 1,
+}
+"""The table of Stable Diffusion and what was made from it."""
 KINDS = {"epsilon": Prediction.EPSILON, "v_prediction": Prediction.V, "sample": Prediction.SAMPLE}
 
 
@@ -27,7 +38,7 @@ def vp_kind(checkpoint: str, scheduler: Mapping[str, Any]) -> Prediction:
 
 
 def unet_image_size(checkpoint: str, unet: Any, codec: Codec) -> tuple[int, int]:
-    """(height, width) in pixels that a text-to-image UNet was trained at; one that takes more than latents is refused."""
+    """(height, width) in pixels that a UNet was trained at; one that takes more than latents is refused."""
     if unet.config.in_channels != codec.channels:
         raise UserError(
             f"model.checkpoint={checkpoint}: its network takes {unet.config.in_channels} channels, its latents have "

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: a UNet on the latents of a KL autoencoder, CLIP text, a VP table; epsilon or v."""
+"""Stable Diffusion 1.x and 2.x and SD-Turbo: a UNet, CLIP text, a VP table; epsilon or v."""
 
 from typing import Any, ClassVar, Literal
 
@@ -8,19 +8,23 @@ from align.models._codec import KLCodec
 from align.models._grids import VPGrids
 from align.models._load import CheckpointConfig
 from align.models._pipeline import PipelineModel
+from align.models._published import KL_VAE, Published
 from align.models._text import CLIPText
-from align.models._vp import unet_image_size, vp_kind
+from align.models._vp import SD_BETAS, unet_image_size, vp_kind
 from samplers import VPSchedule
+
+VAE = {**KL_VAE, "latent_channels": 4, "scaling_factor": 0.18215}
+SECOND = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
 
 
 class SDConfig(CheckpointConfig):
-    """A Stable Diffusion 1.x or 2.x checkpoint."""
+    """A Stable Diffusion 1.x, 2.x or Turbo checkpoint."""
 
     name: Literal["sd"] = "sd"
 
 
 class StableDiffusion(PipelineModel):
-    """The bundle. `pipeline`: a loaded StableDiffusionPipeline to wrap as it is, in place of loading the checkpoint."""
+    """The bundle of a StableDiffusionPipeline."""
 
     Config = SDConfig
     pipelines = ("StableDiffusionPipeline",)
@@ -29,6 +33,38 @@ class StableDiffusion(PipelineModel):
     constructor: ClassVar = {"requires_safety_checker": False}
     # The attention projections, as in the DRaFT, Diffusion-DPO and diffusers LoRA recipes.
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    published = (
+        Published(
+            "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "creativeml-openrail-m",
+            scheduler={"_class_name": "PNDMScheduler", **SD_BETAS},
+            sampling={"num_steps": 50, "step_rule": "ddim", "guidance_scale": 7.5},
+            latent=(4, 64, 64),
+            cond={"text": (77, 768)},
+            network={"sample_size": 64, "cross_attention_dim": 768},
+            vae=VAE,
+        ),
+        Published(
+            "stabilityai/stable-diffusion-2-1",
+            "openrail++",
+            scheduler={"_class_name": "DDIMScheduler", **SD_BETAS, "prediction_type": "v_prediction"},
+            sampling={"num_steps": 50, "step_rule": "ddim", "guidance_scale": 7.5},
+            latent=(4, 96, 96),
+            cond={"text": (77, 1024)},
+            network={**SECOND, "sample_size": 96},
+            vae=VAE,
+        ),
+        Published(
+            "stabilityai/sd-turbo",
+            "sai-nc-community",
+            scheduler={"_class_name": "EulerDiscreteScheduler", **SD_BETAS, "timestep_spacing": "trailing"},
+            sampling={"num_steps": 1, "step_rule": "euler", "guidance_scale": 1.0},
+            latent=(4, 64, 64),
+            cond={"text": (77, 1024)},
+            network={**SECOND, "sample_size": 64},
+            vae=VAE,
+        ),
+    )
 
     def assemble(self, config: SDConfig, pipeline: Any) -> None:
         scheduler = dict(pipeline.scheduler.config)
@@ -36,8 +72,10 @@ class StableDiffusion(PipelineModel):
         self.schedule = self._table = VPSchedule.from_config(scheduler)
         self.grids = VPGrids(self._table, scheduler)
         self.codec = KLCodec(pipeline.vae, chunk=config.decode_chunk)
-        self.text = CLIPText(pipeline.tokenizer, pipeline.text_encoder)
         self.image_size = unet_image_size(config.checkpoint, pipeline.unet, self.codec)
+
+    def encoder(self, config: SDConfig, pipeline: Any) -> CLIPText:
+        return CLIPText(pipeline.tokenizer, pipeline.text_encoder)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         """See `DiffusionModel.predict`. The UNet is told the table index, t = (i + 1)/T <-> i."""

@@ -1,0 +1,277 @@
+"""What every family promises, held on a tiny pipeline of random weights for each published checkpoint.
+
+A family is tested by existing: `tests/tiny_families/NAME.py` builds its tiny pipeline and calls the stock one.
+"""
+
+import functools
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+
+from align.lora import AdapterConfig
+from align.models._pipeline import PipelineModel
+from align.registry import MODELS
+from align.sampling import SamplingConfig, rollout
+from align.trainable import Adapter
+from samplers import Grid, Rng, add_noise, broadcast, last, sample, target
+
+diffusers = pytest.importorskip("diffusers")
+
+PROMPTS = ["a red circle", "two stars, blue"]
+FAMILIES = [name for name in MODELS.names() if issubclass(MODELS.get(name), PipelineModel)]
+CASES = [(name, published) for name in FAMILIES for published in MODELS.get(name).published]
+FIRST = [(name, MODELS.get(name).published[0]) for name in FAMILIES]
+
+
+def ids(case):
+    return f"{case[0]}-{case[1].checkpoint.split('/')[1]}"
+
+
+def tiny(name):
+    return importlib.import_module(f"tiny_families.{name}")
+
+
+def fresh(case):
+    name, published = case
+    diffusers.logging.set_verbosity_error()
+    pipeline = tiny(name).build(published)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@functools.cache
+def _built(name, index):
+    return fresh((name, MODELS.get(name).published[index]))
+
+
+def built(case):
+    """The pipeline, made once: what a test changes it makes afresh."""
+    name, published = case
+    return _built(name, MODELS.get(name).published.index(published))
+
+
+def wrap(case, pipeline):
+    family = MODELS.get(case[0])
+    return family(family.Config(checkpoint="tiny", **tiny(case[0]).SETTINGS), pipeline)
+
+
+def noise(model, size, rows=2, dtype=torch.float32):
+    shape = model.latent_shape(size)
+    return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def sampling(case, size, num_steps):
+    return SamplingConfig(**{**case[1].sampling, "num_steps": num_steps, "image_size": size})
+
+
+def ours(case, model, z, size, num_steps, prompts=PROMPTS):
+    with torch.no_grad():
+        return rollout(
+            sampling(case, size, num_steps), model, model.denoiser(), prompts, Rng(0, range(len(z))), x_T=z
+        ).x0
+
+
+def theirs(case, pipeline, z, size, num_steps, prompts=PROMPTS, **options):
+    """The stock pipeline's; where its scheduler draws noise, it is handed ours."""
+    module = importlib.import_module(type(pipeline.scheduler).__module__)
+    drawn = iter(range(num_steps))
+
+    def randn_tensor(shape, *, dtype, **_):
+        return Rng(0, range(len(z))).normal(f"step/{next(drawn)}", z).to(dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(module, "randn_tensor"):
+            patch.setattr(module, "randn_tensor", randn_tensor)
+        guidance = case[1].sampling["guidance_scale"]
+        return tiny(case[0]).sample(pipeline, list(prompts), z, size, num_steps, guidance, **options)
+
+
+def difference(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_every_family_has_a_tiny_pipeline():
+    there = {path.stem for path in (Path(__file__).parents[2] / "tiny_families").glob("*.py")} - {"parts"}
+    assert there == set(FAMILIES)
+
+
+@pytest.mark.parametrize("num_steps", [4, 10, 28])
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_samples_are_the_stock_pipelines(case, num_steps):
+    pipeline = built(case)
+    model = wrap(case, pipeline)
+    for size in tiny(case[0]).SIZES:
+        z = noise(model, size)
+        found = ours(case, model, z, size, num_steps)
+        assert difference(found, theirs(case, pipeline, z, size, num_steps)) < 1e-4
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_a_wrong_time_would_be_seen(case):
+    """The tolerance above means something: a tenth of a time step too many is twenty times as far off."""
+    pipeline = built(case)
+    model = wrap(case, pipeline)
+    size = tiny(case[0]).SIZES[0]
+    z = noise(model, size)
+    right = ours(case, model, z, size, 4)
+    predict = model.predict
+    model.predict = lambda network, x_t, t, cond: predict(network, x_t, 0.9 * t, cond)
+    assert difference(ours(case, model, z, size, 4), right) > 2e-3
+
+
+@pytest.mark.parametrize("case", FIRST, ids=ids)
+def test_pixels_are_the_stock_pipelines(case):
+    pipeline = built(case)
+    model = wrap(case, pipeline)
+    size = tiny(case[0]).SIZES[1]
+    z = noise(model, size)
+    pixels = model.codec.decode(ours(case, model, z, size, 4))
+    assert pixels.shape == (2, 3, *size)
+    torch.testing.assert_close(pixels, theirs(case, pipeline, z, size, 4, output_type="pt"), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", FIRST, ids=ids)
+def test_latents_of_an_image_decode_to_it_as_the_autoencoder_does(case):
+    pipeline = built(case)
+    model = wrap(case, pipeline)
+    size = tiny(case[0]).SIZES[1]
+    pixels = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(2))
+    posterior = model.codec.encode(pixels)
+    assert posterior.mean.shape == (1, *model.latent_shape(size)) == posterior.logvar.shape
+    again = model.codec.decode(posterior.mean)
+    torch.testing.assert_close(again, tiny(case[0]).reconstruct(pipeline, pixels), rtol=1e-4, atol=1e-4)
+
+
+def with_adapter(model, *, drawn=True):
+    name = next(name for name, module in model.components().items() if module is model.network)
+    adapter = Adapter(AdapterConfig(rank=2, alpha=3.0), model.network, list(model.lora_targets), component=name, seed=0)
+    if drawn:
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for key, value in adapter.state_dict().items():
+                if "lora_B" in key:
+                    value.copy_(0.3 * torch.randn(value.shape, generator=generator))
+    return adapter
+
+
+@pytest.mark.parametrize("case", FIRST, ids=ids)
+def test_the_adapter_works_in_the_stock_pipeline_and_the_reference_is_the_base(case, tmp_path):
+    size = tiny(case[0]).SIZES[0]
+    model = wrap(case, fresh(case))
+    z = noise(model, size)
+    base = ours(case, model, z, size, 4)
+    adapter = with_adapter(model)
+    trained = ours(case, model, z, size, 4)
+    assert difference(trained, base) > 1e-2
+    with adapter.disabled():
+        assert torch.equal(ours(case, model, z, size, 4), base)
+    adapter.export(tmp_path)
+    pipeline = fresh(case)
+    model.load_adapter(pipeline, tmp_path)
+    assert difference(theirs(case, pipeline, z, size, 4), trained) < 1e-4
+
+
+@pytest.mark.parametrize("case", FIRST, ids=ids)
+def test_gradients_of_the_last_steps_are_finite_differences_on_the_adapter_alone(case):
+    """float64 where the networks are (some compute a norm in float32), against a central difference."""
+    pipeline = fresh(case)
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.to(torch.float64)
+    model = wrap(case, pipeline)
+    adapter = with_adapter(model)
+    size = tiny(case[0]).SIZES[0]
+    z = noise(model, size, dtype=torch.float64)
+    config = sampling(case, size, 3)
+    times, cond, uncond = config.grid(model).times, model.text.encode(PROMPTS), model.text.encode([""])
+    denoiser = config.guided(model.denoiser(), uncond)
+    reader = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2)).double()
+
+    def read(x, times, grad):
+        return (model.codec.decode(sample(denoiser, x, Grid(times), cond, grad=grad).x0) * reader).sum()
+
+    read(z, times, last(2)).backward()
+    trained = adapter.parameters()
+    assert sum(float(p.grad.abs().sum()) for p in trained if p.grad is not None) > 0
+    assert all(
+        p.grad is None for m in model.components().values() for n, p in m.named_parameters() if ".lora_" not in n
+    )
+    generator = torch.Generator().manual_seed(4)
+    directions = [torch.randn(p.shape, generator=generator).to(p) for p in trained]
+    slope = sum(float((p.grad * d).sum()) for p, d in zip(trained, directions, strict=True) if p.grad is not None)
+    with torch.no_grad():
+        boundary = sample(denoiser, z, Grid(times[:2]), cond).x0
+        values = []
+        for sign in (1, -2):
+            for parameter, direction in zip(trained, directions, strict=True):
+                parameter += sign * 1e-4 * direction
+            values.append(float(read(boundary, times[1:], last(0))))
+    assert slope == pytest.approx((values[0] - values[1]) / 2e-4, rel=2e-3)
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_a_batch_of_prompts_is_its_prompts_one_by_one(case):
+    model = wrap(case, built(case))
+    size = tiny(case[0]).SIZES[1]
+    z, t = noise(model, size), torch.tensor([0.9, 0.4])
+    with torch.no_grad():
+        together = model.denoiser()(z, t, model.text.encode(PROMPTS))
+        alone = [model.denoiser()(z[i : i + 1], t[i : i + 1], model.text.encode([PROMPTS[i]])) for i in (0, 1)]
+        other = model.denoiser()(z, t, model.text.encode(PROMPTS[::-1]))
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    assert difference(other, together) > 1e-3  # the prompt matters
+
+
+@pytest.mark.parametrize("case", FIRST, ids=ids)
+def test_an_identical_pair_has_loss_log_2_and_no_gradient(case):
+    model = wrap(case, fresh(case))
+    adapter = with_adapter(model)
+    size = tiny(case[0]).SIZES[0]
+    eps, t, cond = noise(model, size), torch.tensor([0.7, 0.3]), model.text.encode(PROMPTS)
+    x0 = model.codec.encode(torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(2))).mean
+    x_t = add_noise(model.schedule, x0, eps, t)
+    alpha_t, sigma_t = (broadcast(c, x0) for c in model.schedule(t))
+    wanted = target(x0, eps, alpha_t, sigma_t, model.kind)
+
+    def gap():
+        with adapter.disabled(), torch.no_grad():
+            reference = (model.denoiser()(x_t, t, cond) - wanted).square().flatten(1).mean(1)
+        return (model.denoiser()(x_t, t, cond) - wanted).square().flatten(1).mean(1) - reference
+
+    winner = gap()
+    assert bool((winner.abs() > 1e-6).all())  # the adapter is not the identity
+    loss = -logsigmoid(-2000 * (winner - gap())).mean()
+    loss.backward()
+    assert float(loss) == pytest.approx(math.log(2), abs=1e-7)
+    assert all(float(p.grad.abs().max()) < 1e-4 for p in adapter.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("case", FIRST, ids=ids)
+def test_a_saved_pipeline_loads_as_this_family_and_by_auto(case, tmp_path):
+    pipeline = built(case)
+    pipeline.save_pretrained(tmp_path / "tiny")
+    family, size = MODELS.get(case[0]), tiny(case[0]).SIZES[0]
+    model = family(family.Config(checkpoint="tiny"), pipeline)
+    z, t = noise(model, size), torch.tensor(0.6)
+    with torch.no_grad():
+        expected = model.denoiser()(z, t, model.text.encode(PROMPTS))
+        for name in (case[0], "auto"):
+            family = MODELS.get(name)
+            loaded = family(family.Config(checkpoint=str(tmp_path / "tiny")))
+            assert type(loaded) is type(model)
+            assert torch.equal(loaded.denoiser()(z, t, loaded.text.encode(PROMPTS)), expected)
+
+
+@pytest.mark.parametrize("case", FIRST, ids=ids)
+def test_targets_exist_and_sizes_must_fit(case):
+    model = wrap(case, built(case))
+    names = [name for name, _ in model.network.named_modules()]
+    assert all(any(name.endswith("." + wanted) for name in names) for wanted in model.lora_targets)
+    multiple = model.codec.factor * model.patch
+    assert model.latent_shape((multiple, 2 * multiple))[1:] == (model.patch, 2 * model.patch)
+    with pytest.raises(Exception, match=f"multiples of {multiple}"):
+        model.latent_shape((multiple, 2 * multiple + multiple // 2))
