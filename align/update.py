@@ -84,14 +84,14 @@ def update(
 
 
 def _add(sums: dict[str, tuple[Tensor, int]], loss: Loss) -> None:
-    """Adds a micro-batch's sums over rows: {name: (sum, number of rows)}."""
+    """Adds a micro-batch's sums over rows: {name: (sum, number of rows)}; a metric may be of fewer rows."""
     rows = len(loss.per_sample)
-    values = {name: value.sum() * (1 if value.ndim else rows) for name, value in loss.metrics.items()}
-    values["loss"] = (loss.weight * loss.per_sample.detach()).sum()
-    values["weight"] = loss.weight.sum()
-    for name, value in values.items():
+    values = {name: (v.sum(), len(v)) if v.ndim else (v * rows, rows) for name, v in loss.metrics.items()}
+    values["loss"] = (loss.weight * loss.per_sample.detach()).sum(), rows
+    values["weight"] = loss.weight.sum(), rows
+    for name, (value, number) in values.items():
         total, count = sums.get(name, (0.0, 0))
-        sums[name] = (total + value.float(), count + rows)
+        sums[name] = (total + value.float(), count + number)
 
 
 def _means(sums: dict[str, tuple[Tensor, int]], accelerator: Accelerator) -> tuple[dict[str, float], float]:
@@ -105,7 +105,7 @@ def _means(sums: dict[str, tuple[Tensor, int]], accelerator: Accelerator) -> tup
             totals[name] = (total + number, rows + count)
     weight, _ = totals.pop("weight")
     loss, _ = totals.pop("loss")
-    means = {name: total / count for name, (total, count) in totals.items()}
+    means = {name: total / count for name, (total, count) in totals.items() if count}
     return {"loss": loss / weight if weight else 0.0, **means}, weight
 
 

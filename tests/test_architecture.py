@@ -88,6 +88,7 @@ ARROWS = {
         "priors",
         "sampling",
         "objectives._base",
+        "objectives._inverted",
         "objectives._preference",
         "objectives._reward",
         "registry",

@@ -47,8 +47,10 @@ class PairCache:
         for size in self.sizes:
             model.latent_shape(size)  # refuses what is no multiple of the codec's factor
         said = [_weights_digest(model.codec.vae), views.model_dump(mode="json"), self.sizes, two_sizes, around.seed]
-        self.images = TensorStore(folder / f"images-{_digest(said)}")
-        self.text = TensorStore(folder / f"text-{_digest([model.text.fingerprint()])}")
+        self.images = TensorStore(folder / f"images-{digest(said)}")
+        self._stores: dict[Path, TensorStore] = {}
+        self._network: str | None = None
+        self.text = TensorStore(folder / f"text-{digest([model.text.fingerprint()])}")
 
     def fill(self, pairs: Sequence[Pair]) -> tuple[list[str], Counter[str], list[str]]:
         """(each pair's key, "" where it cannot be used; how many cannot, by reason; examples of what is wrong)."""
@@ -68,12 +70,25 @@ class PairCache:
         around.accelerator.wait_for_everyone()
         for store in stores:
             store.scan()
-        refused |= {i: ("missing", str(p)) for i, pair in enumerate(pairs) for p in pair[1:3] if not keys[i]}
+        for i in (i for i, key in enumerate(keys) if not key):
+            absent = next(picture for picture in (pairs[i].winner, pairs[i].loser) if not picture.stamp())
+            refused[i] = "missing", str(absent)
         everyone = gather_object([refused]) if around.accelerator.num_processes > 1 else [refused]
         merged = {i: reason for part in everyone for i, reason in part.items()}
         usable = ["" if i in merged else key for i, key in enumerate(keys)]
         examples = [f"{what}: {kind}" for _, (kind, what) in sorted(merged.items())[:3]]
         return usable, Counter(kind for kind, _ in merged.values()), examples
+
+    def store(self, name: str, settings: Any) -> TensorStore:
+        """A store beside the latents for what the base network makes of them with these settings."""
+        network = self.around.model.network
+        if self._network is None:
+            self._network = _weights_digest(network)
+        folder = self.folder / f"{name}-{digest([self.images.folder.name, self._network, settings])}"
+        if folder not in self._stores:
+            self._stores[folder] = TensorStore(folder)
+            self._stores[folder].scan(verify=self.around.accelerator.is_main_process, say=self.around.say)
+        return self._stores[folder]
 
     def bucket(self, key: str) -> str:
         """The latent size of a pair, as text."""
@@ -81,7 +96,7 @@ class PairCache:
 
     def cond(self, prompts: Sequence[str]) -> TensorCond:
         """Embeddings of prompts, one row each, on the model's device."""
-        rows = [self.text.read(_digest([prompt])) for prompt in prompts]
+        rows = [self.text.read(digest([prompt])) for prompt in prompts]
         cond = TensorCond({name: torch.cat([row[name] for row in rows]) for name in rows[0]})
         return cond.to(self.around.accelerator.device)
 
@@ -91,7 +106,7 @@ class PairCache:
         keys = []
         for pair in pairs:
             stamps = [contents.of(picture) for picture in (pair.winner, pair.loser)]
-            keys.append(_digest(stamps) if all(stamps) else "")
+            keys.append(digest(stamps) if all(stamps) else "")
         if self.around.accelerator.is_main_process:
             contents.save()
         return keys
@@ -141,10 +156,10 @@ class PairCache:
 
     def _encode_text(self, prompts: Sequence[str]) -> None:
         accelerator = self.around.accelerator
-        missing = [p for p in prompts if _digest([p]) not in self.text]
+        missing = [p for p in prompts if digest([p]) not in self.text]
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         for chunk in self.around.progress("prompts encoded", _chunks(mine, 8 * CHUNK)):
-            self.text.write({_digest([p]): self.around.model.text.encode([p]).tensors for p in chunk})
+            self.text.write({digest([p]): self.around.model.text.encode([p]).tensors for p in chunk})
 
 
 class Contents:
@@ -182,13 +197,15 @@ def _chunks(items: list[T], size: int = CHUNK) -> list[list[T]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """A key for JSON-able settings."""
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=12).hexdigest()
 
 
 def _weights_digest(module: nn.Module) -> str:
+    """Of all weights but an adapter's."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in module.state_dict().items():
+    for name, tensor in ((n, t) for n, t in module.state_dict().items() if ".lora_" not in n):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

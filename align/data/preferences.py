@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from align.data._cache import NAMES, PairCache
+from align.data._cache import NAMES, PairCache, digest
 from align.data._make import MakeConfig, finished, make
 from align.data._pairs import Layout, Pair, Picture, read_pairs
+from align.data._store import TensorStore
 from align.data._views import ViewConfig
 from align.data._workplace import Workplace
 from align.errors import UserError
@@ -104,8 +105,12 @@ class PairBatch:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What identifies the pair and its view in a cache."""
+        """What identifies the prompt, the two images and their flip."""
         return tuple(self.source.view_key(row, index) for row, index in zip(self.rows, self.indices, strict=True))
+
+    def store(self, name: str, settings: Any) -> TensorStore | None:
+        """Where an objective keeps what it makes of pairs with these settings; None in a rehearsal."""
+        return None if self.source.cache is None else self.source.cache.store(name, settings)
 
     def load(self) -> Pairs:
         """The latents and embeddings of these rows."""
@@ -215,7 +220,7 @@ class Preferences:
         return Pairs(q_w, q_l, self.cache.cond(batch.prompts), self.cache.cond([""]), sized)
 
     def view_key(self, row: int, index: int) -> str:
-        return f"{self._keys[row]}{'-mirrored' if self.flipped(index) else ''}"
+        return digest([self._keys[row], self.pairs[row].prompt, self.flipped(index)])
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "taken": dict(self._taken)}

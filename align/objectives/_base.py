@@ -15,7 +15,8 @@ class Loss(NamedTuple):
     weight: Tensor
     """(B,), no graph."""
     metrics: dict[str, Tensor]
-    """Detached: (B,), or () for the micro-batch's mean. The update reports means over all rows."""
+    """Detached: (B,), (b,) for those rows that it is about, or () for the micro-batch's mean. The update reports means
+    over the rows of all micro-batches."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from align.errors import UserError
 from align.registry import ComponentConfig
 from samplers import Denoiser, Prediction, Rng, Schedule, add_noise, generator, row, shift, target
 
+PATIENCE = 10  # updates in a row above the alarm
 TURBO = (249, 499, 749, 999)
 NUM_BINS = 4
 
@@ -118,7 +120,7 @@ def dropped(rng: Rng, share: float) -> list[bool]:
 def described(margin: Tensor, t: Tensor, error: Sequence[Tensor], reference: Sequence[Tensor]) -> dict[str, Tensor]:
     """Metrics of one micro-batch, detached.
 
-    margin: beta z, (b,); error, reference: (winners', losers') errors. accuracy is the share of pairs that the policy
+    margin: beta z, (b,), also by quarters of t; error, reference: (winners', losers') errors. accuracy is the share of pairs that the policy
     against the reference orders as people did, ties half. gap_w and gap_l may both rise: the winner then becomes less
     likely too, only less so than the loser.
     """
@@ -131,5 +133,26 @@ def described(margin: Tensor, t: Tensor, error: Sequence[Tensor], reference: Seq
         "gap_w": error[0] - reference[0],
         "gap_l": error[1] - reference[1],
     }
+    if t.is_meta:  # a rehearsal: there are no numbers to sort
+        return said
     bins = (t * NUM_BINS).long().clamp(max=NUM_BINS - 1)
     return said | {f"margin/t{i}": margin[bins == i] for i in range(NUM_BINS)}
+
+
+class Alarm:
+    """Ends a run whose winners' error stays above `limit` times the reference's; its checkpoints are kept."""
+
+    def __init__(self, limit: float | None):
+        self.limit = limit
+        self.count = 0
+
+    def watch(self, metrics: Mapping[str, float]) -> None:
+        """`metrics`: an update's means over all processes."""
+        reference = metrics["err_w"] - metrics["gap_w"]
+        self.count = self.count + 1 if self.limit is not None and metrics["err_w"] > self.limit * reference else 0
+        if self.count == PATIENCE:
+            raise UserError(
+                f"objective: the winners' error has been above {self.limit:g} times the reference's for {PATIENCE} "
+                f"updates (now {metrics['err_w']:.4g} against {reference:.4g}): the model forgets how to denoise, not "
+                "what is preferred. Lower optim.lr, raise objective.beta, or set objective.guard; checkpoints are kept."
+            )

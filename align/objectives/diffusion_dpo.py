@@ -20,10 +20,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from align.errors import UserError
 from align.losses import DPOForm, dpo, guard_factor, log_ratio_of_errors
 from align.objectives._base import Loss, Parts
 from align.objectives._preference import (
+    Alarm,
     PreferenceConfig,
     TimesConfig,
     described,
@@ -35,8 +35,6 @@ from align.objectives._preference import (
 )
 from align.policy import Policy
 from samplers import Rng, generator
-
-PATIENCE = 10  # updates in a row above the alarm
 
 
 class DiffusionDPOConfig(PreferenceConfig):
@@ -73,7 +71,7 @@ class DiffusionDPO:
             f"beta: {self.beta:g} in the paper's convention, {self.beta / 2:g} in diffusers' script, "
             f"{self.beta / numel:.4g} with errors summed over {numel} numbers"
         ]
-        self.alarms = 0
+        self.alarm = Alarm(config.alarm)
         self.reference: dict[int, tuple[float, float]] = {}  # draw -> the reference's errors
 
     def __call__(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
@@ -107,23 +105,14 @@ class DiffusionDPO:
             self.reference.setdefault(int(draw), (winner, loser))
 
     def watch(self, metrics: Mapping[str, float]) -> None:
-        """Ends a run that has blown up, with the checkpoints before it kept. Called after each update, with means over
-        all processes."""
-        limit = self.config.alarm
-        reference = metrics["err_w"] - metrics["gap_w"]
-        self.alarms = self.alarms + 1 if limit is not None and metrics["err_w"] > limit * reference else 0
-        if self.alarms == PATIENCE:
-            raise UserError(
-                f"objective: the winners' error has been above {limit:g} times the reference's for {PATIENCE} updates "
-                f"(now {metrics['err_w']:.4g} against {reference:.4g}): the model forgets how to denoise, not what is "
-                "preferred. Lower optim.lr, raise objective.beta, or set objective.guard; checkpoints are kept."
-            )
+        """Called after each update with its means over all processes; raises where the run has blown up."""
+        self.alarm.watch(metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"alarms": self.alarms, "reference": {str(k): list(v) for k, v in self.reference.items()}}
+        return {"alarms": self.alarm.count, "reference": {str(k): list(v) for k, v in self.reference.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.alarms = state["alarms"]
+        self.alarm.count = state["alarms"]
         self.reference = {int(k): (v[0], v[1]) for k, v in state["reference"].items()}
 
     def _prepared(self, policy: Policy, batch: Any) -> tuple[Tensor, Tensor, Tensor, Any, list[int]]:
