@@ -4,6 +4,7 @@
 everything has been chosen; the picture shows the first of them, whatever became of them.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from align.data.prompts import load_prompts, problems
 from align.painter import Painter
-from align.picture import Cell, sheet
+from align.picture import Cell, sheet, to_pil
 from align.registry import ComponentConfig, LabelledRewards
 from align.sampling import SamplingConfig
 from align.statistics import Comparison, compare
 
 PICTURE = "before_after.png"
+FOLDER, SCORES = "report", "scores.json"
 
 
 class EvaluateConfig(ComponentConfig):
@@ -71,7 +73,27 @@ def evaluate(
         label = config.verdict or list(scores["train"])[-1 if config.rewards else 0]
         judged = [(scores[role][label], images[role]) for role in ("reference", "train")]
         before_after(label, prompts, *judged).save(output / PICTURE)
+        _write(output, label, prompts, scores, images)
     return {label: compare(scores["reference"][label], scores["train"][label]) for label in scores["train"]}
+
+
+def _write(
+    output: Path,
+    label: str,
+    prompts: Sequence[str],
+    scores: Mapping[str, Mapping[str, Tensor]],
+    images: Mapping[str, Tensor],
+) -> None:
+    """report/: every prompt's scores, and the first pictures one by one."""
+    folder = output / FOLDER
+    folder.mkdir(exist_ok=True)
+    named = {"before": "reference", "after": "train"}
+    told = {name: {k: v.tolist() for k, v in scores[role].items()} for name, role in named.items()}
+    written = {"verdict": label, "prompts": list(prompts), "scores": told}
+    (folder / SCORES).write_text(json.dumps(written), encoding="utf-8")
+    for name, role in named.items():
+        for number, pixels in enumerate(images[role]):
+            to_pil(pixels).save(folder / f"{number:04d}-{name}.png")
 
 
 def before_after(

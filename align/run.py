@@ -17,12 +17,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from align import evaluate, resume, summary
+from align import evaluate, report, resume, summary
 from align.config import Recipe, load_recipe
 from align.data._workplace import Workplace
 from align.errors import UserError
 from align.hooks import metrics
-from align.hooks._base import State, Surroundings
+from align.hooks._base import Hook, State, Surroundings
 from align.interrupt import Interrupt, Interrupted
 from align.objectives._base import Parts
 from align.painter import Painter
@@ -35,7 +35,8 @@ from align.trainer import Trainer
 from rewards import CombineConfig, Composite
 
 RECIPE, ADAPTER = "recipe.yaml", "adapter"
-WRITTEN = (ADAPTER, "checkpoints", "samples", metrics.FILE_NAME, summary.FILE_NAME, evaluate.PICTURE)
+WRITTEN = (ADAPTER, "checkpoints", "samples", metrics.FILE_NAME, summary.FILE_NAME, evaluate.PICTURE, evaluate.FOLDER)
+WRITTEN += (report.FILE_NAME,)
 
 
 @dataclass(frozen=True)
@@ -116,31 +117,33 @@ class _Session:
         model, adapter = policy.model, policy.adapter
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
         objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, rewards, seed))
+        trainable = getattr(objective, "trainable", adapter)  # an objective may train something of its own
         batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
         painter = Painter(policy, recipe.sampling, accelerator, seed=seed)
         for note in getattr(objective, "notes", ()):
             self.say(note)
         if hasattr(batches, "prepare"):
             batches.prepare(self._workplace(painter, rewards))
-        around = Surroundings(self.output, accelerator, adapter, painter, self._composite, settings, seed)
+        around = Surroundings(self.output, accelerator, trainable, painter, self._composite, settings, seed)
         hooks = [build(HOOKS, config, around) for config in recipe.hooks.values()]
         trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, recipe=settings, say=self.say)
         self._open_folder(fresh=checkpoint is None)  # everything is built: what cannot be leaves no folder behind
-        state = trainer.fit(objective, policy, adapter, batches, hooks, resume=checkpoint)
+        state = trainer.fit(objective, policy, trainable, batches, hooks, resume=checkpoint)
         if state.interrupted:
             self.say(f"{state.interrupted}: ended after update {state.step}; the same command goes on from there")
             return Run(self.output, state.interrupted)
         with nullcontext() if state.chosen else state.average():
             if state.chosen:
-                adapter.load_state_dict(state.chosen.tensors)
+                trainable.load_state_dict(state.chosen.tensors)
             if accelerator.is_main_process:
-                adapter.export(self.output / ADAPTER)
+                trainable.export(self.output / ADAPTER)
             try:
+                findings = self._conclude(hooks, state)
                 scores = self._evaluate(policy, rewards)
             except Interrupted as signal:
                 self.say(f"{signal}: training is done and saved; the same command goes on with the report")
                 return Run(self.output, str(signal))
-        self._summarise(policy, scores, state)
+        self._summarise(policy, scores, findings, state)
         return Run(self.output)
 
     def prepare(self, *, pairs_only: bool) -> Path:
@@ -192,6 +195,12 @@ class _Session:
                 ) from None
         self.accelerator.wait_for_everyone()
 
+    def _conclude(self, hooks: Sequence[Hook], state: State) -> dict[str, dict[str, Any]]:
+        """{label of a hook: what it concluded}."""
+        with Interrupt(self.accelerator) as interrupt:
+            concluded = [hook.conclude(state, interrupt.check) for hook in hooks]
+        return {label: found for label, found in zip(self.recipe.hooks, concluded, strict=True) if found}
+
     def _evaluate(self, policy: Policy, rewards: Composite | None) -> dict[str, Comparison]:
         config = self.recipe.evaluate
         if config is None:
@@ -205,10 +214,14 @@ class _Session:
         with Interrupt(self.accelerator) as interrupt:
             return evaluate.evaluate(config, painter, judges, self.output, poll=interrupt.check)
 
-    def _summarise(self, policy: Policy, scores: dict[str, Comparison], state: State) -> None:
+    def _summarise(
+        self, policy: Policy, scores: dict[str, Comparison], findings: dict[str, dict[str, Any]], state: State
+    ) -> None:
         calls = policy.calls.over_processes(self.accelerator)
         if self.accelerator.is_main_process:
-            written = summary.write(self.output, self.recipe, state, scores, calls, self.accelerator.num_processes)
+            number = self.accelerator.num_processes
+            written = summary.write(self.output, self.recipe, state, scores, findings, calls, number)
+            report.write(self.output)
             for line in summary.lines(written, self.output):
                 self.say(line)
         self.accelerator.wait_for_everyone()

@@ -5,6 +5,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +16,7 @@ from align.hooks import metrics
 from align.hooks._base import State
 from align.policy import Calls
 from align.statistics import Comparison
-from align.versions import versions
+from align.versions import hardware, versions
 
 FILE_NAME = "summary.json"
 RSS_UNITS_PER_MIB = 1024**2 if sys.platform == "darwin" else 1024
@@ -45,6 +46,8 @@ class Summary(BaseModel):
     scores: dict[str, Comparison] = Field(default_factory=dict)
     """For each reward and judge: before and after on the report prompts at the same seeds, means over prompts with
     95 % bootstrap intervals, and the paired difference."""
+    findings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What the hooks concluded, by their labels: the guard's events, its sweep of strengths, the one it recommends."""
     trained_on: list[str]
     """The labels among the scores that training has maximised."""
     seconds: float
@@ -60,12 +63,20 @@ class Summary(BaseModel):
     """The main process's largest resident memory, MiB."""
     peak_gpu_mib: float | None
     """The main process's largest allocated GPU memory, MiB; null without a GPU."""
+    hardware: str
+    """Processor, cores and threads, and the GPU where there is one."""
     versions: dict[str, str]
     """Of Python and of the packages that the numbers depend on."""
 
 
 def write(
-    output: Path, recipe: Recipe, state: State, scores: dict[str, Comparison], calls: Calls, num_processes: int
+    output: Path,
+    recipe: Recipe,
+    state: State,
+    scores: dict[str, Comparison],
+    findings: dict[str, dict[str, Any]],
+    calls: Calls,
+    num_processes: int,
 ) -> Summary:
     """Writes the summary of a run that ended in `state`, from the recipe, its metrics and its network calls."""
     seconds = [record["seconds"] for record in metrics.read(output / metrics.FILE_NAME) if "seconds" in record]
@@ -79,6 +90,7 @@ def write(
         chosen_update=state.chosen.step if state.chosen else state.step,
         report_prompts=str(recipe.evaluate.prompts) if recipe.evaluate else None,
         scores=scores,
+        findings=findings,
         trained_on=list(recipe.rewards),
         seconds=sum(seconds),
         seconds_per_update=statistics.median(seconds) if seconds else 0.0,
@@ -87,6 +99,7 @@ def write(
         peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         / (1024**2 if sys.platform == "darwin" else 1024),
         peak_gpu_mib=torch.cuda.max_memory_allocated() / 1024**2 if torch.cuda.is_available() else None,
+        hardware=hardware(),
         versions=versions(),
     )
     (output / FILE_NAME).write_text(written.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -106,8 +119,14 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
             f"{label:<16} {score.before.mean:.4f} -> {score.after.mean:.4f}  change {change.mean:+.4f} "
             f"[{change.low:+.4f}, {change.high:+.4f}]  better on {100 * score.win_rate:.0f} %"
         )
+    if summary.stopped:
+        yield f"ended early: {summary.stopped}"
+    for label, found in summary.findings.items():
+        if "recommended_strength" in found:
+            yield f"{label} recommends the adapter at strength {found['recommended_strength']:g}"
     if summary.scores:
         yield f"before and after  {output / PICTURE}"
+    yield f"report  {output / 'report.html'}"
     yield (
         f"{summary.num_updates} updates in {summary.seconds:.0f} s ({summary.seconds_per_update:.2f} s each), adapter "
         f"of update {summary.chosen_update} in {output / 'adapter'}"

@@ -116,7 +116,8 @@ class Trainer:
             self._restore(resume, parts, policy, state)
         with Interrupt(self.accelerator) as interrupt, running(hooks, state):
             stream = iter(batches)
-            state.interrupted = state.stop = interrupt.agreed()
+            state.interrupted = interrupt.agreed()
+            state.stop = state.stop or state.interrupted
             while state.step < self.config.num_updates and not state.stop:
                 started = time.perf_counter()
                 rate = self._set_rate(optimiser, state.step)

@@ -65,6 +65,11 @@ class Hook:
     def finish(self, state: State) -> None:
         """After the last update, also of an interrupted run."""
 
+    def conclude(self, state: State, poll: Callable[[], None]) -> dict[str, Any]:
+        """After a run that ended by itself, with its result as the parameters: what goes into the summary under this
+        hook's label, JSON-able. `poll` may raise between pieces of work, to end early."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

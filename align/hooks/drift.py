@@ -48,12 +48,16 @@ class Drift(Hook):
 
     def after_update(self, state: State) -> None:
         if state.step % self.config.every == 0:
-            policy = self.painter.policy
-            with torch.no_grad(), policy.uncounted(), state.average():
-                cond = policy.model.text.encode(self.prompts)
-                train = policy.role("train")
-                gaps = [(train(x, t, cond) - out).square().mean() for x, t, out in self._reference(policy, cond)]
-                state.metrics["drift"] = float(torch.stack(gaps).mean())
+            state.metrics["drift"] = self.measure(state)
+
+    def measure(self, state: State) -> float:
+        """The drift now; the same on every process."""
+        policy = self.painter.policy
+        with torch.no_grad(), policy.uncounted(), state.average():
+            cond = policy.model.text.encode(self.prompts)
+            train = policy.role("train")
+            gaps = [(train(x, t, cond) - out).square().mean() for x, t, out in self._reference(policy, cond)]
+        return float(torch.stack(gaps).mean())
 
     def _reference(self, policy: Any, cond: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
         """[(x_t, t, the reference's output)], computed at the first use."""

@@ -99,4 +99,6 @@ def windowed(sampling: Any, window: str, **settings: Any) -> tuple[Any, list[tup
     try:
         return SamplingConfig(**said), []
     except ValidationError as error:
-        return None, [(f"sampling.{e['loc'][-1]}", str(e.get("ctx", {}).get("error", e["msg"]))) for e in error.errors()]
+        return None, [
+            (f"sampling.{e['loc'][-1]}", str(e.get("ctx", {}).get("error", e["msg"]))) for e in error.errors()
+        ]
