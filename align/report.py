@@ -81,7 +81,7 @@ def _head(found: Summary, output: Path) -> str:
         if "recommended_strength" in conclusion:
             facts["recommended strength"] = f"{conclusion['recommended_strength']:g}"
     chips = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in facts.items())
-    stopped = f'<p class="note">Ended early. {escape(found.stopped)}.</p>' if found.stopped else ""
+    stopped = f'<p class="note">Ended early: {escape(found.stopped)}.</p>' if found.stopped else ""
     return f'<header><p class="kicker">{escape(output.name)}</p><h1>{escape(_title(found))}</h1>{stopped}' + (
         f'<div class="facts">{chips}</div></header>'
     )
