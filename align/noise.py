@@ -74,9 +74,9 @@ class Noise:
         return moved.mean() if len(moved) else norms.new_zeros(())
 
     @torch.no_grad()
-    def observe(self, rows: Span, step: int, rewards: Tensor, pixels: Tensor) -> None:
-        """The rewards (b,) and images (b, 3, H, W) of rows[0]:rows[1] after `step` updates."""
-        part = slice(*rows)
+    def observe(self, span: Span, step: int, rewards: Tensor, pixels: Tensor) -> None:
+        """The rewards (b,) and images (b, 3, H, W) of rows span[0]:span[1] after `step` updates."""
+        part = slice(*span)
         if step == 0:
             self.first_reward[part] = rewards.to(self.first_reward)
         better = rewards.to(self.best_reward) > self.best_reward[part]
@@ -86,11 +86,18 @@ class Noise:
         self.best_step[part] = torch.where(better, step, self.best_step[part])
         if self.frames is not None:
             seen = (pixels.detach().float() * 255).round().byte().cpu()
-            for row, image in zip(range(*rows), seen, strict=True):
+            for row, image in zip(range(*span), seen, strict=True):
                 self.frames[row] = torch.cat([self.frames[row].view(-1, *image.shape), image[None]])
 
     def metrics(self) -> dict[str, float]:
-        return {"best": float(self.best_reward.mean()), "norm": float(self.x_T.detach().flatten(1).norm(dim=1).mean())}
+        """Means over the rows that this process has seen: their best and first reward, and the noise's length."""
+        seen = ~self.first_reward.isnan()
+        best, first = self.best_reward[seen].mean(), self.first_reward[seen].mean()
+        return {
+            "best": float(best),
+            "first": float(first),
+            "norm": float(self.x_T.detach().flatten(1).norm(dim=1).mean()),
+        }
 
     def gather(self, accelerator: Any) -> None:
         """Brings the best of all processes' rows to every process."""
@@ -128,23 +135,24 @@ class NoiseBatch:
     prompts: tuple[str, ...]
     indices: tuple[int, ...]
     step: int
-    rows: Span
+    span: Span
+    """First row of the noise, and one past the last."""
 
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, part: slice) -> "NoiseBatch":
-        start, stop, _ = part.indices(len(self))
-        first = self.rows[0]
-        return NoiseBatch(self.noise, self.prompts[part], self.indices[part], self.step, (first + start, first + stop))
+    def __getitem__(self, rows: slice) -> "NoiseBatch":
+        start, stop, _ = rows.indices(len(self))
+        span = (self.span[0] + start, self.span[0] + stop)
+        return NoiseBatch(self.noise, self.prompts[rows], self.indices[rows], self.step, span)
 
     @property
     def x_T(self) -> Tensor:
         """(b, C, h, w), with the graph to the parameter."""
-        return self.noise.x_T[slice(*self.rows)]
+        return self.noise.x_T[slice(*self.span)]
 
     def observe(self, rewards: Tensor, pixels: Tensor) -> None:
-        self.noise.observe(self.rows, self.step, rewards, pixels)
+        self.noise.observe(self.span, self.step, rewards, pixels)
 
 
 class Repeated:

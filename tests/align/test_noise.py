@@ -178,5 +178,5 @@ def test_a_part_of_a_batch_knows_its_rows():
     trained = Noise(torch.arange(5.0).view(5, 1, 1, 1))
     batch = NoiseBatch(trained, tuple("abcde"), (10, 11, 12, 13, 14), 0, (0, 5))
     part = batch[1:4][1:3]
-    assert (part.prompts, part.indices, part.rows) == (("c", "d"), (12, 13), (2, 4))
+    assert (part.prompts, part.indices, part.span) == (("c", "d"), (12, 13), (2, 4))
     assert part.x_T.flatten().tolist() == [2.0, 3.0]
