@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from align import preferences_cli
+from align import preferences_cli, reno_cli
 from align.errors import UserError
 from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
 from rewards._errors import RegistryError, RewardError
@@ -167,6 +167,9 @@ def shapes(context: typer.Context) -> None:
 
 app.command()(_plainly(preferences_cli.pairs))
 app.command()(_plainly(preferences_cli.cache))
+app.command()(_plainly(reno_cli.reno))
+app.command("best-of")(_plainly(reno_cli.best_of))
+app.command()(_plainly(reno_cli.redraw))
 
 
 def _table(rows: dict[str, str]) -> None:
