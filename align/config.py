@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, ValidationError
@@ -25,11 +25,13 @@ from align.registry import (
     ComponentConfig,
     Labelled,
     LabelledRewards,
+    RewardConfig,
     resolve_embedded,
 )
 from align.sampling import SamplingConfig
 from align.source import KeyPath, Source
 from align.trainer import TrainConfig
+from rewards._card import UNSTATED, is_open
 from rewards._combine import CombineConfig
 
 ALWAYS = ("progress", "metrics")
@@ -71,6 +73,8 @@ class Recipe(ComponentConfig):
     """{label: hook}: what happens beside the loop, in this order; progress and metrics are always there, at the end."""
     evaluate: EvaluateConfig | None = None
     """On what the result is reported, before and after; default: it is not."""
+    licences: Literal["any", "commercial"] = "any"
+    """`commercial`: refuse rewards whose weights or code are not known to allow commercial use."""
     output: str = Field(default="runs/run", min_length=1)
     """The run's folder; a named recipe writes to runs/NAME."""
 
@@ -156,7 +160,7 @@ def _message(error: ErrorDetails) -> str:
 
 
 def _conflicts(tree: Mapping[str, Any], parts: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
-    found = [*_embedded(tree), *_gradient(parts), *_output(parts)]
+    found = [*_embedded(tree), *_gradient(parts), *_licences(parts), *_output(parts)]
     for prefix, config in _configs(parts):
         for path, text in config.conflicts(parts):
             found.append((f"{prefix}{path}" if path.startswith(".") else path, text))
@@ -194,6 +198,22 @@ def _output(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         os.rmdir(tempfile.mkdtemp(dir=there))
     except OSError as error:
         yield "output", f"{parts['output']} cannot be written: {there}: {error.strerror}. Choose another folder."
+
+
+def _licences(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Rewards, wherever they stand in the recipe, that `licences: commercial` refuses."""
+    if parts.get("licences") != "commercial":
+        return
+    for path, config in _configs(parts):
+        if isinstance(config, RewardConfig):
+            for part, licence in config.licences().items():
+                if not is_open(licence):
+                    yield (
+                        path,
+                        f"the licence of {part} is {licence}, which is not known to allow commercial use, and the "
+                        "recipe says licences: commercial. Choose another reward"
+                        + (", or say what you know: licence: MIT." if licence == UNSTATED else "."),
+                    )
 
 
 def _gradient(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rewards._config import RewardConfig
 from rewards._errors import RewardError
+from rewards._memory import within_memory
 
 
 class Reward(nn.Module):
@@ -20,16 +21,22 @@ class Reward(nn.Module):
 
     Config: ClassVar[type[RewardConfig]]
 
-    def __init__(self, config: RewardConfig, *, licence: str, name: str | None = None):
+    def __init__(self, config: RewardConfig, *, licence: str | None = None, name: str | None = None):
         super().__init__()
         self.config = config
-        self.licence = licence
+        self.licence = licence or config.licence_text()
         self.name = name if name is not None else str(getattr(config, "name", type(self).__name__))
         self.differentiable = config.has_gradient()
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] and B prompts -> scores (B,), higher is better."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(images, prompts)")
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """`forward`, within the memory that the config allows."""
+        if self.config.memory_gib is None and not self.config.offload:
+            return super().__call__(images, prompts)
+        return within_memory(self, super().__call__, images, prompts)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, nn.Module):

@@ -7,9 +7,9 @@ The image tower may run in bfloat16; projection, norm and dot product stay in fl
 cosine: more than separates good images. Prompts carry no gradient, so each is encoded once, in float32, and kept.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from rewards._errors import RewardError
+from rewards._load import given_file, hf_preprocess, load_hf, load_strictly, load_tokenizer, not_loaded, read_state
 from rewards._preprocess import Preprocess
-
-_MAX_CACHED_PROMPTS = 16384  # 64 MiB at 1024 dimensions
+from rewards._text import PromptCache
 
 
 class ClipBackbone(nn.Module):
@@ -31,7 +31,7 @@ class ClipBackbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._cache: dict[str, Tensor] = {}
+        self._cache = PromptCache(self._one_prompt)
 
     def images(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> unit embeddings (B, D), with graph."""
@@ -39,15 +39,10 @@ class ClipBackbone(nn.Module):
 
     def prompts(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         """B prompts -> unit embeddings (B, D) on `device`, without graph, each distinct prompt encoded once."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
-        if new:
-            if len(self._cache) + len(new) > _MAX_CACHED_PROMPTS:
-                self._cache.clear()
-                new = list(dict.fromkeys(prompts))
-            with torch.no_grad():
-                rows = normalize(self._project_prompts(new, device), dim=-1)
-            self._cache.update(zip(new, rows, strict=True))
-        return torch.stack([self._cache[prompt].to(device) for prompt in prompts])
+        return self._cache(prompts, device)
+
+    def _one_prompt(self, prompt: str, device: torch.device) -> Tensor:
+        return normalize(self._project_prompts([prompt], device), dim=-1)[0]
 
     def _project_images(self, pixel_values: Tensor) -> Tensor:
         raise NotImplementedError
@@ -57,23 +52,21 @@ class ClipBackbone(nn.Module):
 
 
 class HFClip(ClipBackbone):
-    """A transformers CLIPModel from a folder or a Hub id; preprocessing as its preprocessor_config.json says."""
+    """A transformers CLIPModel from a folder or a Hub id; preprocessing as its preprocessor_config.json says.
 
-    def __init__(self, model: str, dtype: torch.dtype = torch.float32):
+    `processor`: where tokenizer and preprocessing are read from, when not from the model itself.
+    """
+
+    def __init__(self, model: str, dtype: torch.dtype = torch.float32, processor: str | None = None):
         super().__init__()
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import CLIPModel
 
-        network = load_hf(CLIPModel, model)
-        try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            raise RewardError(_not_loaded(model, error)) from error
-        self.network = network
+        self.network = load_hf(CLIPModel, model)
         self.network.vision_model.to(dtype)
-        self.tokenizer = tokenizer
-        self.max_tokens = network.config.text_config.max_position_embeddings
-        self.preprocess = hf_preprocess(model)
-        self.logit_scale = float(network.logit_scale.detach().exp())
+        self.tokenizer = load_tokenizer(processor or model)
+        self.max_tokens = self.network.config.text_config.max_position_embeddings
+        self.preprocess = hf_preprocess(processor or model)
+        self.logit_scale = float(self.network.logit_scale.detach().exp())
         self.dtype = dtype
 
     def _project_images(self, pixel_values: Tensor) -> Tensor:
@@ -103,11 +96,17 @@ class OpenClip(ClipBackbone):
         name, _, pretrained = (model, "", "") if model.startswith(("hf-hub:", "local-dir:")) else model.partition("/")
         if name == model and ":" not in name:
             raise RewardError(f"open_clip:{model} names no weights: write open_clip:{model}/TAG, or /path/to/a/file.")
+        of_a_file = pretrained.startswith(("/", ".", "~")) or "." in pretrained
+        file = given_file("clip", "model", pretrained) if of_a_file else None
+        tag = None if file else pretrained or None
         try:
-            self.network: Any = open_clip.create_model(name, pretrained=pretrained or None, require_pretrained=True)
+            with nullcontext() if file is None else _without_warnings():
+                self.network: Any = open_clip.create_model(name, pretrained=tag, require_pretrained=file is None)
             self.tokenizer: Any = open_clip.get_tokenizer(name)
         except (OSError, RuntimeError, ValueError) as error:
-            raise RewardError(_not_loaded(f"open_clip:{model}", error)) from error
+            raise RewardError(not_loaded(f"open_clip:{model}", error)) from error
+        if file is not None:
+            load_strictly(self.network, read_state(file), file)
         self.preprocess = Preprocess.from_open_clip(open_clip.get_model_preprocess_cfg(self.network))
         self.logit_scale = float(self.network.logit_scale.detach().exp())
         self.dtype = dtype
@@ -124,43 +123,6 @@ class OpenClip(ClipBackbone):
         return self.network.encode_text(self.tokenizer(list(prompts)).to(device))
 
 
-def load_hf(kind: Any, model: str) -> Any:
-    """A transformers model of class `kind` in float32 from a folder or a Hub id; all its weights must be there."""
-    try:
-        with _without_bars() if Path(model).is_dir() else nullcontext():
-            network, info = kind.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise RewardError(_not_loaded(model, error)) from error
-    if missing := sorted(info["missing_keys"]):  # transformers would leave these at random values
-        raise RewardError(f"{model} is not a complete CLIP: it has no weights for {', '.join(missing[:3])}.")
-    return network
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Reading local weights takes no time that is worth a progress bar."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def hf_preprocess(model: str) -> Preprocess:
-    """What the preprocessor_config.json of a folder or a Hub id says."""
-    from transformers.image_processing_base import ImageProcessingMixin
-
-    try:
-        config, _ = ImageProcessingMixin.get_image_processor_dict(model)
-        return Preprocess.from_hf(config)
-    except (OSError, ValueError) as error:
-        raise RewardError(_not_loaded(model, error)) from error
-
-
 def load_clip(model: str, dtype: torch.dtype = torch.float32) -> ClipBackbone:
     """`open_clip:NAME/PRETRAINED`, otherwise a folder or a Hub id in HF's format."""
     library, _, rest = model.partition(":")
@@ -172,23 +134,29 @@ def import_open_clip() -> Any:
     try:
         import open_clip
     except (ImportError, RuntimeError) as error:
-        raise RewardError(
-            f"open_clip cannot be imported ({error}). It needs torchvision from the same source as torch: install "
-            f"both with one pip command (this torch is {torch.__version__})."
-        ) from error
+        raise torchvision_mismatch("open_clip", error) from error
     return open_clip
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """open_clip warns of random weights, which are replaced at once."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def torchvision_mismatch(package: str, error: Exception) -> RewardError:
+    """One line on a package that stands on torchvision and could not be imported."""
+    return RewardError(
+        f"{package} cannot be imported ({error}). It needs torchvision from the same source as torch: install both "
+        f"with one pip command (this torch is {torch.__version__})."
+    )
 
 
 def single(x: Tensor) -> Tensor:
     """Half precision -> float32."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def _not_loaded(model: str, error: Exception) -> str:
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    if model.startswith(("/", ".", "~")) and not Path(model).expanduser().exists():
-        return f"{model}: there is no such folder. Give the folder of a CLIP model, or its Hub id."
-    return (
-        f"{model} could not be loaded as a CLIP: {first_line}. Give a local folder, or a Hub id that is cached or "
-        "can be downloaded."
-    )

@@ -2,10 +2,12 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from rewards._card import UNKNOWN, UNSTATED, Card, licence_of
 
 _EXPLAINED = "setting"  # the type of an error whose message is already ours
 
@@ -35,6 +37,30 @@ class RewardConfig(ComponentConfig):
 
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor of this reward in the weighted sum; a negative one trains against it."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Budget for activations: batches that need more are scored in pieces. Default: none."""
+    offload: bool = False
+    """Keep the weights in CPU memory between uses."""
+    licence: str | None = None
+    """Of weights of your own: an SPDX name, such as MIT; what is published elsewhere is known."""
+
+    card: ClassVar[Card] = UNKNOWN
+    """What the reward is, in words; declared by each."""
+
+    def licences(self) -> dict[str, str]:
+        """{part: SPDX name or "unstated"} of all that these settings put behind the score."""
+        return {part: self._stated(licence) for part, licence in self.card.licences.items()}
+
+    def licence_text(self) -> str:
+        """The licences in one line."""
+        return ", ".join(f"{licence} ({part})" for part, licence in self.licences().items()) or "Apache-2.0"
+
+    def _of_checkpoint(self, model: str) -> dict[str, str]:
+        """The licence of a checkpoint that a setting names."""
+        return {model: self._stated(licence_of(model))}
+
+    def _stated(self, licence: str) -> str:
+        return self.licence if licence == UNSTATED and self.licence else licence
 
     def has_gradient(self) -> bool:
         """Whether scores carry a gradient back to the pixels; a property of the settings, known before building."""

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from rewards._base import Reward
+from rewards._card import Card
 from rewards._config import RewardConfig
 
 LUMA = (0.299, 0.587, 0.114)
@@ -17,6 +18,14 @@ LUMA = (0.299, 0.587, 0.114)
 class BrightnessConfig(RewardConfig):
     name: Literal["brightness"] = "brightness"
 
+    card = Card(
+        measures="Mean luma of an image.",
+        range="[0, 1]",
+        size="no network",
+        hacking="A white image.",
+        partner="clip",
+    )
+
 
 class Brightness(Reward):
     """Mean luma of an image, in [0, 1]; higher is brighter. Prompts are ignored."""
@@ -24,7 +33,7 @@ class Brightness(Reward):
     Config = BrightnessConfig
 
     def __init__(self, config: BrightnessConfig):
-        super().__init__(config, licence="Apache-2.0")
+        super().__init__(config)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1).mean((1, 2))

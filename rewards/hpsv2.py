@@ -7,7 +7,6 @@ every other CLIP reward's: the long side becomes 224 by a float resize without r
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,9 +14,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rewards._base import Reward
+from rewards._card import Card
 from rewards._clip import OpenClip
 from rewards._config import RewardConfig
-from rewards._errors import RewardError
+from rewards._load import given_file, hub_file
 from rewards._preprocess import Preprocess, differentiable_resize, normalise, quantise
 
 FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
@@ -35,6 +35,15 @@ class HPSv2Config(RewardConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the image tower; projection and cosine are always computed in float32."""
 
+    card = Card(
+        measures="Which of several generated images people prefer for a prompt.",
+        range="[-1, 1], 0.2 to 0.35 in use; versions 2.0 and 2.1 are not comparable",
+        size="986 M (ViT-H/14)",
+        hacking="Smooth, painted, high-contrast pictures; detail and light where the prompt asks for neither.",
+        partner="imagereward",
+        licences={"xswu/HPSv2": "Apache-2.0"},
+    )
+
 
 class HPSv2(Reward):
     """Cosine of image and prompt as people prefer it; higher is preferred."""
@@ -42,8 +51,12 @@ class HPSv2(Reward):
     Config = HPSv2Config
 
     def __init__(self, config: HPSv2Config):
-        super().__init__(config, licence="Apache-2.0")
-        self.clip = OpenClip(f"{config.model}/{_weights(config)}", getattr(torch, config.dtype))
+        super().__init__(config)
+        if config.weights is not None:
+            weights = given_file("hpsv2", "weights", config.weights)
+        else:
+            weights = hub_file("hpsv2", "weights", "xswu/HPSv2", FILES[config.version])
+        self.clip = OpenClip(f"{config.model}/{weights.absolute()}", getattr(torch, config.dtype))
         size = self.clip.preprocess.size
         assert isinstance(size, int)  # every open_clip ViT is square
         if config.preprocess == "alignprop":
@@ -68,21 +81,3 @@ class Padded(Preprocess):
         down, right = self.size - height, self.size - width
         images = pad(images, (right // 2, right - right // 2, down // 2, down - down // 2))
         return normalise(images, self.mean, self.std)
-
-
-def _weights(config: HPSv2Config) -> Path:
-    if config.weights is not None:
-        file = Path(config.weights).expanduser()
-        if not file.is_file():
-            raise RewardError(f"reward hpsv2: weights={config.weights}: there is no such file. Check the path.")
-        return file
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download("xswu/HPSv2", FILES[config.version]))
-    except Exception as error:  # the Hub's client and its transport raise many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RewardError(
-            f"reward hpsv2: {FILES[config.version]} of xswu/HPSv2 is neither cached nor to be had: {reason}. Download "
-            "it elsewhere and set weights to the file."
-        ) from None

@@ -1,10 +1,10 @@
 """A reward of your own: any function or class, by dotted path or file path.
 
-    # my_rewards.py
-    def warmth(images, prompts):                    # (B, 3, H, W) in [0, 1], B prompts -> (B,), higher is better
-        return (images[:, 0] - images[:, 2]).mean((1, 2))
+# my_rewards.py
+def warmth(images, prompts):                    # (B, 3, H, W) in [0, 1], B prompts -> (B,), higher is better
+    return (images[:, 0] - images[:, 2]).mean((1, 2))
 
-    rewards: {warmth: {name: python, function: my_rewards.py:warmth}}
+rewards: {warmth: {name: python, function: my_rewards.py:warmth}}
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rewards._base import Reward
+from rewards._card import UNSTATED, Card
 from rewards._config import RewardConfig
 from rewards._errors import RegistryError, RewardError
 from rewards._registry import load_object
@@ -28,7 +29,15 @@ class PythonConfig(RewardConfig):
     """Keyword arguments: of the class when it is one, otherwise of every call."""
     differentiable: bool = True
     """Whether its scores carry a gradient; false for anything that goes through PIL, numpy or an API."""
-    licence: str = "unstated"
+
+    card = Card(
+        measures="What your function says.",
+        range="yours",
+        size="yours",
+        hacking="Look at the samples: whatever the function forgot to forbid.",
+        partner="clip",
+        licences={"your function": UNSTATED},
+    )
 
     def has_gradient(self) -> bool:
         return self.differentiable
@@ -46,7 +55,7 @@ class Python(Reward):
     Config = PythonConfig
 
     def __init__(self, config: PythonConfig):
-        super().__init__(config, licence=config.licence, name=config.function.partition(":")[2])
+        super().__init__(config, name=config.function.partition(":")[2])
         function = load_object(config.function)
         self.arguments = {} if isinstance(function, type) else config.arguments
         if isinstance(function, type):

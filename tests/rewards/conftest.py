@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_checkpoints
 import torch
-from reward_toys import randomise
+from reward_toys import randomise, to_tensor
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +29,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eos_token_id": len(vocabulary) - 1,
         "pad_token_id": len(vocabulary) - 1,
     }
-    config = CLIPConfig(
-        text_config=text, vision_config=shared | {"image_size": 32, "patch_size": 8}, projection_dim=24
-    )
+    config = CLIPConfig(text_config=text, vision_config=shared | {"image_size": 32, "patch_size": 8}, projection_dim=24)
     randomise(CLIPModel(config), seed=0).half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
@@ -66,3 +65,64 @@ def tiny_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny_head") / "head.pth"
     torch.save(head, path)
     return path
+
+
+@pytest.fixture
+def finite_differences():
+    """Asserts that a float64 reward's gradient along a random direction is that of central differences.
+
+    Rounding has no derivative: the reward's own preprocessing is replaced by one without it.
+    """
+    from dataclasses import replace
+
+    def check(reward, prompts, picture, step: float = 1e-5) -> None:
+        for holder in (reward, *reward.children()):
+            if getattr(getattr(holder, "preprocess", None), "pil_exact", False):
+                holder.preprocess = replace(holder.preprocess, pil_exact=False)
+        images = (0.8 * to_tensor(picture).double() + 0.1).requires_grad_()
+        direction = torch.randn(images.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        (gradient,) = torch.autograd.grad(reward(images, prompts).sum(), images)
+        with torch.no_grad():
+            ahead, behind = (reward(images + h * direction, prompts).sum() for h in (step, -step))
+        slope = (ahead - behind) / (2 * step)
+        assert abs(slope) > 1e-8
+        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-9)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def tiny_siglips(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """SigLIP's version -> a SiglipModel folder of 32-pixel images."""
+    folder = tmp_path_factory.mktemp("tiny_siglip")
+    return {version: tiny_checkpoints.siglip(folder / str(version), version=version) for version in (1, 2)}
+
+
+@pytest.fixture(scope="session")
+def tiny_blip_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files in BLIP's layout, {imagereward, cyclereward, blip}, and the folder of a tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_blip")
+    tiny_checkpoints.published_reward(folder / "imagereward", (0, 2, 4, 6, 7), seed=0)
+    tiny_checkpoints.published_reward(folder / "cyclereward", (0, 2, 4, 6, 8), seed=1)
+    tiny_checkpoints.published_blip(folder / "blip", seed=9)
+    tiny_checkpoints.bert_tokenizer(folder / "tokenizer")
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def tiny_mps(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory):
+    """MPS's file and the network that is pickled in it."""
+    file = tmp_path_factory.mktemp("tiny_mps") / "MPS_overall_checkpoint.pth"
+    return file, tiny_checkpoints.published_mps(file, tiny_clip)
+
+
+@pytest.fixture(scope="session")
+def tiny_lpips(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Backbone and heads of LPIPS on AlexNet, random."""
+    return tiny_checkpoints.lpips_files(tmp_path_factory.mktemp("tiny_lpips"))
+
+
+@pytest.fixture(scope="session")
+def tiny_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Dinov2Model folder."""
+    return tiny_checkpoints.dino(tmp_path_factory.mktemp("tiny_dino"))

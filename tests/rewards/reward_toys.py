@@ -28,7 +28,7 @@ def noise(height: int, width: int) -> Image.Image:
 
 def smooth(height: int, width: int) -> Image.Image:
     """Sums of slow waves: many values near a rounding tie."""
-    y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     waves = [np.sin(3 * x + 2 * y), np.cos(5 * x - y), np.sin(4 * x * y + 1)]
     return Image.fromarray((127.5 + 120 * np.stack(waves, -1)).astype(np.uint8))
 
@@ -43,3 +43,7 @@ def stripes(height: int, width: int) -> Image.Image:
 def to_tensor(*images: Image.Image) -> torch.Tensor:
     """PIL images of one size -> (B, 3, H, W) in [0, 1]."""
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in images])
+
+
+SIZES = [(512, 512), (1024, 1024), (768, 512), (300, 401), (224, 227)]
+PICTURES = [noise, smooth, stripes]

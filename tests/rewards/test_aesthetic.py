@@ -1,14 +1,18 @@
 """The aesthetic score against its parts written out: transformers' embedding, torch's layers, torchvision's resize."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
-from reward_toys import noise, smooth, stripes, to_tensor
+from reward_toys import PICTURES, SIZES, smooth, to_tensor
 from torch import nn
 
 from rewards import RewardError
-from rewards.aesthetic import Aesthetic, AestheticConfig, affine
-
-PICTURES = [noise(48, 60), smooth(48, 60), stripes(48, 60)]
+from rewards._affine import affine, read_head
+from rewards._load import verify
+from rewards.aesthetic import HEAD_SHA256, Aesthetic, AestheticConfig
+from rewards.aesthetic_v25 import HEAD_SHA256 as HEAD_V25_SHA256
 
 
 def layers(head: dict[str, torch.Tensor]) -> nn.Sequential:
@@ -23,7 +27,7 @@ def layers(head: dict[str, torch.Tensor]) -> nn.Sequential:
 
 def test_a_stack_of_linear_layers_is_one_affine_map(tiny_head):
     head = torch.load(tiny_head, weights_only=True)
-    weight, bias = affine(head)
+    weight, bias = affine(read_head(tiny_head, "layers"))
     x = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close((x.double() @ weight + bias).float(), layers(head)(x)[:, 0], rtol=1e-5, atol=1e-5)
 
@@ -32,14 +36,44 @@ def test_the_score_is_the_head_on_the_normalised_projected_embedding(tiny_clip, 
     from transformers import CLIPImageProcessorPil, CLIPModel
 
     clip = CLIPModel.from_pretrained(tiny_clip, dtype=torch.float32)
-    pixel_values = CLIPImageProcessorPil.from_pretrained(tiny_clip)(PICTURES, return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        embedding = clip.get_image_features(pixel_values=pixel_values).pooler_output
-        embedding = embedding / embedding.norm(dim=-1, keepdim=True)
-        expected = layers(torch.load(tiny_head, weights_only=True))(embedding)[:, 0]
-    ours = Aesthetic(AestheticConfig(model=str(tiny_clip), head=str(tiny_head)))(to_tensor(*PICTURES), [""] * 3)
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
-    assert ours.std() > 0.01
+    head = layers(torch.load(tiny_head, weights_only=True))
+    reward = Aesthetic(AestheticConfig(model=str(tiny_clip), head=str(tiny_head)))
+    for size in SIZES:
+        pictures = [picture(*size) for picture in PICTURES]
+        pixel_values = CLIPImageProcessorPil.from_pretrained(tiny_clip)(pictures, return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            embedding = clip.get_image_features(pixel_values=pixel_values).pooler_output
+            wanted = head(embedding / embedding.norm(dim=-1, keepdim=True))[:, 0]
+        torch.testing.assert_close(reward(to_tensor(*pictures), [""] * 3), wanted, rtol=0, atol=1e-5)
+        assert wanted.std() > 0.01
+
+
+def test_the_gradient_is_that_of_finite_differences(tiny_clip, tiny_head, finite_differences):
+    reward = Aesthetic(AestheticConfig(model=str(tiny_clip), head=str(tiny_head))).double()
+    reward.dtype = torch.float64
+    finite_differences(reward, [""], smooth(40, 40))
+
+
+# |w|, b, and the value at the unit vectors along (1, 2, ..., n) and (1, 1, ..., 1), of the published heads.
+GOLDEN = {
+    "aesthetic": ("layers", HEAD_SHA256, (17.99562478, 5.23664584, 4.420676266, 4.883284854)),
+    "aesthetic_v25": ("scoring_head", HEAD_V25_SHA256, (25.4523, 1.93904, 2.829025388, 3.618319845)),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_numbers_of_the_published_heads(name):
+    """Set ALIGN_HEAD_AESTHETIC or ALIGN_HEAD_AESTHETIC_V25 to the file; they are not shipped."""
+    path = os.environ.get(f"ALIGN_HEAD_{name.upper()}")
+    if path is None:
+        pytest.skip("needs the published head")
+    prefix, digest, golden = GOLDEN[name]
+    verify(Path(path), digest)
+    weight, bias = affine(read_head(Path(path), prefix))
+    along = torch.arange(1, len(weight) + 1, dtype=torch.float64)
+    same = torch.ones(len(weight), dtype=torch.float64)
+    found = [weight.norm(), bias, *(weight @ (x / x.norm()) + bias for x in (along, same))]
+    torch.testing.assert_close(torch.stack(found), torch.tensor(golden, dtype=torch.float64), rtol=0, atol=5e-5)
 
 
 def test_alignprops_preprocessing(tiny_clip, tiny_head):
@@ -56,5 +90,5 @@ def test_a_head_that_is_none_is_one_line(tiny_clip, tmp_path):
     with pytest.raises(RewardError, match="there is no such file"):
         Aesthetic(AestheticConfig(model=str(tiny_clip), head=str(tmp_path / "nowhere.pth")))
     torch.save({"fc.weight": torch.ones(1, 24)}, tmp_path / "other.pth")
-    with pytest.raises(RewardError, match=r"holds no layers\.N\.weight"):
+    with pytest.raises(RewardError, match=r"does not hold layers\.N\.weight"):
         Aesthetic(AestheticConfig(model=str(tiny_clip), head=str(tmp_path / "other.pth")))

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reward_toys import PROMPTS, noise, smooth, stripes, to_tensor
+from reward_toys import PICTURES as KINDS
+from reward_toys import PROMPTS, SIZES, noise, smooth, stripes, to_tensor
 
 from rewards import RewardError
 from rewards._clip import HFClip
@@ -14,19 +15,32 @@ from rewards.clip import Clip, ClipConfig
 PICTURES = [noise(48, 60), smooth(48, 60), stripes(48, 60)]
 
 
-def test_cosine_and_logit_are_those_of_transformers(tiny_clip):
+def test_cosine_logit_and_clipscore_are_those_of_transformers(tiny_clip):
     from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
     model = CLIPModel.from_pretrained(tiny_clip, dtype=torch.float32)
-    inputs = AutoTokenizer.from_pretrained(tiny_clip)(PROMPTS, padding=True, truncation=True, return_tensors="pt")
-    pixel_values = CLIPImageProcessorPil.from_pretrained(tiny_clip)(PICTURES, return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        expected = model(**inputs, pixel_values=pixel_values)
-    logit = Clip(ClipConfig(model=str(tiny_clip), form="logit"))(to_tensor(*PICTURES), PROMPTS)
-    cosine = Clip(ClipConfig(model=str(tiny_clip)))(to_tensor(*PICTURES), PROMPTS)
-    torch.testing.assert_close(logit, expected.logits_per_image.diagonal(), rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(cosine * model.logit_scale.exp(), logit, rtol=1e-5, atol=1e-5)
-    assert cosine.std() > 0.02, "features must differ, or this test would pass for any input"
+    words = AutoTokenizer.from_pretrained(tiny_clip)
+    scale = model.logit_scale.exp()
+    forms = {form: Clip(ClipConfig(model=str(tiny_clip), form=form)) for form in ("cosine", "logit", "clipscore")}
+    for size in SIZES:
+        pictures = [picture(*size) for picture in KINDS]
+        pixel_values = CLIPImageProcessorPil.from_pretrained(tiny_clip)(pictures, return_tensors="pt")["pixel_values"]
+        cosine = {}
+        for prefix in ("", "A photo depicts "):
+            texts = [prefix + prompt for prompt in PROMPTS]
+            inputs = words(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
+            with torch.no_grad():
+                cosine[prefix] = model(**inputs, pixel_values=pixel_values).logits_per_image.diagonal() / scale
+        assert cosine[""].std() > 0.02, "features must differ, or this test would pass for any input"
+        wanted = {"cosine": cosine[""], "logit": scale * cosine[""]}
+        wanted["clipscore"] = 2.5 * cosine["A photo depicts "].clamp(min=0)
+        images = to_tensor(*pictures)
+        for form, reward in forms.items():
+            largest = float(wanted[form].abs().max())
+            torch.testing.assert_close(reward(images, PROMPTS), wanted[form], rtol=0, atol=1e-4 * max(largest, 0.1))
+            reward.clip.preprocess, kept = (lambda _, ready=pixel_values: ready), reward.clip.preprocess
+            torch.testing.assert_close(reward(images, PROMPTS), wanted[form], rtol=0, atol=1e-5 * max(largest, 0.1))
+            reward.clip.preprocess = kept
 
 
 def test_cosine_is_that_of_open_clip(tiny_open_clip):
@@ -61,7 +75,7 @@ def test_each_prompt_is_encoded_once(tiny_clip):
     clip._project_prompts = lambda prompts, device: encoded.append(list(prompts)) or encode(prompts, device)
     first = clip.prompts(["a", "b", "a"], torch.device("cpu"))
     second = clip.prompts(["b", "c"], torch.device("cpu"))
-    assert encoded == [["a", "b"], ["c"]]
+    assert encoded == [["a"], ["b"], ["c"]], "one at a time: a row does not depend on the batch that needed it"
     assert torch.equal(first[0], first[2]) and torch.equal(first[1], second[0])
     assert not first.requires_grad
 
@@ -99,7 +113,7 @@ def test_the_gradient_is_that_of_finite_differences(tiny_clip):
 def test_models_that_cannot_be_loaded_are_one_line(tiny_clip, tmp_path):
     for model, said in (
         (str(tmp_path / "nowhere"), "there is no such folder"),
-        ("nobody/no-such-clip", "could not be loaded as a CLIP"),
+        ("nobody/no-such-clip", "could not be loaded"),
         ("open_clip:ViT-B-32", "names no weights"),
         ("open_clip:ViT-B-32/no_such_tag", "could not be loaded"),
         ("open_clip:no-such-name/openai", "could not be loaded"),
@@ -117,5 +131,5 @@ def test_a_checkpoint_without_some_weights_is_refused(tiny_clip, tmp_path):
     tensors = load_file(file)
     tensors.pop("visual_projection.weight")
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(RewardError, match=r"not a complete CLIP: it has no weights for visual_projection\.weight"):
+    with pytest.raises(RewardError, match=r"not a complete CLIPModel: it has no weights for visual_projection\.weight"):
         Clip(ClipConfig(model=str(tmp_path / "broken")))

@@ -2,11 +2,11 @@
 
 import importlib
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from reward_settings import settings
 from reward_toys import PROMPTS, smooth, to_tensor
 
 from align.registry import REWARDS, build
@@ -14,52 +14,11 @@ from rewards import Composite, Reward
 from rewards._config import RewardConfig
 from rewards._registry import component_of
 
-USER_FILE = """
-import torch
-
-def warmth(images, prompts):
-    return (images[:, 0] - images[:, 2]).mean((1, 2))
-
-def warm(images, prompts):
-    return (images[:, 0] > images[:, 2]).float().mean((1, 2))
-"""
-
-# Rewards whose default settings need a download: how to build them on tiny weights. Absent: the default settings.
-SETTINGS: dict[str, Callable[[pytest.FixtureRequest, Path], list[dict]]] = {
-    "clip": lambda request, _: [
-        {"model": str(request.getfixturevalue("tiny_clip")), "form": form, "dtype": dtype}
-        for form, dtype in (("cosine", "float32"), ("logit", "float32"), ("cosine", "bfloat16"))
-    ]
-    + [
-        {"model": f"open_clip:{request.getfixturevalue('tiny_open_clip')}", "dtype": dtype}
-        for dtype in ("float32", "bfloat16")
-    ],
-    "aesthetic": lambda request, _: [
-        {
-            "model": str(request.getfixturevalue("tiny_clip")),
-            "head": str(request.getfixturevalue("tiny_head")),
-            "preprocess": preprocess,
-            "dtype": dtype,
-        }
-        for preprocess, dtype in (("pil", "float32"), ("alignprop", "float32"), ("pil", "bfloat16"))
-    ],
-    "hpsv2": lambda request, _: [
-        dict(zip(("model", "weights"), request.getfixturevalue("tiny_open_clip").split("/", 1), strict=True))
-        | {"preprocess": preprocess}
-        for preprocess in ("hpsv2", "alignprop")
-    ],
-    "python": lambda _, folder: [
-        {"function": f"{folder / 'mine.py'}:warmth"},
-        {"function": f"{folder / 'mine.py'}:warm", "differentiable": False},
-    ],
-}
-
 
 @pytest.fixture(params=REWARDS.names())
 def examples(request: pytest.FixtureRequest, tmp_path: Path) -> list[Reward]:
-    (tmp_path / "mine.py").write_text(USER_FILE)
-    settings = SETTINGS.get(request.param, lambda *_: [{}])(request, tmp_path)
-    return [build(REWARDS, REWARDS.look_up({"name": request.param, **one})) for one in settings]
+    found = settings(request.param, request, tmp_path)
+    return [build(REWARDS, REWARDS.look_up({"name": request.param, **one})) for one in found]
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +54,21 @@ def test_scores_and_gradient(examples, images):
             assert (gradient.flatten(1).norm(dim=1) > 0).all(), "something on the way has no gradient"
         again = Composite({"it": reward})(images, PROMPTS)["it"]
         torch.testing.assert_close(scores.detach(), again, rtol=tolerance(reward), atol=tolerance(reward))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_every_precision_are_scored(examples, images, dtype):
+    """Half-precision images are a model's; they hold the same levels after rounding to them."""
+    for reward in examples:
+        exact = images.to(dtype).float()
+        wanted = Composite({"it": reward})(exact, PROMPTS)["it"].detach()
+        pixels = images.to(dtype).requires_grad_()
+        scores = Composite({"it": reward})(pixels, PROMPTS)["it"]
+        loose = 10 * tolerance(reward) * float(1 + wanted.abs().max())
+        torch.testing.assert_close(scores.detach().float(), wanted, rtol=0, atol=loose)
+        if reward.differentiable:
+            (gradient,) = torch.autograd.grad(scores.sum(), pixels)
+            assert gradient.dtype == dtype and gradient.isfinite().all()
 
 
 def test_scores_do_not_depend_on_the_rest_of_the_batch(examples, images):

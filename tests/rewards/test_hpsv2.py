@@ -41,13 +41,36 @@ def test_the_score_is_open_clips_cosine(tiny_open_clip):
 
     name, file = tiny_open_clip.split("/", 1)
     model = open_clip.create_model(name, pretrained=file)
-    images = to_tensor(noise(48, 60), smooth(48, 60), stripes(48, 60))
     reward = HPSv2(HPSv2Config(model=name, weights=file))
     mean, std = (torch.tensor(getattr(reward.clip.preprocess, part)).view(1, 3, 1, 1) for part in ("mean", "std"))
-    with torch.no_grad():
-        image = model.encode_image((reference(images, 32) - mean) / std, normalize=True)
-        text = model.encode_text(open_clip.get_tokenizer(name)(PROMPTS), normalize=True)
-    torch.testing.assert_close(reward(images, PROMPTS), (image * text).sum(-1), rtol=0, atol=1e-5)
+    for size in [*SIZES, (300, 401), (224, 227)]:
+        images = to_tensor(*(picture(*size) for picture in (noise, smooth, stripes)))
+        with torch.no_grad():
+            image = model.encode_image((reference(images, 32) - mean) / std, normalize=True)
+            text = model.encode_text(open_clip.get_tokenizer(name)(PROMPTS), normalize=True)
+        torch.testing.assert_close(reward(images, PROMPTS), (image * text).sum(-1), rtol=0, atol=1e-5)
+
+
+def test_the_gradient_is_that_of_finite_differences(tiny_open_clip, finite_differences, monkeypatch):
+    from rewards import hpsv2
+
+    monkeypatch.setattr(hpsv2, "quantise", lambda images: images)  # rounding has no derivative
+    name, file = tiny_open_clip.split("/", 1)
+    reward = HPSv2(HPSv2Config(model=name, weights=file)).double()
+    reward.clip.dtype = torch.float64
+    finite_differences(reward, PROMPTS[:1], smooth(40, 48))
+
+
+def test_the_two_versions_are_two_files(monkeypatch):
+    asked = []
+    monkeypatch.setattr("rewards.hpsv2.hub_file", lambda *args: asked.append(args) or 1 / 0)
+    for version in ("2.0", "2.1"):
+        with pytest.raises(ZeroDivisionError):
+            HPSv2(HPSv2Config(version=version))
+    assert [(repo, file) for _, _, repo, file in asked] == [
+        ("xswu/HPSv2", "HPS_v2_compressed.pt"),
+        ("xswu/HPSv2", "HPS_v2.1_compressed.pt"),
+    ]
 
 
 def test_weights_that_are_not_there_are_one_line(tmp_path):

@@ -8,11 +8,20 @@ from torch import Tensor
 
 from align.shapes.taste import gold
 from rewards._base import Reward
+from rewards._card import Card
 from rewards._config import RewardConfig
 
 
 class GoldConfig(RewardConfig):
     name: Literal["gold"] = "gold"
+
+    card = Card(
+        measures="The graded verdict plus the taste that the embedded preferences are drawn from.",
+        range="[0, 2]",
+        size="no network",
+        hacking="Nothing known: it is the truth of the embedded world. It watches.",
+        partner="judge",
+    )
 
     def has_gradient(self) -> bool:
         return False
@@ -24,7 +33,7 @@ class Gold(Reward):
     Config = GoldConfig
 
     def __init__(self, config: GoldConfig):
-        super().__init__(config, licence="Apache-2.0")
+        super().__init__(config)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return gold(images, prompts).to(images.device, torch.float32)

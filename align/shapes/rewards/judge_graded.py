@@ -8,11 +8,20 @@ from torch import Tensor
 
 from align.shapes.judge import judge
 from rewards._base import Reward
+from rewards._card import Card
 from rewards._config import RewardConfig
 
 
 class JudgeGradedConfig(RewardConfig):
     name: Literal["judge_graded"] = "judge_graded"
+
+    card = Card(
+        measures="The share of a caption's requirements that a picture meets; read off the pixels.",
+        range="[0, 1]",
+        size="no network",
+        hacking="Nothing known: it is right. It watches, and has no gradient to train on.",
+        partner="gold",
+    )
 
     def has_gradient(self) -> bool:
         return False
@@ -24,7 +33,7 @@ class JudgeGraded(Reward):
     Config = JudgeGradedConfig
 
     def __init__(self, config: JudgeGradedConfig):
-        super().__init__(config, licence="Apache-2.0")
+        super().__init__(config)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return torch.tensor([v.graded for v in judge(images, prompts)], device=images.device)
