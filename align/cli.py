@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from align import preferences_cli, reno_cli
+from align import preferences_cli, reno_cli, report_cli, score_cli
 from align.errors import UserError
 from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
 from rewards._errors import RegistryError, RewardError
@@ -103,8 +103,14 @@ def recipes() -> None:
 @app.command()
 @_plainly
 def rewards(name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None) -> None:
-    """List the rewards, or show the settings of one."""
+    """List the rewards: gradient, size, licence, range; or show all of one."""
+    from align.rewards_cli import described, overview
+
+    if name is None:
+        typer.echo("\n".join(overview()))
+        return
     _describe({"rewards": REWARDS}, name)
+    typer.echo("\n".join(described(name)))
 
 
 @app.command()
@@ -165,8 +171,10 @@ def shapes(context: typer.Context) -> None:
     shapes_app(args=context.args or ["--help"], prog_name="align shapes")
 
 
+app.command(cls=score_cli.Many)(_plainly(score_cli.score))
 app.command()(_plainly(preferences_cli.pairs))
 app.command()(_plainly(preferences_cli.cache))
+app.command()(_plainly(report_cli.report))
 app.command()(_plainly(reno_cli.reno))
 app.command("best-of")(_plainly(reno_cli.best_of))
 app.command()(_plainly(reno_cli.redraw))
