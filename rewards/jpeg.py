@@ -2,7 +2,7 @@
 
     exact:    r = -bytes / 1000 of Pillow's JPEG at `quality`; no gradient (Black et al. 2023, arXiv:2305.13301)
     rate:     r = -sum_i log2(1 + |c_i|) a / 8000, an estimate of the same in kB from the DCT coefficients c over their
-              divisors; a = 2.5 makes it kB, within 15 % on clouds of all degrees of detail at qualities 50 and 95
+              divisors; a = 2.5 makes it kB, within 15 % of all but the headers, on clouds of all degrees of detail
     distance: r = -sqrt(mean (x - JPEG(x))^2), how much a coding at `quality` loses (cf. Clark et al. 2023,
               arXiv:2309.17400)
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from align import score_cli
 from align.cli import app
 from align.config import load_recipe
 from align.errors import UserError
@@ -156,6 +157,21 @@ def test_an_error_in_a_process_of_its_own_is_one_line_too(folder):
     done = run(folder, "--reward", "brightness", "--prompts", "x", "--num-processes", "2")
     assert done.exit_code == 2 and re.search(r"9\.png: is no image", done.stderr), done.output
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_progress_bar_counts_on_a_terminal_and_is_silent_elsewhere(folder, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with score_cli._progress(3, shown=True) as done:
+        done(2)
+    assert "scoring" in terminal.getvalue() and "2/3" in terminal.getvalue()
+    monkeypatch.undo()
+    assert run(folder, "--reward", "brightness").stderr == ""
 
 
 def test_every_reward_has_a_card_and_the_list_shows_it():
