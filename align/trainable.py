@@ -1,5 +1,7 @@
-"""What an optimiser moves: the Trainable protocol, and Adapter, a LoRA on a model's network (noise: align/noise.py)."""
+"""What an optimiser moves: the Trainable protocol, Adapter, a LoRA on a model's network, and Module, a network of an
+objective's own (noise: align/noise.py)."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,3 +100,42 @@ class Adapter:
 
     def export(self, path: Path) -> None:
         lora.save(self.network, path, component=self.component)
+
+
+class Module:
+    """Some `parameters` of a network that an objective brings along; `save` writes it into a folder."""
+
+    rowwise = False
+
+    def __init__(self, network: nn.Module, parameters: list[nn.Parameter], save: Callable[[Path], None]):
+        self.network, self._parameters, self._save = network, parameters, save
+        for parameter in parameters:
+            parameter.requires_grad_()
+        network.eval()
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self._parameters
+
+    def prepare(self, accelerator: Any) -> None:
+        self.network.to(accelerator.device)
+
+    def train(self, mode: bool = True) -> None:
+        self.network.train(mode)
+
+    def clip(self, max_norm: float | None) -> Tensor:
+        return torch.nn.utils.clip_grad_norm_(self._parameters, float("inf") if max_norm is None else max_norm)
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        trained = {id(parameter) for parameter in self._parameters}
+        return {name: p.detach() for name, p in self.network.named_parameters() if id(p) in trained}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, value in self.state_dict().items():
+            value.copy_(state[name])
+
+    def export(self, path: Path) -> None:
+        self._save(path)

@@ -15,7 +15,7 @@ from align.models._published import KL_VAE, Published
 from align.models._text import CachedTextEncoder
 from align.models._tokens import Tokenizer, clip_length
 from align.models._vp import SD_BETAS, unet_image_size, vp_kind
-from samplers import VPSchedule
+from samplers import TensorCond, VPSchedule
 
 NETWORK: dict[str, Any] = {
     "block_out_channels": (320, 640, 1280),
@@ -70,6 +70,7 @@ class StableDiffusionXL(PipelineModel):
 
     Config = SDXLConfig
     pipelines = ("StableDiffusionXLPipeline",)
+    network_class = "UNet2DConditionModel"
     network_name = "unet"
     text_names = ("text_encoder", "text_encoder_2")
     unused = ("image_encoder", "feature_extractor")
@@ -107,18 +108,25 @@ class StableDiffusionXL(PipelineModel):
     def encoder(self, config: SDXLConfig, pipeline: Any) -> SDXLText:
         return SDXLText(pipeline)
 
+    def with_sizes(self, cond: TensorCond, sizes: Tensor) -> TensorCond:
+        """`cond` for images of which the network is told where they come from: (B, 6), height and width before the
+        crop, the crop's top and left, height and width of the target (Podell et al., arXiv 2307.01952, section 2.2)."""
+        return TensorCond({**cond.tensors, "sizes": sizes})
+
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
-        """See `DiffusionModel.predict`. The UNet is told the table index and that the image is whole, at its size."""
+        """See `DiffusionModel.predict`. The UNet is told the table index and, where cond has no sizes, that the image
+        is whole, at its own."""
         dtype = self.network_dtype
         height, width = (side * self.codec.factor for side in x_t.shape[-2:])
-        size = torch.tensor([height, width, 0, 0, height, width], dtype=dtype, device=x_t.device)
+        whole = torch.tensor([[height, width, 0, 0, height, width]])
+        sizes = cond.tensors.get("sizes", whole).to(x_t.device, dtype)
         return network(
             x_t.to(dtype),
             self._table.index(t).float(),
             encoder_hidden_states=cond.tensors["text"].to(dtype),
             added_cond_kwargs={
                 "text_embeds": cond.tensors["pooled"].to(dtype),
-                "time_ids": size.expand(len(x_t), -1),  # original size, crop from the top left, target size
+                "time_ids": sizes.expand(len(x_t), -1),  # original size, crop from the top left, target size
             },
             return_dict=False,
         )[0].to(x_t.dtype)

@@ -40,7 +40,9 @@ def trajectories(config: InversionConfig, policy: Policy, batch: Any, pairs: Any
     if missing:
         cond_w, cond_l = pairs.conds([False] * count)
         rows = torch.tensor(missing, device=mean.device)
-        denoiser = cfg(policy.role("reference"), pairs.uncond, config.guidance_scale)
+        uncond_w, uncond_l = pairs.conds([True] * count)
+        uncond = uncond_w[missing].cat(uncond_l[missing])
+        denoiser = cfg(policy.role("reference"), uncond, config.guidance_scale)
         x0 = torch.cat([mean[rows], pairs.loser.mean[rows]])
         cond = cond_w[missing].cat(cond_l[missing])
         found = invert(denoiser, x0, grid, cond, iterations=config.iterations)

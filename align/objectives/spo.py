@@ -1,0 +1,89 @@
+"""SPO: prefer the better of two candidates for one sampling step, judged at that step.
+
+    log p(x_s | x_t) = mean over dimensions of log N(x_s; mean(x_t), std^2)        the DDIM transition, guided
+    ratio = clamp(p_theta/p_ref, 1 - c, 1 + c),   L = -log sigmoid( beta (log ratio_w - log ratio_l) )
+
+Liang et al., "Aesthetic Post-Training Diffusion Models from Generic Preferences with Step-by-step Preference
+Optimization", arXiv 2406.04314, eq. 9, with beta = 10 and c = 0.1 as released: the argument of the sigmoid is then at
+most 10 log(1.1/0.9) = 2.007 and the loss at least 0.126. Outside the band the clamp passes no gradient.
+
+Both candidates come from the same x_t, so that one forward of the policy serves both. The pairs are made by
+align/data/rollouts.py, where the method's judge lives.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from align.losses import DPOForm, dpo
+from align.objectives._base import Loss, Parts
+from align.policy import Policy
+from align.registry import ComponentConfig
+from samplers import Transition, ddim, split
+
+
+class SPOConfig(ComponentConfig):
+    """SPO's settings; eta, guidance and steps are those of `sampling`."""
+
+    name: Literal["spo"] = "spo"
+    beta: float = Field(default=10.0, gt=0)
+    """How closely the policy is held to the reference, on log-densities that are means over dimensions."""
+    clamp: float | None = Field(default=0.1, gt=0, lt=1)
+    """c; null: no clamp."""
+    form: DPOForm = "sigmoid"
+    """As in Diffusion-DPO."""
+
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        data = recipe.get("data")
+        if data is not None and not hasattr(data, "num_candidates"):
+            yield "data", "makes no pairs of sampling steps. Use `data: {name: rollouts, prompts: ...}`."
+
+
+class SPO:
+    """The objective: judged transitions in."""
+
+    Config = SPOConfig
+
+    def __init__(self, config: SPOConfig, parts: Parts):
+        self.config, self.model, self.sampling = config, parts.model, parts.sampling
+
+    def __call__(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
+        weight = batch.rows.kept
+        chosen = [i for i, kept in enumerate(weight.tolist()) if kept]
+        device = next(self.model.network.parameters()).device
+        losses, said = torch.zeros(len(batch), device=device), {"kept": weight.to(device)}
+        if not chosen:  # a process may be left without pairs; its share of the gradient is 0, not absent
+            nothing = torch.stack([p.sum() for p in policy.adapter.parameters()]).sum() * 0
+            return Loss(losses + nothing, weight.to(device), said)
+        rows = type(batch.rows)(*(tensor[chosen].to(device) for tensor in batch.rows))
+        cond = self.model.text.encode([batch.prompts[i] for i in chosen])
+        with torch.no_grad():
+            reference = self._transition(policy, "reference", rows, cond)
+        step = self._transition(policy, "train", rows, cond)
+        gaps = [step.log_prob(x) - reference.log_prob(x) for x in (rows.x_w, rows.x_l)]
+        ratio_w, ratio_l = (self._clamped(gap) for gap in gaps)
+        values = dpo(ratio_w, ratio_l, beta=self.config.beta, form=self.config.form)
+        margin = (self.config.beta * (ratio_w - ratio_l)).detach()
+        said |= {"margin": margin, "accuracy": (margin > 0).double() + 0.5 * (margin == 0).double()}
+        for side, gap, ratio in zip("wl", gaps, (ratio_w, ratio_l), strict=True):
+            said[f"log_ratio_{side}"] = gap.detach()
+            said[f"clamped_{side}"] = (gap != ratio).float()
+        return Loss(losses.index_put((torch.tensor(chosen, device=device),), values), weight.to(device), said)
+
+    def _transition(self, policy: Policy, role: str, rows: Any, cond: Any) -> Transition:
+        """The guided DDIM step from x_t to the level of s."""
+        denoiser = self.sampling.guided(policy.role(role), self.model.text.encode([""]))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = denoiser.schedule(rows.t), denoiser.schedule(rows.s)
+        x0, eps = split(denoiser(rows.x_t, rows.t, cond), rows.x_t, alpha_t, sigma_t, denoiser.kind)
+        return ddim(x0, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta=self.sampling.eta)
+
+    def _clamped(self, log_ratio: Tensor) -> Tensor:
+        if self.config.clamp is None:
+            return log_ratio
+        low, high = (
+            torch.tensor(1 + c, dtype=torch.float64).log().item() for c in (-self.config.clamp, self.config.clamp)
+        )
+        return log_ratio.clamp(low, high)
