@@ -89,6 +89,7 @@ class Role:
         self.name = name
         self.schedule = policy.model.schedule
         self.kind = policy.model.kind
+        self.rescale = getattr(policy.model, "rescale", None)
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         policy = self.policy

@@ -17,7 +17,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from align import evaluate, report, resume, summary
+from align import card, evaluate, report, resume, summary
 from align.config import Recipe, load_recipe
 from align.data._workplace import Workplace
 from align.errors import UserError
@@ -64,11 +64,9 @@ class Run:
 
     def pipeline(self, strength: float = 1.0) -> Any:
         """A stock diffusers pipeline of the recipe's model with the run's adapter at `strength` (0 is the base)."""
-        pipeline = build(MODELS, self.recipe.model).to_pipeline()
-        pipeline.load_lora_weights(str(self.output / ADAPTER), adapter_name="align")
-        pipeline.set_adapters("align", strength)
-        if strength == 0:
-            pipeline.disable_lora()  # DoRA's trained norms would stay
+        model = build(MODELS, self.recipe.model)
+        pipeline = model.to_pipeline()
+        model.load_adapter(pipeline, self.output / ADAPTER, strength)
         return pipeline
 
 
@@ -221,6 +219,7 @@ class _Session:
         if self.accelerator.is_main_process:
             number = self.accelerator.num_processes
             written = summary.write(self.output, self.recipe, state, scores, findings, calls, number)
+            card.write(self.output / ADAPTER, self.recipe, written)
             report.write(self.output)
             for line in summary.lines(written, self.output):
                 self.say(line)

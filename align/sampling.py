@@ -139,7 +139,8 @@ class SamplingConfig(ComponentConfig):
         """`denoiser` with this block's guidance; `uncond` is the encoded empty prompt, one row or one per sample."""
         from samplers import cfg
 
-        return cfg(denoiser, uncond, self.guidance_scale, interval=self.guidance_interval)
+        rescale = getattr(denoiser, "rescale", None)  # the family's, by way of its denoiser
+        return cfg(denoiser, uncond, self.guidance_scale, interval=self.guidance_interval, rescale=rescale)
 
 
 def rollout(

@@ -7,7 +7,7 @@ Guidance is a wrapper, not an option: `cfg(denoiser, uncond, scale)` is a denois
 evaluated in one batched call, and valid for every prediction kind because `split` is linear in out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -78,6 +78,7 @@ class _Guided:
     scale: float
     low: float
     high: float
+    rescale: Callable[[Tensor, Tensor], Tensor] | None
 
     @property
     def schedule(self) -> Schedule:
@@ -95,18 +96,25 @@ class _Guided:
         out_u, out_c = self.inner(
             torch.cat([x_t, x_t]), t if t.ndim == 0 else torch.cat([t, t]), uncond.cat(cond)
         ).chunk(2)
-        if t.ndim == 0:
-            return out_u + self.scale * (out_c - out_u)
-        scale = torch.where(guided, self.scale, 1.0)
-        return out_u + broadcast(scale, out_u) * (out_c - out_u)
+        scale = self.scale if t.ndim == 0 else broadcast(torch.where(guided, self.scale, 1.0), out_u)
+        out = out_u + scale * (out_c - out_u)
+        return out if self.rescale is None else self.rescale(out, out_c)
 
 
-def cfg(denoiser: Denoiser, uncond: Any, scale: float, *, interval: tuple[float, float] = (0.0, 1.0)) -> Denoiser:
+def cfg(
+    denoiser: Denoiser,
+    uncond: Any,
+    scale: float,
+    *,
+    interval: tuple[float, float] = (0.0, 1.0),
+    rescale: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Denoiser:
     """Classifier-free guidance on `denoiser`; `uncond` is a Cond of B rows, or of one row for all.
 
     Outside `interval` (bounds on t, inclusive) the conditional model runs alone, at half the cost: guidance in a
     limited interval, Kynkaanniemi et al., arXiv 2404.07724. scale = 1 returns `denoiser` itself: the formula at 1.
+    rescale: (out, out_c) -> out, what a family does to a guided output, such as to keep the norm of out_c.
     """
     if scale == 1:
         return denoiser
-    return _Guided(denoiser, uncond, scale, *interval)
+    return _Guided(denoiser, uncond, scale, *interval, rescale)

@@ -1,6 +1,6 @@
 """The bundle that a model family is: network, codec, text, grids, schedule. Nothing else knows the family."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -93,6 +93,9 @@ class DiffusionModel:
         """
         raise NotImplementedError
 
+    rescale: Callable[[Tensor, Tensor], Tensor] | None = None
+    """What the family's pipeline does to a guided output: (guided, conditional) -> guided, each (B, C, h, w)."""
+
     def components(self) -> dict[str, nn.Module]:
         """Every module of the bundle, by the name that its pipeline has for it."""
         raise NotImplementedError
@@ -147,6 +150,10 @@ class ModelDenoiser:
     @property
     def kind(self) -> Prediction:
         return self.model.kind
+
+    @property
+    def rescale(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        return self.model.rescale
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         return self.model.predict(self.network, x_t, t, cond)

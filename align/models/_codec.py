@@ -18,17 +18,20 @@ class KLCodec:
     def __init__(self, vae: Any, *, chunk: int = 8):
         self.vae = vae
         self.chunk = chunk
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.channels = vae.config.latent_channels
-        self.scale: float | Tensor = vae.config.scaling_factor
+        self.factor, self.channels = self.sizes()
+        self.scale: float | Tensor = getattr(vae.config, "scaling_factor", 1.0)
         self.shift: float | Tensor = getattr(vae.config, "shift_factor", None) or 0.0
         means, deviations = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
         if means is not None and deviations is not None:
             self.scale, self.shift = self.scale / _channels(deviations), _channels(means)
 
+    def sizes(self) -> tuple[int, int]:
+        """Pixels that a latent stands for, along each side, and its channels."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1), self.vae.config.latent_channels
+
     def encode(self, pixels: Tensor) -> Posterior:
         """(B, 3, H, W) in [0, 1] -> the posterior over x0, (B, C, H/factor, W/factor), in the dtype of the pixels."""
-        latents = self.vae.encode((2 * pixels - 1).to(self.vae.dtype)).latent_dist
+        latents = self.posterior((2 * pixels - 1).to(self.vae.dtype))
         scale, shift = self._scaling(pixels)
         mean = (latents.mean.to(pixels.dtype) - shift) * scale
         return Posterior(mean, latents.logvar.to(pixels.dtype) + 2 * torch.as_tensor(scale).log())
@@ -45,7 +48,15 @@ class KLCodec:
     def _decode(self, x0: Tensor) -> Tensor:
         scale, shift = self._scaling(x0)
         z = (x0 / scale + shift).to(self.vae.dtype)
-        return (self.vae.decode(z, return_dict=False)[0].to(x0.dtype) / 2 + 0.5).clamp(0, 1)
+        return (self.image(z).to(x0.dtype) / 2 + 0.5).clamp(0, 1)
+
+    def posterior(self, image: Tensor) -> Any:
+        """(B, 3, H, W) in [-1, 1] -> the autoencoder's mean and logvar, (B, C, h, w) each, in its own scale."""
+        return self.vae.encode(image).latent_dist
+
+    def image(self, z: Tensor) -> Tensor:
+        """The autoencoder's own latents, (B, C, h, w) -> (B, 3, H, W), about [-1, 1]."""
+        return self.vae.decode(z, return_dict=False)[0]
 
     def _scaling(self, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """scale and shift, ready to combine with `like`."""

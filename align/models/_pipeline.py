@@ -22,6 +22,8 @@ class PipelineModel(DiffusionModel):
     Config: ClassVar[type[CheckpointConfig]]
     pipelines: ClassVar[tuple[str, ...]]
     """diffusers' classes that this family is; the first is the class of a single file."""
+    network_class: ClassVar[str]
+    vae_class: ClassVar[str] = "AutoencoderKL"
     network_name: ClassVar[str] = "transformer"
     text_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     unused: ClassVar[tuple[str, ...]] = ()
@@ -46,7 +48,8 @@ class PipelineModel(DiffusionModel):
         self.freeze()
         if config.checkpoint_blocks:
             self.network.enable_gradient_checkpointing()  # type: ignore[operator]
-            pipeline.vae.enable_gradient_checkpointing()
+            if pipeline.vae._supports_gradient_checkpointing:
+                pipeline.vae.enable_gradient_checkpointing()
 
     def left_out(self, config: Any) -> tuple[str, ...]:
         """Components that this config asks not to load."""

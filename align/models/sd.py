@@ -28,6 +28,7 @@ class StableDiffusion(PipelineModel):
 
     Config = SDConfig
     pipelines = ("StableDiffusionPipeline",)
+    network_class = "UNet2DConditionModel"
     network_name = "unet"
     unused = ("safety_checker", "feature_extractor")
     constructor: ClassVar = {"requires_safety_checker": False}

@@ -1,6 +1,6 @@
 """Tiny parts that several families are built from, with random weights to which prompts, sizes and times matter."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -57,19 +57,36 @@ def clip_text(*, width: int = 16, projection: int | None = None) -> Any:
 
 
 def tokenizer(**options: Any) -> Any:
-    """One token a character, ended by </s> unless `options` has a chat_template."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    """One token a character, ended by </s>."""
+    from tokenizers import processors
+
+    ending = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return _tokenizer(LETTERS, ".", ending)
+
+
+def chat_tokenizer(*, begins: bool = False) -> Any:
+    """One token a word or sign, for language models; thinking or not can be seen in its template."""
+    from tokenizers import processors
+
+    beginning = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 1)])
+    template = "<user> {{ messages[0].content }} <answer> {% if enable_thinking %} think {% endif %}"
+    words = ["a", "red", "circle", "two", "stars", "blue", *"<>|,:.", "user", "answer", "think"]
+    return _tokenizer(words, r"\w+|[^\w\s]", beginning if begins else None, chat_template=template)
+
+
+def _tokenizer(symbols: Iterable[str], pattern: str, ending: Any, **options: Any) -> Any:
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    symbols = ["<pad>", "</s>", "<unk>", "_", "\n", "<", ">", "|", ":", *LETTERS, *LETTERS.upper()]
-    vocabulary = {symbol: number for number, symbol in enumerate(dict.fromkeys(symbols))}
+    vocabulary = {symbol: number for number, symbol in enumerate(["<pad>", "</s>", "<unk>", *symbols])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    if "chat_template" not in options:
-        inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", **options
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), "removed", invert=True), pre_tokenizers.Split(Regex(pattern), "isolated")]
     )
+    if ending is not None:
+        inner.post_processor = ending
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="right", **special, **options)
 
 
 def t5(*, width: int = 32) -> Any:
@@ -85,6 +102,21 @@ def t5(*, width: int = 32) -> Any:
         feed_forward_proj="gated-gelu",
     )
     return livelier(T5EncoderModel(config), 1.0)
+
+
+def qwen3(*, causal: bool = True) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+    config = Qwen3Config(
+        vocab_size=len(chat_tokenizer()),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    return livelier((Qwen3ForCausalLM if causal else Qwen3Model)(config))
 
 
 def vae(**options: Any) -> Any:

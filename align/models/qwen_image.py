@@ -1,0 +1,136 @@
+"""Qwen-Image: a transformer over packed 2x2 latents, Qwen2.5-VL text, rectified flow with a shift by size."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pixel_unshuffle
+
+from align.models._base import Posterior
+from align.models._codec import KLCodec
+from align.models._encoders import compact
+from align.models._flow import FlowGrids, rows_of_t
+from align.models._load import CheckpointConfig
+from align.models._pack import pack, unpack
+from align.models._pipeline import PipelineModel
+from align.models._published import Published
+from align.models._text import CachedTextEncoder
+from align.models._tokens import Tokenizer
+from samplers import FlowSchedule, Prediction
+
+SAMPLE_SIZE = 128  # latents a side: QwenImagePipeline.default_sample_size
+UNCONDITIONAL = " "  # the negative prompt of its model card
+
+
+class QwenImageConfig(CheckpointConfig):
+    """A Qwen-Image checkpoint."""
+
+    name: Literal["qwen_image"] = "qwen_image"
+    text_tokens: int = Field(default=512, ge=1)
+    """Length that prompts are padded and cut to."""
+
+
+class QwenImageText(CachedTextEncoder):
+    """The tensor "text": the last hidden state of Qwen2.5-VL, (B, L, 3584), padding after it; "mask": (B, L).
+
+    Prompts stand in the pipeline's template, of which only what follows the system's message is kept.
+    """
+
+    def __init__(self, pipeline: Any, text_tokens: int):
+        super().__init__(pipeline.text_encoder)
+        self.template: str = pipeline.prompt_template_encode
+        self.dropped: int = pipeline.prompt_template_encode_start_idx
+        self.length = text_tokens
+        self.tokenizer = Tokenizer(pipeline.tokenizer, text_tokens + self.dropped, num_ends=0)
+
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        tokens = self.tokenizer([self.template.format(prompt or UNCONDITIONAL) for prompt in prompts], self.device)
+        out = self.modules[0](input_ids=tokens.ids, attention_mask=tokens.mask, output_hidden_states=True)
+        whole = compact(out.hidden_states[-1], tokens.mask, self.length + self.dropped)
+        return {name: tensor[:, self.dropped :] for name, tensor in whole.items()}
+
+
+class QwenImageCodec(KLCodec):
+    """A video autoencoder on one frame, its latents normalised channel by channel."""
+
+    def sizes(self) -> tuple[int, int]:
+        return 2 ** len(self.vae.config.temperal_downsample), self.vae.config.z_dim
+
+    def posterior(self, image: Tensor) -> Posterior:
+        latents = self.vae.encode(image.unsqueeze(2)).latent_dist
+        return Posterior(latents.mean.squeeze(2), latents.logvar.squeeze(2))
+
+    def image(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z.unsqueeze(2), return_dict=False)[0].squeeze(2)
+
+
+class QwenImage(PipelineModel):
+    """The bundle of a QwenImagePipeline. Its guided output keeps the norm of the conditional one, token by token."""
+
+    Config = QwenImageConfig
+    pipelines = ("QwenImagePipeline",)
+    network_class = "QwenImageTransformer2DModel"
+    vae_class = "AutoencoderKLQwenImage"
+    patch = 2
+    # The attention projections of image and text tokens.
+    lora_targets = (
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    )
+    published = (
+        Published(
+            "Qwen/Qwen-Image",
+            "apache-2.0",
+            scheduler={
+                "_class_name": "FlowMatchEulerDiscreteScheduler",
+                "num_train_timesteps": 1000,
+                "use_dynamic_shifting": True,
+                "base_shift": 0.5,
+                "max_shift": 0.9,
+                "base_image_seq_len": 256,
+                "max_image_seq_len": 8192,
+                "shift": 1.0,
+                "shift_terminal": 0.02,
+            },
+            sampling={"num_steps": 50, "step_rule": "euler", "guidance_scale": 4.0},
+            latent=(16, 128, 128),
+            cond={"text": (512, 3584), "mask": (512,)},
+        ),
+    )
+
+    def assemble(self, config: QwenImageConfig, pipeline: Any) -> None:
+        self.kind = Prediction.FLOW
+        self.schedule = FlowSchedule()
+        self.grids = FlowGrids(dict(pipeline.scheduler.config), self.patch)
+        self.codec = QwenImageCodec(pipeline.vae, chunk=config.decode_chunk)
+        self.image_size = (SAMPLE_SIZE * self.codec.factor, SAMPLE_SIZE * self.codec.factor)
+        self.rescale = _keep_norm
+
+    def encoder(self, config: QwenImageConfig, pipeline: Any) -> QwenImageText:
+        return QwenImageText(pipeline, config.text_tokens)
+
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
+        """See `DiffusionModel.predict`. Each 2x2 latents are one token."""
+        dtype = self.network_dtype
+        rows, columns = x_t.shape[-2] // 2, x_t.shape[-1] // 2
+        out = network(
+            hidden_states=pack(x_t.to(dtype)),
+            timestep=rows_of_t(t, x_t),
+            encoder_hidden_states=cond.tensors["text"].to(dtype),
+            encoder_hidden_states_mask=cond.tensors["mask"],
+            img_shapes=[[(1, rows, columns)]] * len(x_t),
+            return_dict=False,
+        )[0]
+        return unpack(out, rows, columns).to(x_t.dtype)
+
+
+def _keep_norm(guided: Tensor, conditional: Tensor) -> Tensor:
+    """`guided` with each token's norm as in `conditional`; both (B, C, h, w), a token being 2x2 latents."""
+    ratio = _token_norm(conditional) / _token_norm(guided)
+    return guided * interpolate(ratio, scale_factor=2, mode="nearest")
+
+
+def _token_norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(pixel_unshuffle(x, 2), dim=1, keepdim=True)
