@@ -74,8 +74,13 @@ def test_a_run_writes_what_it_says(recipe):
     assert score.difference.mean == pytest.approx(score.after.mean - score.before.mean)
     assert score.after.mean > score.before.mean  # brightness is easily trained
 
-    sizes = {path.name: Image.open(path).size for path in run.output.rglob("*.png")}
-    assert {"before_after.png", "step-000000.png", "step-000002.png", "step-000004.png"} == sizes.keys()
+    sizes = {path.relative_to(run.output).as_posix(): Image.open(path).size for path in run.output.rglob("*.png")}
+    samples = {f"samples/step-{step:06d}.png" for step in (0, 2, 4)}
+    report = {f"report/{number:04d}-{when}.png" for number in range(3) for when in ("before", "after")}
+    assert {"before_after.png"} | samples | report == sizes.keys()
+    assert {"report.html", "adapter", "recipe.yaml", "summary.json"} <= {path.name for path in run.output.iterdir()}
+    told = json.loads((run.output / "report" / "scores.json").read_text())
+    assert told["prompts"] == PROMPTS and len(told["scores"]["after"]["brightness"]) == 4
     assert Run(run.output).recipe == run.recipe
     schema = summary.Summary.model_json_schema()
     assert not [name for name, field in schema["properties"].items() if "description" not in field]
