@@ -97,6 +97,11 @@ class _Session:
     """One process's part in a run."""
 
     def __init__(self, recipe: Recipe):
+        if getattr(recipe.objective, "trains", "adapter") != "adapter":
+            raise UserError(
+                "objective: this one optimises the noise of single images and leaves no adapter behind. Run align reno "
+                "--recipe with this recipe."
+            )
         self.recipe = recipe
         self.output = Path(recipe.output).expanduser()
         self.accelerator = Accelerator(mixed_precision="no")  # autocast and scaling are the trainer's
