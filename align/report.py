@@ -223,6 +223,9 @@ def _guard(found: Summary, records: Sequence[Mapping[str, Any]]) -> list[str]:
         if events := conclusion.get("events"):
             items = "".join(f"<li><b>{event['update']}</b> {escape(str(event['event']))}</li>" for event in events)
             parts.append(f'<ol class="events">{items}</ol>')
+        if seconds := conclusion.get("seconds"):
+            share = 100 * seconds / (seconds + found.seconds)
+            parts.append(f'<p class="small">Watching took {seconds:.1f} s, {share:.0f} % of the training time.</p>')
     return [_grid(cards), *parts]
 
 

@@ -167,7 +167,7 @@ class _Session:
         targets = list(model.lora_targets)
         adapter = Adapter(recipe.adapter, model.network, targets, component=component, seed=recipe.train.seed)
         if recipe.train.compile:
-            model.network.compile()
+            model.compile()
         return Policy(model, adapter, lambda: recipe.train.autocast(device))
 
     def _workplace(self, painter: Painter, rewards: Composite | None) -> Workplace:

@@ -29,6 +29,7 @@ def summary(**changes) -> Summary:
             "events": [{"update": 60, "event": "the images & prompts <differ>"}],
             "sweep": [{"strength": s, "score": s * (2 - s)} for s in (0.25, 0.5, 1.0, 1.25)],
             "recommended_strength": 1.0,
+            "seconds": 1.0,
         }},
         "trained_on": ["pick"], "seconds": 12.0, "seconds_per_update": 0.2, "network_calls": 1000,
         "forward_equivalents": 3000, "peak_rss_mib": 500.0, "peak_gpu_mib": None, "hardware": "a <machine>",
@@ -103,7 +104,7 @@ def test_it_is_one_file_with_every_prompt_as_text(tmp_path):
     words = " ".join(page.words)
     for said in ("Before and after", "Proxy and gold", "The guard", "Gradients", "recipe, resolved", "a <machine>"):
         assert said in words
-    for said in ("recommended strength", "cosine between", "the images & prompts <differ>", "500 MiB", "12.0 s in"):
+    for said in ("recommended strength", "cosine between", "the images & prompts <differ>", "500 MiB", "12.0 s in", "Watching took 1.0 s, 8 %"):
         assert said in words
 
 

@@ -1,0 +1,86 @@
+"""Compares methods on the shapes world at equal cost, over several seeds, and writes docs/results.md and its figures.
+
+python scripts/compare.py run                        # all methods; goes on where it was ended
+python scripts/compare.py run draft-1 refl --seeds 11 --updates 20
+python scripts/compare.py run --add dpo=diffusion_dpo/shapes --add "spo-8=spo/shapes sampling.num_steps=8"
+python scripts/compare.py write                      # from what there is
+
+The budget is what the first method (draft-1) spends in its recipe's updates. Every method gets as many updates as it
+can do in the same wall-clock time, and as many as in the same number of forward-equivalents, whichever comes first is
+reported first, and the run then goes on to the other.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+SEEDS = "11,12,13"  # 0 is what recipes were tuned with
+OVEROPTIMISED = "draft/shapes_overoptimised"
+OUTPUT = ROOT / "outputs" / "compare"
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Output = Annotated[Path, typer.Option(help="Folder of the runs.")]
+
+
+@app.command()
+def run(
+    names: Annotated[list[str] | None, typer.Argument(help="Methods; default: all.")] = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = SEEDS,
+    add: Annotated[list[str] | None, typer.Option(help='A method of a recipe: "NAME=RECIPE key=value ...".')] = None,
+    updates: Annotated[
+        int | None, typer.Option(help="The budget, as updates of draft-1; default: its recipe's.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Report prompts of each run.")] = 384,
+    output: Output = OUTPUT,
+) -> None:
+    """Train and measure what is missing."""
+    from scripts.comparison.measure import Bench
+    from scripts.comparison.methods import METHODS, parse
+
+    methods = METHODS | dict(parse(text) for text in add or ())
+    if unknown := set(names or ()) - methods.keys():
+        raise typer.BadParameter(f"{', '.join(unknown)}: known are {', '.join(methods)}.")
+    bench = Bench(output, num_prompts=prompts, updates=updates)
+    for seed in map(int, seeds.split(",")):
+        for name in names or methods:
+            bench.measure(name, methods[name], seed)
+
+
+@app.command()
+def variance(output: Output = OUTPUT, batches: int = 16, rows: int = 16) -> None:
+    """Measure the gradient's norm and variance of each method at the start of training."""
+    from scripts.comparison.measure import Bench
+    from scripts.comparison.methods import METHODS
+
+    bench = Bench(output)
+    for name, method in METHODS.items():
+        if method.trained:
+            bench.variance(name, method, batches=batches, rows=rows)
+
+
+@app.command()
+def overoptimise(output: Output = OUTPUT, seed: int = 11) -> None:
+    """Train at a rate far too high, with the guard and without it."""
+    import align
+
+    for name, changes in (("guarded", ()), ("free", ("hooks.guard.patience=null", "evaluate=null"))):
+        folder = output / "overoptimised" / name
+        if align.train(OVEROPTIMISED, (*changes, f"train.seed={seed}", f"output={folder}")).interrupted:
+            raise SystemExit(130)
+
+
+@app.command()
+def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "results.md") -> None:
+    """Write the page and its figures from what has been measured."""
+    from scripts.comparison.page import write as write_page
+
+    typer.echo(write_page(output, page))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,244 @@
+"""One method on one seed: what an update costs, as many updates as the budget pays, and the scores then.
+
+    forward-equivalents = network rows + c_decode decoded images + c_reward scored images
+
+each counted 1 for a forward, 1 for what is recomputed and 2 for a backward pass; c is the number of floating-point
+operations of decoding or scoring one image over those of one network forward of one row. Wall-clock is the time within
+updates, without loading, measuring and reporting.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.flop_counter import FlopCounterMode
+
+import align
+from align.config import Recipe, load_recipe
+from align.data._base import micro_batches
+from align.data.prompts import load_prompts
+from align.models._codec import KLCodec
+from align.objectives._base import Parts
+from align.painter import Painter
+from align.policy import Policy
+from align.registry import DATA, MODELS, OBJECTIVES, REWARDS, build
+from align.run import Run
+from align.trainable import Adapter
+from rewards import Composite
+from scripts.comparison.methods import FIRST, METHODS, Method
+
+TRIAL = 6  # updates from which the cost of one is measured
+COLUMNS = ("wall-clock", "forward-equivalents")
+JUDGES = {"gold": {}, "judge_graded": {}, "judge": {}, "clip": {"model": "embedded:shapes-clip"}}
+REPORTED = {"prompts": "shapes:report", "num_pictures": 8, "rewards": JUDGES}
+
+
+class Bench:
+    """Runs in `output`/METHOD/SEED, the cost of an update in `output`/METHOD/cost.json."""
+
+    def __init__(self, output: Path, *, num_prompts: int = 384, updates: int | None = None):
+        self.output = output
+        self.num_prompts = num_prompts
+        self.updates = updates
+
+    def measure(self, name: str, method: Method, seed: int) -> None:
+        folder = self.output / name / f"seed-{seed}"
+        budget = self.budget()
+        if not method.trained:
+            self._best_of(folder, method, seed, budget)
+            return
+        cost = self.cost(name, method)
+        lengths = {column: max(1, round(budget[column] / cost[column])) for column in COLUMNS}
+        for column, length in sorted(lengths.items(), key=lambda item: item[1]):
+            if (folder / f"{column}.json").is_file():
+                continue
+            changes = (*self._common(seed), f"train.num_updates={length}", f"output={folder / 'run'}")
+            run = align.train(method.recipe, (*method.changes, *changes))
+            if run.interrupted:
+                raise SystemExit(130)
+            self._keep(folder, column, run, length)
+
+    def budget(self) -> dict[str, float]:
+        """Seconds and forward-equivalents that every method may spend."""
+        first = METHODS[FIRST]
+        updates = self.updates or load_recipe(first.recipe, first.changes).train.num_updates
+        return {column: updates * self.cost(FIRST, first)[column] for column in COLUMNS}
+
+    def cost(self, name: str, method: Method) -> dict[str, float]:
+        """Seconds and forward-equivalents of one update, measured once."""
+        path = self.output / name / "cost.json"
+        if not path.is_file():
+            trial = self.output / name / "trial"
+            changes = (*self._common(0), "evaluate=null", f"train.num_updates={TRIAL}", f"output={trial}")
+            with counted() as rows:
+                run = align.train(method.recipe, (*method.changes, *changes), resume="never")
+            unit = self._units(method)
+            spent = run.report.forward_equivalents + rows["decode"] * unit["decode"] + rows["reward"] * unit["reward"]
+            seconds = sorted(record["seconds"] for record in run.metrics)[TRIAL // 2]
+            _dump(path, {"wall-clock": seconds, "forward-equivalents": spent / TRIAL})
+            shutil.rmtree(run.output)
+        return json.loads(path.read_text())
+
+    def variance(self, name: str, method: Method, *, batches: int, rows: int) -> None:
+        """Norm and relative variance of the gradient of one batch, at the same parameters for every method."""
+        path = self.output / name / "variance.json"
+        if path.is_file():
+            return
+        recipe = load_recipe(method.recipe, (*method.changes, f"train.batch_size={rows}"))
+        policy, objective, source = _parts(recipe, seed=0)
+        _randomise(policy.adapter)
+        found, stream = [], iter(source)
+        for _ in range(batches):
+            (batch,) = micro_batches(next(stream), None)
+            loss = objective(policy, batch).per_sample.mean()
+            gradients = torch.autograd.grad(loss, policy.adapter.parameters())
+            found.append(torch.cat([g.flatten() for g in gradients]).double())
+        stacked = torch.stack(found)
+        mean, norms = stacked.mean(0), stacked.norm(dim=1)
+        spread = (stacked - mean).square().sum(1).sum() / (batches - 1)
+        signal = mean.square().sum() - spread / batches  # unbiased |E g|^2
+        _dump(path, {
+            "norm": float(norms.mean()), "variance": float(spread), "signal": float(signal),
+            "relative": float(spread / mean.square().sum()), "batches": batches, "rows": rows,
+        })  # fmt: skip
+
+    def _best_of(self, folder: Path, method: Method, seed: int, budget: dict[str, float]) -> None:
+        recipe = load_recipe(method.recipe, (*method.changes, *self._common(seed)))
+        policy, _, _ = _parts(recipe, seed=seed)
+        painter = Painter(policy, recipe.sampling, Accelerator(cpu=True), seed=seed)
+        trained = Composite({label: build(REWARDS, config) for label, config in recipe.rewards.items()})
+        prompts = load_prompts("shapes:report", count=self.num_prompts, key="compare")
+        with FlopCounterMode(display=False) as counter:
+            painter.score("reference", prompts[:32], trained, stream="report")
+        flops = counter.get_total_flops() / 32 / self._units(method)["network"]
+        began = time.perf_counter()
+        painter.score("reference", prompts[:32], trained, stream="report")
+        each = {"forward-equivalents": flops, "wall-clock": (time.perf_counter() - began) / 32}
+        numbers = {column: max(1, round(budget[column] / each[column] / self.num_prompts)) for column in COLUMNS}
+        for column, number in numbers.items():
+            if (folder / f"{column}.json").is_file():
+                continue
+            best, judged = _best(painter, prompts, trained, number)
+            scores = {
+                "before": judged(lambda rows: painter.images("reference", [prompts[i] for i in rows], rows, "report")),
+                "after": judged(best),
+            }
+            _dump(folder / f"{column}.json", {"updates": number, "scores": scores, "curve": []})
+
+    def _units(self, method: Method) -> dict[str, float]:
+        """Operations of decoding and of scoring one image, each over those of one network forward of one row; under
+        "network" the latter themselves."""
+        recipe = load_recipe(method.recipe, method.changes)
+        model = build(MODELS, recipe.model)
+        rewards = Composite({label: build(REWARDS, config) for label, config in recipe.rewards.items()})
+        cond, t = model.text.encode(["a red circle"]), torch.tensor(0.5, dtype=torch.float64)
+        x = torch.zeros(1, *model.latent_shape(recipe.sampling.image_size))
+        image = model.codec.decode(x)
+        rewards(image, ["a red circle"])  # prompts are encoded once
+        network = _operations(lambda: model.denoiser()(x, t, cond))
+        return {
+            "network": network,
+            "decode": _operations(lambda: model.codec.decode(x)) / network,
+            "reward": _operations(lambda: rewards(image, ["a red circle"])) / network,
+        }
+
+    def _common(self, seed: int) -> tuple[str, ...]:
+        """The same for all: the seed, no hooks that measure or stop, the same report."""
+        judged = json.dumps({**REPORTED, "num_prompts": self.num_prompts})
+        return (f"train.seed={seed}", "hooks={}", f"evaluate={judged}", "train.keep_checkpoints=1")
+
+    def _keep(self, folder: Path, column: str, run: Run, length: int) -> None:
+        told = json.loads((run.output / "report" / "scores.json").read_text(encoding="utf-8"))
+        seconds, curve = 0.0, []
+        for record in run.metrics:
+            seconds += record["seconds"]
+            curve.append([record["step"], seconds, record.get("reward/total"), record["grad_norm"]])
+        _dump(folder / f"{column}.json", {"updates": length, "scores": told["scores"], "curve": curve})
+
+
+@contextmanager
+def counted() -> Iterator[dict[str, float]]:
+    """Inside, decoded and scored images are counted as forward-equivalents of their own networks: a forward 1, what is
+    decoded with gradient is decoded again (1), a backward 2."""
+    rows = {"decode": 0.0, "reward": 0.0}
+    decode, score = KLCodec.decode, Composite.forward
+
+    def decoding(self: KLCodec, x0: torch.Tensor) -> torch.Tensor:
+        rows["decode"] += len(x0) * (4 if torch.is_grad_enabled() and x0.requires_grad else 1)
+        return decode(self, x0)
+
+    def scoring(self: Composite, images: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        rows["reward"] += len(images) * (3 if torch.is_grad_enabled() and images.requires_grad else 1)
+        return score(self, images, prompts)
+
+    KLCodec.decode, Composite.forward = decoding, scoring  # type: ignore[method-assign]
+    try:
+        yield rows
+    finally:
+        KLCodec.decode, Composite.forward = decode, score  # type: ignore[method-assign]
+
+
+def _operations(call: Callable[[], Any]) -> float:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def _parts(recipe: Recipe, *, seed: int) -> tuple[Policy, Any, Any]:
+    model = build(MODELS, recipe.model)
+    policy = Policy(model, Adapter(recipe.adapter, model.network, list(model.lora_targets), seed=seed))
+    rewards = Composite({label: build(REWARDS, c) for label, c in recipe.rewards.items()}, recipe.combine)
+    objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, rewards, seed))
+    return policy, objective, build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
+
+
+def _randomise(adapter: Adapter, scale: float = 0.02) -> None:
+    """A fresh adapter has B = 0, where the gradient of A vanishes."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+
+
+def _best(painter: Painter, prompts: list[str], trained: Composite, number: int) -> Any:
+    """(images of rows: the best of `number` noises by the trained rewards; a judge of images of rows)."""
+
+    def best(rows: list[int]) -> torch.Tensor:
+        chosen = [prompts[i] for i in rows]
+        images = painter.images("reference", chosen, rows, "report")
+        total = trained.combine(trained(images, chosen))
+        for candidate in range(1, number):
+            others = painter.images("reference", chosen, rows, f"candidate/{candidate}")
+            score = trained.combine(trained(others, chosen))
+            images = torch.where((score > total)[:, None, None, None], others, images)
+            total = torch.maximum(score, total)
+        return images
+
+    watched = {label: {"name": label, **settings} for label, settings in JUDGES.items()}
+    judges = {label: build(REWARDS, REWARDS.config_class(c["name"])(**c)) for label, c in watched.items()}
+    judge = Composite({**dict(trained.rewards.items()), **judges})
+
+    def judged(draw: Any) -> dict[str, list[float]]:
+        scores: dict[str, list[float]] = {}
+        for start in range(0, len(prompts), 64):
+            rows = list(range(start, min(start + 64, len(prompts))))
+            with torch.no_grad():
+                terms = judge(draw(rows), [prompts[i] for i in rows])
+            for label, values in terms.items():
+                scores.setdefault(label, []).extend(values.tolist())
+        return scores
+
+    return best, judged
+
+
+def _dump(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".writing")
+    temporary.write_text(json.dumps(value), encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,37 @@
+"""What is compared: a method is a recipe and changes to it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    """`trained` false: the best of n images by the recipe's rewards, n as large as the budget allows."""
+
+    recipe: str
+    changes: tuple[str, ...] = ()
+    trained: bool = True
+
+
+METHODS = {
+    "draft-1": Method("draft/shapes"),
+    "draft-5": Method("draft/shapes", ("sampling.last_k=5",)),
+    "draft-full": Method("draft/shapes", ("sampling.window=full",)),
+    "draft-lv": Method("draft/shapes_lv"),
+    "alignprop-contiguous": Method("alignprop/shapes"),
+    "alignprop-bernoulli": Method("alignprop/shapes", ("objective.law=bernoulli",)),
+    "alignprop-normal": Method(
+        "alignprop/shapes", ("objective.law=normal", "sampling.normal_mean=8.4", "sampling.normal_std=1.0")
+    ),  # the 42 +- 5 of 50 steps, for 10
+    "refl": Method("refl/shapes"),
+    "drtune": Method("drtune/shapes"),
+    "best-of-n": Method("draft/shapes", trained=False),
+}
+FIRST = "draft-1"
+"""Its recipe's updates are the budget."""
+
+
+def parse(text: str) -> tuple[str, Method]:
+    """ "NAME=RECIPE key=value ..." -> the method."""
+    name, _, rest = text.partition("=")
+    recipe, *changes = rest.split()
+    return name, Method(recipe, tuple(changes))

@@ -1,0 +1,201 @@
+"""docs/results.md and its figures, from what has been measured; never edited by hand."""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align import charts, summary
+from align.hooks import metrics
+from align.statistics import Interval, interval
+from scripts.comparison.measure import COLUMNS
+
+LABELS = ("gold", "judge", "judge_graded", "pick", "clip")
+STYLE = (
+    "text{font:11px sans-serif;fill:#6b7078}.name{font-size:12px;fill:#1f2328}.grid{stroke:#e6e4df}"
+    ".mark{stroke:#6b7078;stroke-dasharray:4 3;stroke-width:1.5}"
+)
+PALETTE = ("#2563a8", "#d9480f", "#2b8a3e", "#8452b5", "#b08800", "#0c8599")
+
+
+def write(output: Path, page: Path) -> Path:
+    """Writes the page and docs/img/results-*.svg; raises if nothing has been measured."""
+    found = {column: _gains(output, column) for column in COLUMNS}
+    if not any(found.values()):
+        raise SystemExit(f"{output} holds no measurements: python scripts/compare.py run")
+    images = page.parent / "img"
+    images.mkdir(parents=True, exist_ok=True)
+    parts = [HEAD]
+    for column, gains in found.items():
+        figure = f"results-{column}.svg"
+        (images / figure).write_text(_forest(gains, column), encoding="utf-8")
+        parts += [
+            f"## At equal {column}\n",
+            _table(gains),
+            f"![Gain in gold utility at equal {column}](img/{figure})\n",
+        ]
+    parts += [_speed(output, images), _variance(output), _overoptimised(output, images)]
+    page.write_text("\n".join(part for part in parts if part), encoding="utf-8")
+    return page
+
+
+HEAD = """# Results on the shapes world
+
+Written by `python scripts/compare.py write` from measured runs; not edited by hand.
+
+Every method trains the embedded model on the embedded preference reward (`pick`), or picks by it. The budget is what
+DRaFT-1 spends in its recipe's updates: in wall-clock seconds within updates, and in forward-equivalents of the network
+(rows of network, decoder and reward, each 1 forward, 1 recomputed and 2 backward, decoder and reward at their share of
+the network's floating-point operations). Scores are differences to the base on report prompts at the same seeds,
+averaged over seeds for each prompt, with 95 % bootstrap intervals over prompts; no guard, the last adapter. `gold`,
+`judge` and `judge_graded` know the truth and no method sees them. Best-of-n pays its cost for every new image again,
+the others once.
+"""
+
+
+def _gains(output: Path, column: str) -> dict[str, dict[str, Any]]:
+    """method -> {"updates", "seeds", label: Interval of the difference}."""
+    found = {}
+    for folder in sorted(path for path in output.glob("*") if path.is_dir()):
+        runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"seed-*/{column}.json"))]
+        if not runs:
+            continue
+        told: dict[str, Any] = {"updates": runs[0]["updates"], "seeds": len(runs)}
+        for label in LABELS:
+            scores = [run["scores"] for run in runs if label in run["scores"]["after"]]
+            if scores:
+                gains = [torch.tensor(s["after"][label]) - torch.tensor(s["before"][label]) for s in scores]
+                told[label] = interval(torch.stack(gains).double().mean(0))
+        found[folder.name] = told
+    return dict(sorted(found.items(), key=lambda item: -item[1]["gold"].mean))
+
+
+def _table(gains: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [f"| method | updates or n | seeds | {' | '.join(LABELS)} |", "|---|---|---|" + "---|" * len(LABELS)]
+    for name, told in gains.items():
+        cells = [_signed(told[label]) if label in told else "" for label in LABELS]
+        lines.append(f"| {name} | {told['updates']} | {told['seeds']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _signed(value: Interval) -> str:
+    return f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
+
+
+def _svg(width: float, height: float, parts: Sequence[str]) -> str:
+    box = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
+    background = f'<rect width="{width:g}" height="{height:g}" fill="#fff"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box}><style>{STYLE}</style>{background}{"".join(parts)}</svg>\n'
+
+
+def _forest(gains: Mapping[str, Mapping[str, Any]], column: str) -> str:
+    """One interval a method, best first."""
+    values = [told["gold"] for told in gains.values()] or [Interval(mean=0, low=0, high=0)]
+    low, high = min(0.0, *(v.low for v in values)), max(0.0, *(v.high for v in values))
+    left, width, row = 170, 620, 26
+    height = row * len(gains) + 50
+
+    def x(value: float) -> float:
+        return left + 10 + (value - low) / ((high - low) or 1.0) * (width - left - 30)
+
+    parts = []
+    for tick in charts.ticks(low, high or 1.0, 6):
+        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="10" y2="{height - 34}"/>')
+        parts.append(f'<text x="{x(tick):.1f}" y="{height - 20}" text-anchor="middle">{tick:g}</text>')
+    parts.append(f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="10" y2="{height - 34}" stroke="#1f2328"/>')
+    for number, (name, value) in enumerate(zip(gains, values, strict=False)):
+        y = 24 + row * number
+        colour = PALETTE[2] if value.low > 0 else "#c92a2a" if value.high < 0 else "#6b7078"
+        parts.append(f'<text class="name" x="{left}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<line x1="{x(value.low):.1f}" x2="{x(value.high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" ')
+        parts.append('stroke-width="4" stroke-linecap="round" opacity="0.45"/>')
+        parts.append(f'<circle cx="{x(value.mean):.1f}" cy="{y}" r="4.5" fill="{colour}"/>')
+    middle = (left + width) / 2
+    parts.append(
+        f'<text x="{middle:g}" y="{height - 4}" text-anchor="middle">change in gold utility, equal {column}</text>'
+    )
+    return _svg(width, height, parts)
+
+
+def _lines(series: Mapping[str, charts.Points], x_label: str, marks: Mapping[float, str]) -> str:
+    points = [point for line in series.values() for point in line]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    frame = charts.Frame(min(xs), max(xs), min(ys), max(ys))
+    parts = [frame.axes(x_label)]
+    for place, text in marks.items():
+        x = frame.x(place)
+        parts.append(
+            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{charts.TOP}" y2="{charts.HEIGHT - charts.BOTTOM}"/>'
+        )
+        parts.append(f'<text x="{x + 4:.1f}" y="{charts.TOP + 10}">{text}</text>')
+    for number, (name, line) in enumerate(series.items()):
+        colour, y = PALETTE[number % len(PALETTE)], charts.HEIGHT + 16 + 15 * (number // 4)
+        path = " ".join(f"{frame.x(a):.1f},{frame.y(b):.1f}" for a, b in line)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(
+            f'<text x="{charts.LEFT + 118 * (number % 4)}" y="{y}" style="fill:{colour}">{escape(name)}</text>'
+        )
+    return _svg(charts.WIDTH, charts.HEIGHT + 24 + 15 * ((len(series) - 1) // 4), parts)
+
+
+def _speed(output: Path, images: Path) -> str:
+    """The trained reward over the seconds, mean of the seeds, for the lengths of the gradient window."""
+    series = {}
+    for name in ("draft-1", "draft-5", "draft-full", "draft-lv", "refl", "drtune"):
+        curves = [json.loads(p.read_text())["curve"] for p in sorted(output.glob(f"{name}/seed-*/{COLUMNS[0]}.json"))]
+        rows = [rows for rows in zip(*curves, strict=False) if all(row[2] is not None for row in rows)]
+        if rows:
+            mean = [(sum(r[1] for r in row) / len(row), sum(r[2] for r in row) / len(row)) for row in rows]
+            series[name] = charts.running_mean(mean)
+    if not series:
+        return ""
+    (images / "results-speed.svg").write_text(_lines(series, "seconds in updates", {}), encoding="utf-8")
+    return "## How fast the trained reward rises\n\n![Trained reward over seconds](img/results-speed.svg)\n"
+
+
+def _variance(output: Path) -> str:
+    rows = {p.parent.name: json.loads(p.read_text()) for p in sorted(output.glob("*/variance.json"))}
+    if not rows:
+        return ""
+    lines = ["## The gradient at the start\n", "One update's gradient at the same parameters, over batches.\n"]
+    lines += ["| method | norm | variance / squared norm of the mean | batches x rows |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {r['norm']:.3g} | {r['relative']:.3g} | {r['batches']} x {r['rows']} |" for name, r in rows.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _overoptimised(output: Path, images: Path) -> str:
+    """A run that its reward misleads, with the guard and, the same, without."""
+    guarded, free = output / "overoptimised" / "guarded", output / "overoptimised" / "free"
+    if not (guarded / summary.FILE_NAME).is_file() or not (free / summary.FILE_NAME).is_file():
+        return ""
+    found, records = summary.read(guarded), metrics.read(free / metrics.FILE_NAME)
+    curves = {
+        "trained reward": charts.running_mean([(r["step"], r["reward/total"]) for r in records if "reward/total" in r]),
+        "guard's held-out reward": [(r["step"], r["guard/score"]) for r in records if "guard/score" in r],
+        "gold": [(r["step"], r["panel/gold"]) for r in records if "panel/gold" in r],
+    }
+    marks = {float(found.chosen_update): "kept", float(found.num_updates): "stopped"}
+    drawn = {name: _own_range(points) for name, points in curves.items()}
+    (images / "results-overoptimised.svg").write_text(_lines(drawn, "update", marks), encoding="utf-8")
+    gold = dict(curves["gold"])
+    start, best = gold[0], max(gold.values())
+    kept, last = gold[found.chosen_update], gold[max(gold)]
+    share = 100 * (kept - start) / (best - start) if best > start else float("nan")
+    return (
+        "## Over-optimisation, and the guard\n\n"
+        f"DRaFT-1 at a learning rate far too high. Gold utility starts at {start:.3f}, is {best:.3f} at its best and "
+        f"{last:.3f} at the end, while the trained reward goes on rising. The guard, which sees neither judge nor "
+        f"gold, ends the run after update {found.num_updates} and keeps the adapter of update {found.chosen_update}: "
+        f"gold {kept:.3f}, {share:.0f} % of the best gain.\n\n"
+        "![Each curve on its own range: trained reward, held-out reward, gold](img/results-overoptimised.svg)\n"
+    )
+
+
+def _own_range(points: charts.Points) -> list[tuple[float, float]]:
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    return [(x, (y - low) / ((high - low) or 1.0)) for x, y in points]

@@ -1,0 +1,129 @@
+"""The comparison: costs that can be checked by hand, runs that are not repeated, a page from what was measured."""
+
+import json
+import sys
+import xml.dom.minidom
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from align.statistics import interval
+from scripts.comparison import measure, page
+from scripts.comparison.methods import FIRST, METHODS, Method, parse
+
+
+def test_every_method_is_a_recipe_that_loads():
+    from align.config import load_recipe
+
+    for method in METHODS.values():
+        load_recipe(method.recipe, method.changes)
+    name, method = parse("dpo=diffusion_dpo/shapes objective.beta=100 train.num_updates=3")
+    assert name == "dpo" and method == Method("diffusion_dpo/shapes", ("objective.beta=100", "train.num_updates=3"))
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_sd_factory, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    tiny_sd_factory().save_pretrained(folder / "model")
+    tree = {
+        "model": {"name": "sd", "checkpoint": str(folder / "model")},
+        "objective": "draft",
+        "data": {"name": "prompts", "prompts": ["a red star", "a square"]},
+        "rewards": {"pick": {"name": "brightness"}},
+        "sampling": {"num_steps": 3, "guidance_scale": 1.0, "last_k": 1},
+        "adapter": {"rank": 1},
+        "train": {"num_updates": 2, "batch_size": 2},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    return str(folder / "tiny.yaml")
+
+
+def bench(tmp_path, monkeypatch, recipe) -> measure.Bench:
+    monkeypatch.setattr(measure, "TRIAL", 1)
+    monkeypatch.setattr(measure, "METHODS", {FIRST: Method(recipe)})
+    monkeypatch.setattr(measure, "REPORTED", {"prompts": ["a red star", "b"], "num_pictures": 1, "rewards": {}})
+    return measure.Bench(tmp_path, num_prompts=2)
+
+
+def test_costs_and_runs(tmp_path, monkeypatch, recipe):
+    """By hand: 2 rows of 3 forwards, the last again and backward (2); 2 images decoded, decoded again and backward."""
+    mine = bench(tmp_path, monkeypatch, recipe)
+    cost = mine.cost(FIRST, Method(recipe))
+    full = mine.cost("full", Method(recipe, ("sampling.window=full",)))
+    unit = mine._units(Method(recipe))
+    assert unit["decode"] > 0.1 and unit["reward"] == 0, "brightness multiplies no matrices"
+    assert cost["forward-equivalents"] == pytest.approx(2 * (3 + 1 + 2) + 2 * (1 + 1 + 2) * unit["decode"])
+    assert full["forward-equivalents"] - cost["forward-equivalents"] == pytest.approx(2 * 2 * (1 + 2))
+
+    calls = []
+    train = measure.align.train
+    monkeypatch.setattr(measure.align, "train", lambda *a, **k: (calls.append(a), train(*a, **k))[1])
+    monkeypatch.setattr(mine, "cost", lambda *_: {"wall-clock": 1.0, "forward-equivalents": 1.0})
+    mine.updates = 1
+    mine.measure(FIRST, Method(recipe), 11)
+    told = {c: json.loads((tmp_path / FIRST / "seed-11" / f"{c}.json").read_text()) for c in measure.COLUMNS}
+    assert {c: t["updates"] for c, t in told.items()} == dict.fromkeys(measure.COLUMNS, 1)
+    assert len(told["wall-clock"]["curve"]) == 1 and told["wall-clock"]["scores"]["after"]["pick"]
+    made = len(calls)
+    mine.measure(FIRST, Method(recipe), 11)
+    assert len(calls) == made == 2, "what has been measured is not measured again"
+
+
+def test_each_budget_gives_its_own_number_of_updates(tmp_path, monkeypatch):
+    """Twice as slow and three times as costly: a half and a third of the updates, the shorter run first."""
+    costs = {
+        FIRST: {"wall-clock": 1.0, "forward-equivalents": 10.0},
+        "x": {"wall-clock": 2.0, "forward-equivalents": 30.0},
+    }
+    mine = measure.Bench(tmp_path, updates=60)
+    monkeypatch.setattr(mine, "cost", lambda name, method: costs[name])
+    lengths = []
+
+    class Done:
+        interrupted, output, metrics = None, tmp_path, ()
+
+    def train(recipe, changes):
+        lengths.append(int(next(c for c in changes if c.startswith("train.num_updates=")).partition("=")[2]))
+        return Done()
+
+    monkeypatch.setattr(measure.align, "train", train)
+    monkeypatch.setattr(mine, "_keep", lambda folder, column, run, length: None)
+    mine.measure("x", Method("r"), 1)
+    assert lengths == [20, 30]
+
+
+def test_the_page_is_what_was_measured(tmp_path):
+    torch.manual_seed(0)
+    gains = {"draft-1": 0.2, "x & y": -0.1}
+    for name, gain in gains.items():
+        for seed in (11, 12):
+            before = torch.rand(40)
+            scores = {
+                "before": {"gold": before.tolist()},
+                "after": {"gold": (before + gain + 0.1 * torch.randn(40)).tolist()},
+            }
+            for column in measure.COLUMNS:
+                path = tmp_path / "runs" / name / f"seed-{seed}" / f"{column}.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                curve = [[i, 0.5 * i, gain * i, 1.0] for i in (1, 2, 3)]
+                path.write_text(json.dumps({"updates": 7, "scores": scores, "curve": curve}))
+    written = page.write(tmp_path / "runs", tmp_path / "results.md").read_text()
+    files = [tmp_path / "runs" / "draft-1" / f"seed-{s}" / "wall-clock.json" for s in (11, 12)]
+    told = [json.loads(file.read_text())["scores"] for file in files]
+    mean = (
+        torch.stack([torch.tensor(t["after"]["gold"]) - torch.tensor(t["before"]["gold"]) for t in told])
+        .double()
+        .mean(0)
+    )
+    expected = interval(mean)
+    assert f"| draft-1 | 7 | 2 | {expected.mean:+.3f} [{expected.low:+.3f}, {expected.high:+.3f}] |" in written
+    assert written.index("| draft-1 |") < written.index("| x & y |"), "best first"
+    for figure in ("results-wall-clock.svg", "results-forward-equivalents.svg", "results-speed.svg"):
+        assert f"img/{figure}" in written
+        xml.dom.minidom.parse(str(tmp_path / "img" / figure))
+    with pytest.raises(SystemExit, match="holds no measurements"):
+        page.write(tmp_path / "nothing", tmp_path / "results.md")
