@@ -65,7 +65,7 @@ def variance(output: Output = OUTPUT, batches: int = 16, rows: int = 16) -> None
 
 @app.command()
 def overoptimise(output: Output = OUTPUT, seed: int = 11) -> None:
-    """Train at a rate far too high, with the guard and without it."""
+    """Train too fast and for too long, with the guard and without it."""
     import align
 
     for name, changes in (("guarded", ()), ("free", ("hooks.guard.patience=null", "evaluate=null"))):

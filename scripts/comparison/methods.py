@@ -13,7 +13,7 @@ class Method:
 
 
 METHODS = {
-    "draft-1": Method("draft/shapes"),
+    "draft-1": Method("draft/shapes", ("sampling.last_k=1",)),
     "draft-5": Method("draft/shapes", ("sampling.last_k=5",)),
     "draft-full": Method("draft/shapes", ("sampling.window=full",)),
     "draft-lv": Method("draft/shapes_lv"),

@@ -188,7 +188,7 @@ def _overoptimised(output: Path, images: Path) -> str:
     share = 100 * (kept - start) / (best - start) if best > start else float("nan")
     return (
         "## Over-optimisation, and the guard\n\n"
-        f"DRaFT-1 at a learning rate far too high. Gold utility starts at {start:.3f}, is {best:.3f} at its best and "
+        f"DRaFT-5 too fast and for too long. Gold utility starts at {start:.3f}, is {best:.3f} at its best and "
         f"{last:.3f} at the end, while the trained reward goes on rising. The guard, which sees neither judge nor "
         f"gold, ends the run after update {found.num_updates} and keeps the adapter of update {found.chosen_update}: "
         f"gold {kept:.3f}, {share:.0f} % of the best gain.\n\n"
