@@ -47,15 +47,18 @@ class Modulation(nn.Module):
 
 
 class StepAwareClip(nn.Module):
-    """`source`: a CLIP to start from, a folder or a Hub id in transformers' format."""
+    """`source`: a CLIP to start from, a folder or a Hub id in transformers' format; `seed` is of the MLP of t, which
+    has to start alike on all processes."""
 
-    def __init__(self, source: str):
+    def __init__(self, source: str, *, seed: int = 0):
         super().__init__()
         self.source = source
         self.clip = HFClip(source)
         layers = self.clip.network.vision_model.encoder.layers
         width = self.clip.network.config.vision_config.hidden_size
-        self.embed = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embed = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         norms = [norm for layer in layers for norm in (layer.layer_norm1, layer.layer_norm2)]
         self.modulations = nn.ModuleList([Modulation(width, width) for _ in norms])
         for norm, modulation in zip(norms, self.modulations, strict=True):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from align.errors import UserError
 from align.losses import bradley_terry
 from align.models._step_aware import StepAwareClip
 from align.objectives._base import Loss, Parts
@@ -49,12 +50,14 @@ class SPM:
     def __init__(self, config: SPMConfig, parts: Parts):
         self.config, self.model, self.sampling, self.seed = config, parts.model, parts.sampling, parts.seed
         device = next(parts.model.network.parameters()).device
-        self.judge = StepAwareClip(config.clip).to(device)
+        self.judge = StepAwareClip(config.clip, seed=parts.seed).to(device)
         self.trainable = Module(self.judge, self.judge.trained(), self.judge.save)
 
     def __call__(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
         pairs, rng = batch.load(), Rng(self.seed, batch.indices, batch.step)
         mean = pairs.winner.mean
+        if mean.is_meta:
+            raise UserError("spm is not rehearsed: what it trains is a CLIP beside the model.")
         vae_noise, eps = rng.normal("vae", mean), rng.normal("eps", mean)
         x0 = pairs.winner.sample(vae_noise), pairs.loser.sample(vae_noise)
         t = self.config.times.draw(rng, self.model.schedule, mean)
@@ -78,7 +81,6 @@ class SPM:
         margin = (winner - loser).detach()[decided]
         right = (margin > 0).double() + 0.5 * (margin == 0).double()
         said = {"accuracy": right, "margin": margin}
-        if not shown.is_meta:  # in a rehearsal there are no numbers to sort
-            bins = (shown * NUM_BINS).long().clamp(max=NUM_BINS - 1)[decided]
-            said |= {f"accuracy/t{i}": right[bins == i] for i in range(NUM_BINS)}
+        bins = (shown * NUM_BINS).long().clamp(max=NUM_BINS - 1)[decided]
+        said |= {f"accuracy/t{i}": right[bins == i] for i in range(NUM_BINS)}
         return Loss(losses, torch.ones_like(losses), said)

@@ -58,12 +58,12 @@ class SPO:
         if not chosen:  # a process may be left without pairs; its share of the gradient is 0, not absent
             nothing = torch.stack([p.sum() for p in policy.adapter.parameters()]).sum() * 0
             return Loss(losses + nothing, weight.to(device), said)
-        rows = type(batch.rows)(*(tensor[chosen].to(device) for tensor in batch.rows))
+        rows = batch.rows.at(chosen)
         cond = self.model.text.encode([batch.prompts[i] for i in chosen])
         with torch.no_grad():
             reference = self._transition(policy, "reference", rows, cond)
         step = self._transition(policy, "train", rows, cond)
-        gaps = [step.log_prob(x) - reference.log_prob(x) for x in (rows.x_w, rows.x_l)]
+        gaps = [step.log_prob(x) - reference.log_prob(x) for x in (rows.x_w.to(device), rows.x_l.to(device))]
         ratio_w, ratio_l = (self._clamped(gap) for gap in gaps)
         values = dpo(ratio_w, ratio_l, beta=self.config.beta, form=self.config.form)
         margin = (self.config.beta * (ratio_w - ratio_l)).detach()
@@ -74,10 +74,12 @@ class SPO:
         return Loss(losses.index_put((torch.tensor(chosen, device=device),), values), weight.to(device), said)
 
     def _transition(self, policy: Policy, role: str, rows: Any, cond: Any) -> Transition:
-        """The guided DDIM step from x_t to the level of s."""
+        """The guided DDIM step from x_t to the level of s. Its coefficients stay on the CPU, where `rows` are."""
+        device = next(self.model.network.parameters()).device
         denoiser = self.sampling.guided(policy.role(role), self.model.text.encode([""]))
         (alpha_t, sigma_t), (alpha_s, sigma_s) = denoiser.schedule(rows.t), denoiser.schedule(rows.s)
-        x0, eps = split(denoiser(rows.x_t, rows.t, cond), rows.x_t, alpha_t, sigma_t, denoiser.kind)
+        x_t = rows.x_t.to(device)
+        x0, eps = split(denoiser(x_t, rows.t.to(device), cond), x_t, alpha_t, sigma_t, denoiser.kind)
         return ddim(x0, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta=self.sampling.eta)
 
     def _clamped(self, log_ratio: Tensor) -> Tensor:

@@ -15,8 +15,13 @@ def widths(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def build(out: Path, unet: tuple[int, ...], vae: tuple[int, ...], *, sample: int = 16, cross: int = 64) -> None:
-    """Writes the folder; `sample` is the latent's side, so images have sample 2^(len(vae) - 1) pixels a side."""
+def build(
+    out: Path, unet: tuple[int, ...], vae: tuple[int, ...], *, sample: int = 16, cross: int = 64, vae_layers: int = 1
+) -> None:
+    """Writes the folder; `sample` is the latent's side, so images have sample 2^(len(vae) - 1) pixels a side.
+
+    `vae_layers`: residual layers a level of the autoencoder; Stable Diffusion's has 2.
+    """
     import diffusers as typed
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -50,6 +55,7 @@ def build(out: Path, unet: tuple[int, ...], vae: tuple[int, ...], *, sample: int
             block_out_channels=vae,
             down_block_types=("DownEncoderBlock2D",) * len(vae),
             up_block_types=("UpDecoderBlock2D",) * len(vae),
+            layers_per_block=vae_layers,
             norm_num_groups=16,
         ),
         text_encoder=CLIPTextModel(text),

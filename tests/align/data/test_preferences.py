@@ -226,6 +226,22 @@ def test_what_cannot_be_used_is_counted_before_training(policy, tmp_path):
         prepared(policy, tmp_path, two_sizes="refuse")
 
 
+def test_a_model_that_reads_sizes_is_told_the_true_ones(policy, tmp_path, monkeypatch):
+    """Original size, the crop's corner and the bucket of each image of a pair, where a prompt was dropped too."""
+
+    def with_sizes(cond, sizes):
+        return type(cond)({**cond.tensors, "sizes": sizes})
+
+    monkeypatch.setattr(policy.model, "with_sizes", with_sizes, raising=False)
+    write_pairs(tmp_path, 1)
+    picture(tmp_path / "images/1.png", 1, (64, 96))
+    pairs = next(iter(prepared(policy, tmp_path, batch_size=2))).load()
+    for dropped in ([False, False], [True, False]):
+        winner, loser = (cond.tensors["sizes"].tolist() for cond in pairs.conds(dropped))
+        assert winner == [[32, 32, 0, 0, 32, 32]] * 2
+        assert loser == [[64, 96, 0, 8, 32, 32]] * 2
+
+
 # batches
 
 

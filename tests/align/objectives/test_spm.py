@@ -51,6 +51,14 @@ def test_a_moved_modulation_reads_the_time_of_each_row_and_survives_the_disk(ima
     torch.testing.assert_close(again(images, PROMPTS, t).detach(), scores, rtol=1e-6, atol=1e-6)
 
 
+def test_it_starts_alike_on_every_process():
+    torch.manual_seed(1)
+    first = StepAwareClip(SOURCE, seed=3)
+    torch.manual_seed(2)
+    second = StepAwareClip(SOURCE, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
 def test_the_text_tower_is_not_trained():
     model = StepAwareClip(SOURCE)
     trained = {id(p) for p in model.trained()}
