@@ -1,0 +1,14 @@
+"""Run by test_preference_runs.py under torchrun: one short run of each preference method.
+
+usage: preference_worker.py RECIPES.json OUTPUT_FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import align
+
+if __name__ == "__main__":
+    for name, recipe in json.loads(Path(sys.argv[1]).read_text()).items():
+        align.train(recipe, output=f"{sys.argv[2]}/{name}", **{"train.num_processes": 2})
