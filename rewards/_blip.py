@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rewards._clip import single
-from rewards._load import load_strictly, load_tokenizer, read_state
+from rewards._load import CONSTANTS, load_strictly, load_tokenizer, read_state
 from rewards._preprocess import Preprocess
 
 _VISION = {
@@ -31,8 +31,6 @@ _BLOCK = {
     "norm1.": "layer_norm1.",
     "norm2.": "layer_norm2.",
 }
-_BUFFERS = ("position_ids",)
-"""Constants that files of the time carry along."""
 
 
 class BlipTowers(nn.Module):
@@ -135,7 +133,7 @@ def load_original(
 ) -> None:
     """Loads `blip` strictly from a file in BLIP's own layout: names below `prefix`, those in `unused` left out."""
     state = {key.removeprefix(prefix): value for key, value in read_state(file).items()}
-    wanted = {key: value for key, value in state.items() if not key.startswith(unused) and not key.endswith(_BUFFERS)}
+    wanted = {key: value for key, value in state.items() if not key.startswith(unused) and not key.endswith(CONSTANTS)}
     load_strictly(blip, {renamed(key): value for key, value in wanted.items()}, file)
 
 

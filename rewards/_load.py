@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from rewards._errors import RewardError
 from rewards._preprocess import Preprocess
 
+CONSTANTS = ("position_ids", "inv_freq")
+"""Ends of the names of buffers that older files carry along, and that networks now make themselves."""
+
 
 def load_hf(kind: Any, model: str, *, unused: tuple[str, ...] = ()) -> Any:
     """A transformers model of class `kind` in float32 from a folder or a Hub id, its keys matched strictly.
@@ -28,7 +31,8 @@ def load_hf(kind: Any, model: str, *, unused: tuple[str, ...] = ()) -> Any:
             network, info = kind.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise RewardError(not_loaded(model, error)) from error
-    _refuse(model, kind.__name__, info["missing_keys"], info["unexpected_keys"], unused)
+    extra = [key for key in info["unexpected_keys"] if not key.endswith(CONSTANTS)]
+    _refuse(model, kind.__name__, info["missing_keys"], extra, unused)
     return network
 
 

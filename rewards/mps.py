@@ -24,7 +24,7 @@ from rewards._clip import single
 from rewards._config import RewardConfig
 from rewards._cross import CrossModel
 from rewards._errors import RewardError
-from rewards._load import given_file, hf_preprocess, load_strictly, load_tokenizer, not_loaded
+from rewards._load import CONSTANTS, given_file, hf_preprocess, load_strictly, load_tokenizer, not_loaded
 from rewards._text import PromptCache
 from rewards._unpickle import read_module
 
@@ -32,8 +32,6 @@ CRITERIA = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, "
     "texture, quantity, attributes, position, number, location, word, things."
 )
-BUFFERS = ("position_ids", "inv_freq", "pos_emb")
-"""Constants that the file carries along."""
 
 
 class MPSConfig(RewardConfig):
@@ -75,7 +73,7 @@ class MPS(Reward):
             )
         file = given_file("mps", "weights", config.weights)
         network = Network(config)
-        state = {key: value for key, value in read_module(file).items() if not key.endswith(BUFFERS)}
+        state = {key: value for key, value in read_module(file).items() if not key.endswith(CONSTANTS)}
         load_strictly(network, state, file)
         self.clip, self.cross = network.model, network.cross_model
         self.dtype = getattr(torch, config.dtype)

@@ -184,7 +184,7 @@ def measure(name: str, args: argparse.Namespace) -> str:
 
     once = seconds(forward, args.device, args.repeats)
     both = seconds(lambda: backward(lambda x: reward(x, prompts)), args.device, args.repeats)
-    cells = [name, network, f"{args.batch / once:.3g}", f"{args.batch / both:.3g}"]
+    cells = [name, network, *(f"{x:.0f}" if x >= 100 else f"{x:.3g}" for x in (args.batch / once, args.batch / both))]
     if preprocess is None:
         return f"| {' | '.join([*cells, '-', '-', '-'])} |"
     ours = seconds(lambda: preprocess(images), args.device, 5)

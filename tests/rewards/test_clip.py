@@ -123,13 +123,30 @@ def test_models_that_cannot_be_loaded_are_one_line(tiny_clip, tmp_path):
         assert "\n" not in str(caught.value) and model.removeprefix("open_clip:") in str(caught.value)
 
 
-def test_a_checkpoint_without_some_weights_is_refused(tiny_clip, tmp_path):
+def edited(tiny_clip, folder, change):
+    """A copy of the checkpoint with other tensors."""
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(tiny_clip, tmp_path / "broken")
-    file = tmp_path / "broken" / "model.safetensors"
-    tensors = load_file(file)
-    tensors.pop("visual_projection.weight")
-    save_file(tensors, file, metadata={"format": "pt"})
+    shutil.copytree(tiny_clip, folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_a_checkpoint_with_other_keys_is_refused(tiny_clip, tmp_path):
+    lacks = edited(tiny_clip, tmp_path / "lacks", lambda tensors: tensors.pop("visual_projection.weight"))
     with pytest.raises(RewardError, match=r"not a complete CLIPModel: it has no weights for visual_projection\.weight"):
-        Clip(ClipConfig(model=str(tmp_path / "broken")))
+        Clip(ClipConfig(model=lacks))
+    extra = edited(tiny_clip, tmp_path / "extra", lambda tensors: tensors.update(more=torch.ones(1)))
+    with pytest.raises(RewardError, match=r"extra is not a CLIPModel: .* no place for, more\."):
+        Clip(ClipConfig(model=extra))
+
+
+def test_constants_of_older_files_are_passed_over(tiny_clip, tmp_path):
+    older = {f"{tower}_model.embeddings.position_ids": torch.arange(17)[None].clone() for tower in ("text", "vision")}
+    model = edited(tiny_clip, tmp_path / "older", lambda tensors: tensors.update(older))
+    images = to_tensor(PICTURES[0])
+    torch.testing.assert_close(
+        Clip(ClipConfig(model=model))(images, PROMPTS[:1]), Clip(ClipConfig(model=str(tiny_clip)))(images, PROMPTS[:1])
+    )

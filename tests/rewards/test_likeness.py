@@ -66,7 +66,7 @@ def test_lpips_of_the_reference_is_zero_with_a_finite_gradient(reference, tiny_l
     reward = Lpips(LpipsConfig(reference=str(reference), backbone=backbone, heads=heads))
     images = torch.cat([to_tensor(Image.open(reference)), torch.zeros(1, 3, 52, 40)]).requires_grad_()
     scores = reward(images, PROMPTS[:2])
-    assert scores[0].item() == 0 and scores[1].item() < 0
+    assert abs(scores[0].item()) < 1e-9 and scores[1].item() < -0.1
     (gradient,) = torch.autograd.grad(scores.sum(), images)
     assert gradient.isfinite().all()
 
