@@ -39,8 +39,8 @@ class CaptionedBatch(NamedTuple):
         for file in self.files:
             with Image.open(file) as opened:
                 picture = opened.convert("RGB")
-            if self.size is not None and picture.size != self.size[::-1]:
-                picture = ImageOps.fit(picture, self.size[::-1], Image.Resampling.LANCZOS)
+            if self.size is not None and picture.size != (self.size[1], self.size[0]):
+                picture = ImageOps.fit(picture, (self.size[1], self.size[0]), Image.Resampling.LANCZOS)
             pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255)
         return torch.stack(pictures)
 
