@@ -16,7 +16,7 @@ def default_settings(name: str) -> Any:
 
 def overview() -> list[str]:
     """A line for each reward, under a line of titles."""
-    rows = [COLUMNS]
+    rows: list[tuple[str, ...]] = [COLUMNS]
     for name in REWARDS.names():
         config = default_settings(name)
         licence = "; ".join(dict.fromkeys(config.licences().values())) or "Apache-2.0"

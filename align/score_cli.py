@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -21,7 +20,7 @@ MANY = ("--reward", "--set")
 class Many(TyperCommand):
     """`--reward a b` means `--reward a --reward b`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         spread: list[str] = []
         option = ""
         for arg in args:
@@ -64,7 +63,7 @@ def score(
             rows, rewards, num_processes=num_processes or default_processes(), batch_size=batch_size, done=done
         )
     licences = {label: config.licence_text() for label, config in rewards.items()}
-    text = {"table": _table, "csv": _csv, "json": lambda *parts: _json(*parts, licences)}[form](rows, scores)
+    text = _json(rows, scores, licences) if form == "json" else {"table": _table, "csv": _csv}[form](rows, scores)
     if output is None:
         typer.echo(text.rstrip("\n"))
         return

@@ -121,7 +121,7 @@ def _features(network: str) -> Any:
 
         raise torchvision_mismatch("torchvision", error) from error
     with torch.device("meta"):
-        features = (models.alexnet if network == "alex" else models.vgg16)(weights=None).features
+        features: Any = (models.alexnet if network == "alex" else models.vgg16)(weights=None).features
     for layer in features:
         if isinstance(layer, nn.ReLU):
             layer.inplace = False
