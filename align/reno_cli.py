@@ -49,12 +49,14 @@ def reno(
     changes: dict[str, Any] = {"train.num_updates": iterations, "optim.lr": lr, "objective.num_seeds": seeds}
     changes |= {"train.batch_size": batch, "train.seed": seed, "objective.budget": seconds(budget)}
     loaded = assembled(recipe, model, prompts, file, count, reward, changes, change)
-    from align import reno_table
+    from align import reno_report, reno_table
     from align.reno_run import Session
 
     session = Session(loaded, output, _say)
     few = len(session.rows()) <= FEW
     outcomes = _told(session, output, frames=few if path is None else path, compare=compare, again=again)
+    if session.accelerator.is_main_process and outcomes:
+        typer.echo(f"report  {reno_report.write(output, outcomes)}")
     if compare and session.accelerator.is_main_process and (table := reno_table.write(output, outcomes)):
         typer.echo(table.read_text(encoding="utf-8"))
     if render_with is not None and session.accelerator.is_main_process:

@@ -59,8 +59,9 @@ class Outcome(BaseModel):
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """Of all that an image depends on: the recipe without where it is written and which prompts there are."""
+    """Of all that an image depends on: the recipe without its output, which prompts there are, and how they are cut."""
     tree = {k: v for k, v in recipe.dump().items() if k not in ("output", "data", "hooks", "adapter")}
+    tree["train"] = {k: v for k, v in tree["train"].items() if "batch_size" not in k and k != "num_processes"}
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

@@ -64,6 +64,8 @@ class Session:
         rows = self.rows()
         there = {} if again else folder.finished()
         there = {k: v for k, v in there.items() if v.method == method and (v.baselines or not compare)}
+        if count is not None:
+            there = {k: v for k, v in there.items() if v.iterations == count}
         self.accelerator.wait_for_everyone()
         for row in rows:
             if (row.index, row.prompt) in there:
