@@ -105,7 +105,7 @@ class Bench:
         signal = mean.square().sum() - spread / batches  # unbiased |E g|^2
         _dump(path, {
             "norm": float(norms.mean()), "variance": float(spread), "signal": float(signal),
-            "relative": float(spread / mean.square().sum()), "batches": batches, "rows": rows,
+            "relative": float(spread / signal.clamp(min=1e-30)), "batches": batches, "rows": rows,
         })  # fmt: skip
 
     def _best_of(self, folder: Path, method: Method, seed: int, budget: dict[str, float]) -> None:
@@ -222,7 +222,8 @@ def _best(painter: Painter, prompts: list[str], trained: Composite, number: int)
 
     watched = {label: {"name": label, **settings} for label, settings in JUDGES.items()}
     judges = {label: build(REWARDS, REWARDS.config_class(c["name"])(**c)) for label, c in watched.items()}
-    judge = Composite({**dict(trained.rewards.items()), **judges})
+    everything: dict[str, Any] = {**dict(trained.rewards.items()), **judges}
+    judge = Composite(everything)
 
     def judged(draw: Any) -> dict[str, list[float]]:
         scores: dict[str, list[float]] = {}

@@ -12,6 +12,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from align.statistics import interval
+from align.summary import Summary
 from scripts.comparison import measure, page
 from scripts.comparison.methods import FIRST, METHODS, Method, parse
 
@@ -96,6 +97,23 @@ def test_each_budget_gives_its_own_number_of_updates(tmp_path, monkeypatch):
     assert lengths == [20, 30]
 
 
+def overoptimised(folder: Path) -> None:
+    """Gold 1.2 -> 1.4 -> 1.45 -> 1.0 over 80 updates; the guard keeps update 20 and stops after 60."""
+    gold = {0: 1.2, 20: 1.4, 40: 1.45, 60: 1.3, 80: 1.0}
+    lines = [
+        json.dumps({"step": s, "panel/gold": g, "guard/score": g, "reward/total": s / 10}) for s, g in gold.items()
+    ]
+    for name in ("guarded", "free"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        told = Summary(
+            method="draft", model="sd", seed=0, num_processes=1, num_updates=60, stopped="the guard", chosen_update=20,
+            report_prompts=None, trained_on=["pick"], seconds=1, seconds_per_update=1, network_calls=1,
+            forward_equivalents=1, peak_rss_mib=1, peak_gpu_mib=None, hardware="", versions={},
+        )  # fmt: skip
+        (folder / name / "summary.json").write_text(told.model_dump_json())
+
+
 def test_the_page_is_what_was_measured(tmp_path):
     torch.manual_seed(0)
     gains = {"draft-1": 0.2, "x & y": -0.1}
@@ -111,7 +129,17 @@ def test_the_page_is_what_was_measured(tmp_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 curve = [[i, 0.5 * i, gain * i, 1.0] for i in (1, 2, 3)]
                 path.write_text(json.dumps({"updates": 7, "scores": scores, "curve": curve}))
+    for name, norm, relative in (("draft-1", 2.0, 5.0), ("draft-lv", 2.0, 3.0), ("draft-5", 1.0, 3.0)):
+        path = tmp_path / "runs" / name / "variance.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"norm": norm, "relative": relative, "batches": 4, "rows": 2}))
+    overoptimised(tmp_path / "runs" / "overoptimised")
     written = page.write(tmp_path / "runs", tmp_path / "results.md").read_text()
+    assert "LV lower the variance holds here" in written and "grows with K does NOT hold here" in written
+    assert (
+        "ends the run after update 60 and keeps the adapter of update 20: gold 1.400, 80 % of the best gain" in written
+    )
+    assert "is 2.000 there and 7.000 at the end" in written
     files = [tmp_path / "runs" / "draft-1" / f"seed-{s}" / "wall-clock.json" for s in (11, 12)]
     told = [json.loads(file.read_text())["scores"] for file in files]
     mean = (
@@ -122,7 +150,12 @@ def test_the_page_is_what_was_measured(tmp_path):
     expected = interval(mean)
     assert f"| draft-1 | 7 | 2 | {expected.mean:+.3f} [{expected.low:+.3f}, {expected.high:+.3f}] |" in written
     assert written.index("| draft-1 |") < written.index("| x & y |"), "best first"
-    for figure in ("results-wall-clock.svg", "results-forward-equivalents.svg", "results-speed.svg"):
+    for figure in (
+        "results-wall-clock.svg",
+        "results-forward-equivalents.svg",
+        "results-speed.svg",
+        "results-overoptimised.svg",
+    ):
         assert f"img/{figure}" in written
         xml.dom.minidom.parse(str(tmp_path / "img" / figure))
     with pytest.raises(SystemExit, match="holds no measurements"):
