@@ -130,6 +130,10 @@ class DiffusionModel:
             module.to(device)
         return self
 
+    def compile(self) -> None:
+        """Compiles the network in place, adapters included."""
+        self.network.compile()
+
     def freeze(self) -> None:
         """Evaluation mode and no gradients for every parameter: what trains is added on top."""
         for module in self.components().values():

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from align.errors import UserError
 from align.models._base import Dtypes
+from align.models._options import Attention, missing_package
 from align.registry import EMBEDDED, ComponentConfig
 
 
@@ -27,6 +28,13 @@ class CheckpointConfig(ComponentConfig):
     """Weight files to prefer, such as fp16 for diffusion_pytorch_model.fp16.safetensors."""
     dtype: Dtypes = Dtypes()
     """Precision of each component."""
+    attention: Attention = "sdpa"
+    """Attention kernel of the network; the last two need their package and a GPU."""
+    base_adapter: str | None = None
+    """An adapter that becomes part of the frozen base, such as a few-step one (LCM-LoRA, Hyper-SD): a folder, a file,
+    a Hub id, or `owner/name:file.safetensors`. What is trained comes on top, and is used with it."""
+    offload_text: bool = False
+    """Keep the text encoders in CPU memory but while they encode prompts that were not encoded before."""
     checkpoint_blocks: bool = False
     """Also recompute each block of the network and of the decoder in the backward pass: less memory, more time."""
     decode_chunk: int = Field(default=8, ge=1)
@@ -35,6 +43,8 @@ class CheckpointConfig(ComponentConfig):
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if not self.checkpoint.startswith(EMBEDDED) and _nowhere(self.checkpoint):
             yield ".checkpoint", f"{self.checkpoint}: {NOWHERE}"
+        if problem := missing_package(self.attention):
+            yield ".attention", problem
 
 
 NOWHERE = "no such folder or file, and not a Hub id (owner/name) either. Check the path."

@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from align.models._base import DiffusionModel, TextEncoder
+from align.models._base import DiffusionModel
 from align.models._load import CheckpointConfig, load_pipeline
+from align.models._options import merge_adapter, set_attention
 from align.models._published import Published
+from align.models._text import CachedTextEncoder
 
 
 class PipelineModel(DiffusionModel):
@@ -28,6 +30,7 @@ class PipelineModel(DiffusionModel):
     text_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     unused: ClassVar[tuple[str, ...]] = ()
     """Components of the pipeline that text-to-image training has no use for; they are not loaded."""
+    text: CachedTextEncoder
     constructor: ClassVar[dict[str, Any]] = {}
     """Further arguments of the pipeline's constructor."""
     published: ClassVar[tuple[Published, ...]]
@@ -37,6 +40,8 @@ class PipelineModel(DiffusionModel):
         if pipeline is None:
             absent = dict.fromkeys((*self.unused, *self.left_out(config)))
             pipeline = load_pipeline(config, self.pipelines, self._dtypes(config, absent), **absent)
+        if config.base_adapter is not None:
+            merge_adapter(pipeline, config.base_adapter)
         self.source = config.checkpoint
         self._pipeline = pipeline
         self.network = getattr(pipeline, self.network_name)
@@ -45,7 +50,9 @@ class PipelineModel(DiffusionModel):
         self.assemble(config, pipeline)
         if getattr(pipeline, self.text_names[0], None) is not None:  # without: prompts come encoded, as in a benchmark
             self.text = self.encoder(config, pipeline)
+            self.text.offloaded = config.offload_text
         self.freeze()
+        set_attention(self.network, config.attention)
         if config.checkpoint_blocks:
             self.network.enable_gradient_checkpointing()  # type: ignore[operator]
             if pipeline.vae._supports_gradient_checkpointing:
@@ -59,7 +66,7 @@ class PipelineModel(DiffusionModel):
         """Sets schedule, kind, grids, codec and image_size from the pipeline."""
         raise NotImplementedError
 
-    def encoder(self, config: Any, pipeline: Any) -> TextEncoder:
+    def encoder(self, config: Any, pipeline: Any) -> CachedTextEncoder:
         """The family's text encoders as one."""
         raise NotImplementedError
 
@@ -77,6 +84,22 @@ class PipelineModel(DiffusionModel):
             for name, module in self.components().items()
         }
         return type(self._pipeline)(**{**self._pipeline.components, **modules}, **self.constructor)
+
+    def to(self, device: torch.device | str) -> "PipelineModel":
+        """Move every module, off-loaded text encoders only in name; dtypes stay."""
+        offloaded = hasattr(self, "text") and self.text.offloaded
+        for name, module in self.components().items():
+            module.to("cpu" if offloaded and name in self.text_names else device)
+        if offloaded:
+            self.text.target = torch.device(device)
+        return self
+
+    def compile(self) -> None:
+        """Compiles the blocks that the network repeats, once for all of them, where diffusers names them."""
+        if self.network._repeated_blocks:
+            self.network.compile_repeated_blocks()  # type: ignore[operator]
+        else:
+            super().compile()
 
     def load_adapter(self, pipeline: Any, path: Path, strength: float = 1.0) -> None:
         """Puts the adapter in the folder `path` on a stock pipeline of this family; strength 0 is the base."""

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ class CachedTextEncoder:
 
     def __init__(self, *modules: nn.Module):
         self.modules = modules
+        self.offloaded = False
+        self.target: torch.device | None = None  # where off-loaded encoders encode, and their results are wanted
         self._cache: OrderedDict[tuple[str, str], dict[str, Tensor]] = OrderedDict()
         self._hashed: tuple[tuple[int, ...], str] | None = None
 
@@ -39,9 +42,31 @@ class CachedTextEncoder:
         if grad:
             return TensorCond(self.embed(prompts))
         weights = self.fingerprint()
-        device = self.device
-        rows = [self._cached(weights, prompt) for prompt in prompts]
+        device = self.target or self.device
+        with self._loaded(any((weights, prompt) not in self._cache for prompt in prompts)):
+            rows = [self._cached(weights, prompt) for prompt in prompts]
         return TensorCond({name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]})
+
+    @contextmanager
+    def _loaded(self, needed: bool) -> Iterator[None]:
+        """Off-loaded encoders on their device; their hash stays that of before, since their weights do."""
+        if not (self.offloaded and needed and self.target is not None):
+            yield
+            return
+        for module in self.modules:
+            module.to(self.target)
+        try:
+            yield
+        finally:
+            for module in self.modules:
+                module.to("cpu")
+            if self._hashed is not None:
+                self._hashed = (self._state(), self._hashed[1])
+
+    def _state(self) -> tuple[int, ...]:
+        """Changes when a tensor is replaced or changed in place."""
+        tensors = [tensor for module in self.modules for tensor in module.state_dict().values()]
+        return tuple(number for tensor in tensors for number in (tensor.data_ptr(), tensor._version))
 
     def _cached(self, weights: str, prompt: str) -> dict[str, Tensor]:
         key = (weights, prompt)
@@ -56,7 +81,7 @@ class CachedTextEncoder:
     def fingerprint(self) -> str:
         """A hash of all weights. Computed again only when a tensor was replaced or changed in place."""
         tensors = [tensor for module in self.modules for tensor in module.state_dict().values()]
-        state = tuple(number for tensor in tensors for number in (tensor.data_ptr(), tensor._version))
+        state = self._state()
         if self._hashed is None or self._hashed[0] != state:
             digest = hashlib.blake2b(digest_size=16)
             for tensor in tensors:

@@ -98,6 +98,8 @@ class StableDiffusionXL(PipelineModel):
     )
 
     def assemble(self, config: SDXLConfig, pipeline: Any) -> None:
+        if pipeline.vae.config.force_upcast and pipeline.vae.dtype == torch.float16:
+            pipeline.vae.float()  # its activations exceed fp16's 65504; the checkpoint says so
         scheduler = dict(pipeline.scheduler.config)
         self.kind = vp_kind(config.checkpoint, scheduler)
         self.schedule = self._table = VPSchedule.from_config(scheduler)
