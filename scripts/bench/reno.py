@@ -104,8 +104,8 @@ class Bench:
                 pixels = studio.model.codec.decode(x0)
                 reward = studio.rewards.combine(studio.rewards(pixels, [PROMPT])).sum()
                 loss = -reward - 0.01 * priors.radial(x_T).sum()
-                if float(reward) > best:
-                    best, kept = float(reward), pixels.detach().clone()
+                if float(reward.detach()) > best:
+                    best, kept = float(reward.detach()), pixels.detach().clone()
                 optimiser.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_([x_T], 0.1)
