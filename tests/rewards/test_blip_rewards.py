@@ -105,6 +105,8 @@ def test_every_published_name_has_its_place_at_real_size(name, files):
     keys = {key.removeprefix("blip."): tensor.shape for key, tensor in published.items() if key.startswith("blip.")}
     found = {renamed(k): s for k, s in keys.items() if not k.startswith(left_out) and not k.endswith("position_ids")}
     assert found == {key: tensor.shape for key, tensor in ours.state_dict().items()}
+    for tower, eps in ((ours.vision_model, 1e-6), (ours.text_encoder, 1e-12)):  # too small to be seen in a score
+        assert {m.eps for m in tower.modules() if isinstance(m, torch.nn.LayerNorm)} == {eps}
 
 
 def test_hfs_layout_of_blip(files, tmp_path):
