@@ -39,6 +39,17 @@ def test_shapes_sd_draws_what_is_asked_in_a_stock_pipeline():
     assert sum(v.strict for v in blind) < 0.5 * sum(v.strict for v in verdicts)
 
 
+def test_shapes_turbo_draws_in_two_steps():
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(resolve("embedded:shapes-turbo")).to(torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    captions = prompts("select", 96)
+    options = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "pt"}
+    verdicts = judge(pipe(prompt=captions, generator=torch.Generator().manual_seed(0), **options).images, captions)
+    assert sum(v.strict for v in verdicts) / 96 > 0.2  # of 96; docs/shapes-figures.md has the figure itself
+
+
 def pictures(count: int):
     rng = np.random.default_rng(7)
     every = [list(requirements(s)) for s in SKILLS]
@@ -106,7 +117,7 @@ def test_files_are_small_and_listed_with_their_checksums():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    assert names() == ["shapes-clip", "shapes-pick", "shapes-sd"]
+    assert names() == ["shapes-clip", "shapes-pick", "shapes-sd", "shapes-turbo"]
     with pytest.raises(UserError, match=r"embedded:shapes-xl: there is no embedded checkpoint.*embedded:shapes-sd"):
         resolve("embedded:shapes-xl")
     assert parse(prompts("train", 1)[0]).skill == "single"
