@@ -115,9 +115,21 @@ def rewards(name: Annotated[str | None, typer.Argument(help="Show the settings o
 
 @app.command()
 @_plainly
-def models(name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None) -> None:
-    """List the model families, or show the settings of one."""
-    _describe({"models": MODELS}, name)
+def models(
+    name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None,
+    sizes: Annotated[bool, typer.Option("--sizes", help="Parameters and FLOPs at real size.")] = False,
+) -> None:
+    """List the model families and their published checkpoints, or show one family's settings."""
+    from align import models_cli
+
+    if sizes:
+        for line in models_cli.sizes():
+            typer.echo(line)
+    elif name is None:
+        typer.echo(models_cli.listing())
+    else:
+        _describe({"models": MODELS}, name)
+        typer.echo(models_cli.details(name))
 
 
 @app.command()
