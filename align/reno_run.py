@@ -5,6 +5,7 @@ not made again. With `compare`, best-of at equal cost follows each batch: for th
 as many forward-equivalents (network, decoder and rewards together; a backward pass counts 2, a recomputed one 1).
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,11 @@ class Session:
         """
         folder = Folder(self.output, self.recipe)
         rows = self.rows()
-        there = {} if again else folder.finished()
-        there = {k: v for k, v in there.items() if v.method == method and (v.baselines or not compare)}
+        made_by: dict[str, dict[tuple[int, str], Outcome]] = defaultdict(dict)
+        for key, outcome in ({} if again else folder.finished()).items():
+            if outcome.baselines or not compare:
+                made_by[outcome.method][key] = outcome
+        there = made_by[method]
         if count is not None:
             there = {k: v for k, v in there.items() if v.iterations == count}
         self.accelerator.wait_for_everyone()
@@ -75,10 +79,11 @@ class Session:
         for start in range(0, len(left), size):
             batch = left[start : start + size]
             title = f"images {start + 1}-{start + len(batch)} of {len(left)}: " if len(left) > size else ""
-            if method == "reno":
-                made = self._reno(batch, frames=frames, compare=compare, title=title)
-            else:
-                made = self._best_of(batch, count, seconds)
+            makers: dict[Method, Callable[[], list[Any]]] = {
+                "reno": lambda batch=batch, title=title: self._reno(batch, frames=frames, compare=compare, title=title),
+                "best-of": lambda batch=batch: self._best_of(batch, count, seconds),
+            }
+            made = makers[method]()
             if self.accelerator.num_processes > 1:
                 made = gather_object(made)
             for image in made:

@@ -120,9 +120,9 @@ def dropped(rng: Rng, share: float) -> list[bool]:
 def described(margin: Tensor, t: Tensor, error: Sequence[Tensor], reference: Sequence[Tensor]) -> dict[str, Tensor]:
     """Metrics of one micro-batch, detached.
 
-    margin: beta z, (b,), also by quarters of t; error, reference: (winners', losers') errors. accuracy is the share of pairs that the policy
-    against the reference orders as people did, ties half. gap_w and gap_l may both rise: the winner then becomes less
-    likely too, only less so than the loser.
+    margin: beta z, (b,), also by quarters of t; error, reference: (winners', losers') errors. accuracy is the share of
+    pairs that the policy against the reference orders as people did, ties half. gap_w and gap_l may both rise: the
+    winner then becomes less likely too, only less so than the loser.
     """
     margin, error = margin.detach(), [e.detach() for e in error]
     said = {

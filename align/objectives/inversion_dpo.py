@@ -115,14 +115,15 @@ class InversionDPO:
 
 def _goal(role: Any, x_t: Tensor, x_s: Tensor, x0: Tensor, t: Tensor, s: Tensor, *, anchored: bool) -> Tensor:
     """What the network should say at x_t, (n, ...): of the image itself, or of the step to its neighbour x_s."""
-    alpha_t, sigma_t = (broadcast(c, x_t) for c in role.schedule(t))
+    level = role.schedule(t)
+    alpha_t, sigma_t = (broadcast(c, x_t) for c in level)
     if anchored:
         eps = (x_t - alpha_t * x0) / sigma_t
     else:
         alpha_s, sigma_s = (broadcast(c, x_t) for c in role.schedule(s))
         det = alpha_s * sigma_t - alpha_t * sigma_s
         x0, eps = (sigma_t * x_s - sigma_s * x_t) / det, (alpha_s * x_t - alpha_t * x_s) / det
-    return target(x0, eps, *role.schedule(t), role.kind)
+    return target(x0, eps, level[0], level[1], role.kind)
 
 
 def _published_weight(role: Any, t: Tensor) -> Tensor:

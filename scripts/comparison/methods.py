@@ -13,8 +13,8 @@ class Method:
 
 
 METHODS = {
-    "draft-1": Method("draft/shapes", ("sampling.last_k=1",)),
-    "draft-5": Method("draft/shapes", ("sampling.last_k=5",)),
+    "draft-1": Method("draft/shapes", ("sampling.last_k=1", "optim.lr=1e-3")),
+    "draft-5": Method("draft/shapes"),
     "draft-full": Method("draft/shapes", ("sampling.window=full",)),
     "draft-lv": Method("draft/shapes_lv"),
     "alignprop-contiguous": Method("alignprop/shapes"),

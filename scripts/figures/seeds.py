@@ -19,7 +19,9 @@ def table(reports: dict[int, dict]) -> list[str]:
     labels = list(next(iter(reports.values())))
     lines = ["| seed | " + " | ".join(labels) + " |", "|---" * (len(labels) + 1) + "|"]
     for seed, scores in reports.items():
-        cells = [f"{c.before.mean:.3f} -> {c.after.mean:.3f}, {c.difference:+}" for c in map(scores.get, labels)]
+        cells = [
+            f"{c.before.mean:.3f} -> {c.after.mean:.3f}, {c.difference}" for c in (scores[label] for label in labels)
+        ]
         lines.append(f"| {seed} | " + " | ".join(cells) + " |")
     cells = []
     for label in labels:

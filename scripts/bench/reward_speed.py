@@ -1,8 +1,8 @@
 """What a reward costs: images per second forward, and forward and backward, and how much of it is preprocessing.
 
-    python scripts/bench/rewards.py                                   # every reward below, one 512-pixel image
-    python scripts/bench/rewards.py pickscore imagereward --batch 8 --device cuda --dtype bfloat16
-    python scripts/bench/rewards.py --docs docs/performance.md        # and write the section "Rewards" there
+    python scripts/bench/reward_speed.py                                   # every reward below, one 512-pixel image
+    python scripts/bench/reward_speed.py pickscore imagereward --batch 8 --device cuda --dtype bfloat16
+    python scripts/bench/reward_speed.py --docs docs/performance.md        # and write the section "Rewards" there
 
 Networks have the published architecture and random weights: nothing is downloaded, and time does not depend on values.
 The reference path is what scoring scripts do: tensor -> 8 bits -> PIL -> the library's processor -> tensor, which
@@ -227,7 +227,7 @@ def main() -> None:
     if wrong := [name for name in args.rewards if name not in REAL]:
         parser.error(f"{', '.join(wrong)}: not measured here. Choose from {', '.join(REAL)}.")
     clock = "CPU time of the process" if args.device == "cpu" else "wall time"
-    command = " ".join(["python scripts/bench/rewards.py", *sys.argv[1:]])
+    command = " ".join(["python scripts/bench/reward_speed.py", *sys.argv[1:]])
     lines = [
         "## Rewards",
         "",
