@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def bench():
-    path = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "rewards.py"
+    path = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "reward_speed.py"
     spec = importlib.util.spec_from_file_location("bench_rewards", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
