@@ -50,7 +50,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     ("unknown name", {"objective.name": "drfat"}, "objective", 'Did you mean "draft"'),
     ("unknown name", {"rewards": {"clp": {}}}, "rewards.clp", 'Did you mean "clip"'),
-    ("unknown name", {"model.name": "sdx"}, "model", 'Did you mean \"sdxl\"'),
+    ("unknown name", {"model.name": "sdx"}, "model", 'Did you mean "sdxl"'),
     ("unknown name", {"model.checkpoint": "embedded:shapes"}, "model.checkpoint", "Known: "),
     ("unknown name", {"hooks": {"watch": {"name": "no_such_module:Watch"}}}, "hooks.watch", "Install it"),
     ("unknown name", {"data.prompts": "shapes:trian"}, "data.prompts", "shapes:train"),
