@@ -81,7 +81,7 @@ def auc(network: CLIPModel, images: Tensor, captions: list[str]) -> dict[str, fl
     }
 
 
-def main(steps: int = 2400, batch: int = 40, seed: int = 0) -> None:
+def main(steps: int = 2000, batch: int = 40, seed: int = 0) -> None:
     torch.manual_seed(seed)
     network = clip.load().requires_grad_(True)
     head, bias = clip.build_head(), nn.Linear(1, 1)
