@@ -59,7 +59,7 @@ def test_named_recipes_and_embedded_models_are_found_from_another_folder(install
 
 @pytest.mark.slow
 def test_the_demos_recipe_runs_from_another_folder(installed, tmp_path):
-    short = ["train.num_updates=2", "evaluate.num_prompts=16", "hooks.panel.num_prompts=4"]
+    short = ["train.num_updates=2", "evaluate.num_prompts=16", "hooks.guard.num_prompts=4"]
     said = align(installed, tmp_path, "train", "draft/shapes", *short)
     assert "gold" in said
     assert (tmp_path / "runs" / "draft-shapes" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
