@@ -3,19 +3,24 @@
     score = mean over held-out rewards of (mean r - mean r of the base) / (std r of the base)
 
 on select prompts, the same noise each time. A measurement raises an alarm where the images themselves go astray: the
-images of a prompt become alike, or their colour or fine detail leaves what the base draws. It counts as progress if it
-raises no alarm and its score is the highest so far; after `patience` measurements without progress the run ends. The
-adapter of the best one is the run's result. At the end its strength is swept: W0 + strength B A for the strength with
-the highest score without alarm (Clark et al., arXiv 2309.17400, section 5.4, scale the adapter by hand).
+images of a prompt become alike, or their colour or fine detail leaves what the base draws. A measurement holds if it
+raises no alarm and its score is not below the highest so far by more than one standard error of their difference,
+paired over prompts (the one-standard-error rule of Breiman et al. 1984: a few prompts cannot tell closer ones apart).
+The adapter of the last one that holds is the run's result; after `patience` measurements in a row that do not hold the
+run ends. At the end the adapter's strength is swept: W0 + strength B A, 1 unless another strength without alarm is
+better by more than a standard error (Clark et al., arXiv 2309.17400, section 5.4, scale the adapter by hand).
 
 Judges that know the truth do not belong here: they are for the report.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from statistics import stdev
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -40,7 +45,7 @@ class GuardConfig(ComponentConfig):
     every: int = Field(25, ge=1)
     """Updates between two measurements; one is also made before the first update and after the last."""
     patience: int | None = Field(3, ge=1)
-    """Measurements in a row without progress before the run ends."""
+    """Measurements in a row that do not hold before the run ends."""
     drift: int | None = Field(8, ge=1)
     """Number of prompts on which the drift from the reference is measured (hooks.drift)."""
     max_drift: float | None = Field(None, gt=0)
@@ -69,7 +74,30 @@ class Measurement:
     score: float
     rewards: dict[str, float]
     probes: dict[str, float]
+    each: list[float]
+    """The score of each prompt; their mean is `score`."""
     alarms: list[str] = field(default_factory=list)
+
+
+def standard_error(a: Measurement, b: Measurement) -> float:
+    """Of the difference of two scores, paired over prompts; 0 where there is one prompt."""
+    differences = [x - y for x, y in zip(a.each, b.each, strict=True)]
+    return stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
+
+
+def recommended(sweep: Mapping[float, Measurement]) -> float:
+    """1, or the strength without alarm that scores best where it beats 1 by more than a standard error."""
+    sound = {strength: seen for strength, seen in sweep.items() if not seen.alarms}
+    if not sound:
+        return 1.0
+    best = max(sound, key=lambda strength: sound[strength].score)
+    if 1.0 in sound and sound[best].score <= sound[1.0].score + standard_error(sound[best], sound[1.0]):
+        return 1.0
+    return best
+
+
+def _told(seen: Measurement) -> dict[str, Any]:
+    return {key: value for key, value in asdict(seen).items() if key != "each"}
 
 
 class Guard(Hook):
@@ -87,17 +115,20 @@ class Guard(Hook):
         self.drift = Drift(asked, around) if config.drift else None
         self.base: dict[str, tuple[float, float]] = {}
         """name -> (mean, std over images) of the rewards and probes before training."""
-        self.best: tuple[Measurement, Chosen] | None = None
+        self.best: Measurement | None = None
+        """The one with the highest score of those without alarm, or that of the base."""
+        self.held: tuple[Measurement, Chosen] | None = None
+        """The last one that holds."""
         self.waited = 0
-        """Measurements since the last progress."""
+        """Measurements since then."""
         self.events: list[dict[str, Any]] = []
         self.seconds = 0.0
 
     def start(self, state: State) -> None:
         if state.step == 0:
             self._watch(state)
-        elif self.best is not None:
-            state.chosen = self.best[1]
+        elif self.held is not None:
+            state.chosen = self.held[1]
             self._decide(state)  # a run that it had ended stays ended
 
     def after_update(self, state: State) -> None:
@@ -105,23 +136,22 @@ class Guard(Hook):
             self._watch(state)
 
     def conclude(self, state: State, poll: Callable[[], None]) -> dict[str, Any]:
-        """The parameters in place are the best ones."""
+        """The parameters in place are the chosen ones."""
         began = time.perf_counter()
-        assert self.best is not None
-        best, chosen = self.best
+        assert self.held is not None
+        held, chosen = self.held
         found: dict[float, Measurement] = {}
         if chosen.step > 0 and hasattr(self.around.trainable, "scaled"):
             for strength in self.config.sweep:
                 with self.around.trainable.scaled(strength):
-                    found[strength] = best if strength == 1 else self._measure(poll)
-        sound = {s: m.score for s, m in {1.0: best, **found}.items() if not m.alarms}
+                    found[strength] = held if strength == 1 else self._measure(poll)
         self.seconds += time.perf_counter() - began
         return {
             "best_update": chosen.step,
-            "best_score": best.score,
+            "best_score": held.score,
             "events": self.events,
-            "sweep": [{"strength": strength, **asdict(m)} for strength, m in sorted(found.items())],
-            "recommended_strength": max(sound, key=lambda s: sound[s]) if sound else 1.0,
+            "sweep": [{"strength": strength, **_told(m)} for strength, m in sorted(found.items())],
+            "recommended_strength": recommended(found),
             "seconds": self.seconds,
         }
 
@@ -137,9 +167,11 @@ class Guard(Hook):
         values = {"score": seen.score, **seen.rewards, **seen.probes}
         state.metrics |= {f"guard/{name}": value for name, value in values.items()}
         self.events += [{"update": state.step, "event": alarm} for alarm in seen.alarms]
-        if self.best is None or (not seen.alarms and seen.score > self.best[0].score):
-            self.best, self.waited = (seen, Chosen(state.step, tensors)), 0
-            state.chosen = self.best[1]
+        if self.best is None or (not seen.alarms and seen.score > self.best.score):
+            self.best = seen
+        if seen is self.best or not (seen.alarms or seen.score < self.best.score - standard_error(seen, self.best)):
+            self.held, self.waited = (seen, Chosen(state.step, tensors)), 0
+            state.chosen = self.held[1]
         else:
             self.waited += 1
             if self._decide(state):
@@ -147,11 +179,11 @@ class Guard(Hook):
         self.seconds += time.perf_counter() - began
 
     def _decide(self, state: State) -> bool:
-        if self.config.patience is None or self.waited < self.config.patience or self.best is None:
+        if self.config.patience is None or self.waited < self.config.patience or self.held is None:
             return False
         state.stop = (
-            f"the guard: no progress in {self.waited} measurements since update {self.best[1].step}, whose adapter is "
-            "kept"
+            f"the guard: {self.waited} measurements in a row fell behind since update {self.held[1].step}, whose "
+            "adapter is kept"
         )
         return True
 
@@ -172,8 +204,10 @@ class Guard(Hook):
             stds = {name: float(v.double().std(correction=0)) for name, v in (scores | probes).items()}
             self.base = {name: (means[name], stds[name] or 1.0) for name in means}
         shifts = {name: (means[name] - mean) / std for name, (mean, std) in self.base.items()}
+        gains = torch.stack([(v.double() - self.base[label][0]) / self.base[label][1] for label, v in scores.items()])
         seen = Measurement(
             score=sum(shifts[label] for label in scores) / len(scores),
+            each=gains.mean(0).unflatten(0, (-1, config.num_seeds)).mean(1).tolist(),
             rewards={label: means[label] for label in scores},
             probes={name: means[name] for name in probes},
         )
@@ -189,13 +223,14 @@ class Guard(Hook):
         return seen
 
     def state_dict(self) -> dict[str, Any]:
-        if self.best is None:
+        if self.best is None or self.held is None:
             return {}
-        best, chosen = self.best
-        held = {"best": asdict(best), "step": chosen.step, "tensors": chosen.tensors, "base": self.base}
-        return held | {"waited": self.waited, "events": self.events, "seconds": self.seconds}
+        kept, chosen = self.held
+        held = {"best": asdict(self.best), "held": asdict(kept), "step": chosen.step, "tensors": chosen.tensors}
+        return held | {"base": self.base} | {"waited": self.waited, "events": self.events, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = (Measurement(**state["best"]), Chosen(state["step"], state["tensors"]))
+        self.best = Measurement(**state["best"])
+        self.held = (Measurement(**state["held"]), Chosen(state["step"], state["tensors"]))
         self.base = {name: (mean, std) for name, (mean, std) in state["base"].items()}
         self.waited, self.events, self.seconds = state["waited"], list(state["events"]), state["seconds"]

@@ -50,7 +50,7 @@ def result(run):
 def test_the_guard_ends_a_run_that_its_reward_misleads_and_resuming_changes_nothing(recipe, tmp_path):
     """Trained to be bright, watched for darkness: the base stays the best, and after three measurements it is over."""
     whole = align.train(recipe)
-    assert whole.report.num_updates == 3 and "no progress in 3 measurements" in str(whole.report.stopped)
+    assert whole.report.num_updates == 3 and "3 measurements in a row fell behind" in str(whole.report.stopped)
     assert whole.report.chosen_update == 0
     assert {"guard/dark", "guard/score"} <= whole.metrics[0].keys()
     assert {"drift", "pixel_grad/other", "cosine/brightness/other"} <= whole.metrics[2].keys()

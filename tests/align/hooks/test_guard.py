@@ -11,7 +11,7 @@ import torch
 
 from align.hooks._base import State, Surroundings
 from align.hooks._probes import chroma, detail, spread
-from align.hooks.guard import Guard, GuardConfig
+from align.hooks.guard import Guard, GuardConfig, Measurement, recommended
 from rewards.brightness import BrightnessConfig
 
 FLAT = torch.full((4, 3, 8, 8), 0.5)
@@ -72,19 +72,48 @@ def play(hook: Guard, updates: int, *, start: int = 0) -> State:
     return state
 
 
-def test_it_stops_after_patience_measurements_without_progress_and_keeps_the_best():
+def test_it_stops_after_patience_measurements_that_fell_behind_and_keeps_the_last_before():
     hook = guard(scores(5.0, 5.5, 6.0, 5.9, 5.0, 5.99, 9.0), patience=3)
     state = play(hook, 6)
-    assert state.step == 5 and "no progress in 3 measurements since update 2" in (state.stop or "")
+    assert state.step == 5 and "3 measurements in a row fell behind since update 2" in (state.stop or "")
     assert state.chosen is not None and state.chosen.step == 2
     assert state.chosen.tensors["w"].tolist() == [2, 2], "a copy of that update's parameters"
     assert hook.events == [{"update": 5, "event": state.stop}]
 
 
-def test_progress_starts_the_count_anew_and_without_patience_nothing_stops():
+def test_one_that_holds_starts_the_count_anew_and_without_patience_nothing_stops():
     assert play(guard(scores(0, 1, 0, 0, 2, 0, 0, 3), patience=3), 7).stop is None
     state = play(guard(scores(*range(8, 0, -1)), patience=None), 7)
     assert state.stop is None and state.chosen is not None and state.chosen.step == 0
+
+
+def told(*pairs: tuple[float, float]) -> Script:
+    """Measurements by the means of the two prompts."""
+    return Script(*[({"clip": torch.tensor([a, a, b, b])}, textured()) for a, b in pairs])
+
+
+def test_what_is_within_a_standard_error_of_the_best_holds():
+    """Differences of (0, -1) have mean -0.5 and standard error 0.5; of (-0.2, -1) mean -0.6 and error 0.4."""
+    hook = guard(told((0, 0), (4, 4), (4, 3), (3.8, 3)), patience=None)
+    state = play(hook, 3)
+    assert state.chosen is not None and state.chosen.step == 2 and hook.waited == 1
+    assert hook.best is not None and hook.best.score == 4
+
+
+def test_slow_decline_cannot_pass_step_by_step():
+    """Each differs little from the one before, but all are compared with the best."""
+    hook = guard(told((0, 0), (4, 4), (4, 3), (3.5, 2), (3, 1.2), (2.5, 0)), patience=3)
+    state = play(hook, 9)
+    assert state.step == 5 and state.chosen is not None and state.chosen.step == 2
+
+
+def test_another_strength_is_recommended_only_where_it_is_clearly_better():
+    one = Measurement(1.0, {}, {}, [1.0, 1.0])
+    unclear, clear = Measurement(1.5, {}, {}, [2.2, 0.8]), Measurement(1.2, {}, {}, [1.2, 1.2])
+    assert recommended({1.0: one, 1.25: unclear}) == 1.0 and recommended({1.0: one, 0.75: clear}) == 0.75
+    astray = Measurement(9.0, {}, {}, [9.0, 9.0], ["alarm"])
+    assert recommended({0.5: astray, 1.0: one}) == 1.0 and recommended({0.5: unclear, 1.0: astray}) == 0.5
+    assert recommended({}) == 1.0
 
 
 def test_the_score_is_the_mean_gain_in_the_bases_standard_deviations():
