@@ -16,7 +16,8 @@ COUNT, STEPS, BATCH = 8192, 10, 128
 
 def load(seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
     """(x_T, x_0, captions): noise and scaled latents (COUNT, 4, 8, 8); four samples of a prompt stand side by side."""
-    file, words = WORK / "samples.safetensors", WORK / "samples.json"
+    name = f"samples-{seed}" if seed else "samples"
+    file, words = WORK / f"{name}.safetensors", WORK / f"{name}.json"
     if not words.exists():
         pipe = sd.load()
         captions = [c for c in prompts("train", COUNT // 4, seed) for _ in range(4)]
