@@ -138,6 +138,17 @@ def scaled(layers: list[Any], strength: float) -> Iterator[None]:
             layer.set_scale(NAME, 1.0)
 
 
+def merge(network: nn.Module, layers: list[Any]) -> None:
+    """Adds the adapter to the weights for good, at the strength that `scaled` has set, and takes PEFT's layers out."""
+    for layer in layers:
+        layer.merge()
+    for name, module in list(network.named_modules()):
+        if any(module is layer for layer in layers):
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, module.get_base_layer())  # type: ignore[operator]  # PEFT's
+    del network.peft_config
+
+
 @torch.no_grad()
 def delta_norm(layers: list[Any]) -> Tensor:
     """Frobenius norm of all s B A together, () float: |BA|^2 = <B^T B, A A^T>, so no (out, in) matrix is formed."""
@@ -172,12 +183,12 @@ def save(network: nn.Module, path: Path, *, component: str = "unet") -> Path:
     path.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", METADATA_KEY: json.dumps({f"{component}.{k}": v for k, v in said.items()})}
     temporary = path / f".{FILE_NAME}"
-    temporary.write_bytes(_ordered(serialise(tensors, metadata=metadata)))
+    temporary.write_bytes(ordered(serialise(tensors, metadata=metadata)))
     os.replace(temporary, path / FILE_NAME)
     return path / FILE_NAME
 
 
-def _ordered(data: bytes) -> bytes:
+def ordered(data: bytes) -> bytes:
     """The same safetensors file with its header's keys in order: safetensors writes the metadata in a random one, and
     equal adapters should be equal files."""
     length = int.from_bytes(data[:8], "little")
@@ -245,6 +256,12 @@ def _find(source: str | Path) -> Path:
     else:
         reason = "and it is no Hub id (owner/name)"
     raise UserError(f"adapter.init={source}: there is no file {path} {reason}. Give the folder that holds {FILE_NAME}.")
+
+
+def read(source: str | Path, component: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata of an adapter in diffusers' format (folder, file or Hub id), named as in the network
+    `component`."""
+    return _read(_find(source), component)
 
 
 def _read(path: Path, component: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,13 +1,14 @@
 """The bundle that a model family is: network, codec, text, grids, schedule. Nothing else knows the family."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from align.errors import UserError
+from align.models._layouts import Layout
 from align.registry import ComponentConfig
 from samplers import Grid, Prediction, Schedule
 
@@ -69,6 +70,11 @@ class Grids(Protocol):
     ) -> Grid: ...
 
 
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The dtype of the first parameter that is no adapter's; of a quantised layer there is only the bias."""
+    return next(p.dtype for name, p in module.named_parameters() if ".lora_" not in name)
+
+
 class DiffusionModel:
     """One model family's bundle. A builder file subclasses it, fills the attributes in and writes `predict`.
 
@@ -82,6 +88,7 @@ class DiffusionModel:
     schedule: Schedule
     kind: Prediction
     lora_targets: tuple[str, ...]
+    layouts: ClassVar[Mapping[str, Layout]] = {}  # how other programs name an adapter's layers: {"kohya": ..., }
     image_size: tuple[int, int]  # height, width that the network was trained at
     patch: int = 1  # latents along each side that the network takes as one token
     source: str
@@ -107,7 +114,7 @@ class DiffusionModel:
     @property
     def network_dtype(self) -> torch.dtype:
         """What the network computes in; adapters on it may be wider."""
-        return next(self.network.parameters()).dtype
+        return dtype_of(self.network)
 
     def denoiser(self, network: nn.Module | None = None) -> "ModelDenoiser":
         """The model as the samplers see it; `network` defaults to the bundle's own."""

@@ -25,16 +25,25 @@ class Auto:
 
     def __new__(cls, config: AutoConfig, pipeline: Any = None) -> DiffusionModel:  # type: ignore[misc]
         found = pipeline_class_name(config) if pipeline is None else type(pipeline).__name__
-        families = _families()
-        if found not in families:
-            raise UserError(
-                f"model.checkpoint={config.checkpoint}: no family is made for a {found}. Known: "
-                f"{', '.join(sorted(families))}. Add a family in one file (docs/models.md) and set model.name to it."
-            )
-        name, family = families[found]
+        name, family = _family(config, found)
         logger.warning("%s is a %s: model.name=%s", config.checkpoint, found, name)
         settings = {key: getattr(config, key) for key in CheckpointConfig.model_fields}
         return family(family.Config(**settings), pipeline)
+
+    @staticmethod
+    def family(config: AutoConfig) -> type[PipelineModel]:
+        """The class of the checkpoint's family; no weights are read."""
+        return _family(config, pipeline_class_name(config))[1]
+
+
+def _family(config: AutoConfig, found: str) -> tuple[str, type[PipelineModel]]:
+    families = _families()
+    if found not in families:
+        raise UserError(
+            f"model.checkpoint={config.checkpoint}: no family is made for a {found}. Known: "
+            f"{', '.join(sorted(families))}. Add a family in one file (docs/models.md) and set model.name to it."
+        )
+    return families[found]
 
 
 def _families() -> dict[str, tuple[str, type[PipelineModel]]]:

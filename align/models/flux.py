@@ -1,12 +1,13 @@
 """FLUX.1 dev and schnell: a transformer over packed 2x2 latents, CLIP and T5, rectified flow with a shift by size."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from align.models import _layouts
 from align.models._codec import KLCodec
 from align.models._encoders import clip_pooled, t5_states
 from align.models._flow import FlowGrids, rows_of_t
@@ -70,6 +71,7 @@ class Flux(PipelineModel):
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
+    layouts: ClassVar = {"kohya": _layouts.flux, "comfyui": _layouts.transformer}
     published = (
         Published(
             "black-forest-labs/FLUX.1-dev",

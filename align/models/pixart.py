@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from align.models._codec import KLCodec
 from align.models._encoders import t5_states
 from align.models._grids import VPGrids
+from align.models._layouts import transformer
 from align.models._load import CheckpointConfig
 from align.models._pipeline import PipelineModel
 from align.models._plain_adapter import attach
@@ -70,6 +71,7 @@ class PixArt(PipelineModel):
     network_class = "PixArtTransformer2DModel"
     # The attention projections, as in diffusers' LoRA recipes.
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    layouts: ClassVar = {"comfyui": transformer}
     published = (
         Published(
             "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",

@@ -1,7 +1,7 @@
 """Qwen-Image: a transformer over packed 2x2 latents, Qwen2.5-VL text, rectified flow with a shift by size."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,7 @@ from align.models._base import Posterior
 from align.models._codec import KLCodec
 from align.models._encoders import compact
 from align.models._flow import FlowGrids, rows_of_t
+from align.models._layouts import transformer
 from align.models._load import CheckpointConfig
 from align.models._pack import pack, unpack
 from align.models._pipeline import PipelineModel
@@ -79,6 +80,7 @@ class QwenImage(PipelineModel):
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
+    layouts: ClassVar = {"comfyui": transformer}
     published = (
         Published(
             "Qwen/Qwen-Image",

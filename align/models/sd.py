@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from align.models._codec import KLCodec
 from align.models._grids import VPGrids
+from align.models._layouts import unet
 from align.models._load import CheckpointConfig
 from align.models._pipeline import PipelineModel
 from align.models._published import KL_VAE, Published
@@ -34,6 +35,7 @@ class StableDiffusion(PipelineModel):
     constructor: ClassVar = {"requires_safety_checker": False}
     # The attention projections, as in the DRaFT, Diffusion-DPO and diffusers LoRA recipes.
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    layouts: ClassVar = {"kohya": unet, "comfyui": unet}
     published = (
         Published(
             "stable-diffusion-v1-5/stable-diffusion-v1-5",

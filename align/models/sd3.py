@@ -1,7 +1,7 @@
 """Stable Diffusion 3 and 3.5: a transformer over text and image tokens, two CLIPs, an optional T5, rectified flow."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from align.models._codec import KLCodec
 from align.models._encoders import clip_states, t5_states
 from align.models._flow import FlowGrids, rows_of_t
+from align.models._layouts import transformer
 from align.models._load import CheckpointConfig
 from align.models._pipeline import PipelineModel
 from align.models._published import Published, flow_vae
@@ -83,6 +84,7 @@ class StableDiffusion3(PipelineModel):
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
+    layouts: ClassVar = {"comfyui": transformer}
     published = (
         Published(
             "stabilityai/stable-diffusion-3-medium-diffusers",

@@ -1,7 +1,7 @@
 """SDXL and SDXL-Turbo: a UNet told the image's size and crop, two text encoders, a VP table."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from align.models._codec import KLCodec
 from align.models._encoders import clip_states
 from align.models._grids import VPGrids
+from align.models._layouts import sgm_unet
 from align.models._load import CheckpointConfig
 from align.models._pipeline import PipelineModel
 from align.models._published import KL_VAE, Published
@@ -76,6 +77,7 @@ class StableDiffusionXL(PipelineModel):
     unused = ("image_encoder", "feature_extractor")
     # The attention projections, as in the Diffusion-DPO and diffusers LoRA recipes.
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    layouts: ClassVar = {"kohya": sgm_unet, "comfyui": sgm_unet}
     published = (
         Published(
             "stabilityai/stable-diffusion-xl-base-1.0",

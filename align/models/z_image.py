@@ -1,7 +1,7 @@
 """Z-Image and Z-Image-Turbo: one transformer over text and image tokens, Qwen3 text, rectified flow."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from align.models._codec import KLCodec
 from align.models._encoders import ChatTokenizer, compact
 from align.models._flow import FlowGrids, rows_of_t
+from align.models._layouts import transformer
 from align.models._load import CheckpointConfig
 from align.models._pipeline import PipelineModel
 from align.models._published import Published, flow_vae
@@ -56,6 +57,7 @@ class ZImage(PipelineModel):
     patch = 2
     # The attention projections, as in diffusers' LoRA recipe.
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    layouts: ClassVar = {"comfyui": transformer}
     published = (
         Published(
             "Tongyi-MAI/Z-Image-Turbo",
