@@ -1,37 +1,68 @@
-"""The adapter's card: metadata that parses, the recommended strength in the code, every score."""
+"""The adapter's card: metadata that the Hub's own reader takes, the strength, every score, the way to load it."""
 
-import torch
 import yaml
+from huggingface_hub import ModelCardData
+from run_toys import summary
 
 from align import card
 from align.config import load_recipe
-from align.statistics import compare
-from align.summary import Summary
+
+HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
-def summary(**changes) -> Summary:
-    told = {
-        "method": "draft", "model": "sd base", "seed": 0, "num_processes": 1, "num_updates": 60, "stopped": None,
-        "chosen_update": 40, "report_prompts": "shapes:report", "trained_on": ["pick"], "seconds": 1.0,
-        "seconds_per_update": 0.2, "network_calls": 1, "forward_equivalents": 3, "peak_rss_mib": 5.0,
-        "peak_gpu_mib": None, "hardware": "a machine", "versions": {},
-        "scores": {n: compare(torch.zeros(4), torch.full((4,), gain)) for n, gain in (("pick", 1.0), ("gold", 0.5))},
-        "findings": {"guard": {"recommended_strength": 0.75, "sweep": [{"strength": 0.75, "score": 0.31}]}},
-    }  # fmt: skip
-    return Summary(**{**told, **changes})
+def read(text):
+    _, metadata, body = text.split("---\n", 2)
+    return yaml.safe_load(metadata), body
 
 
 def test_the_card_says_how_to_use_the_adapter_and_what_it_reached(tmp_path):
     recipe = load_recipe("draft/shapes", {"adapter.rank": 5})
-    text = card.write(tmp_path, recipe, summary(stopped="the guard: enough")).read_text()
-    _, metadata, body = text.split("---\n", 2)
-    assert yaml.safe_load(metadata)["base_model"] == "embedded:shapes-sd"
+    metadata, body = read(card.write(tmp_path, recipe, summary(stopped="the guard: enough")).read_text())
+    assert "base_model" not in metadata  # the embedded world is no repository
+    assert metadata["license"] == "apache-2.0" and metadata["library_name"] == "diffusers"
     assert 'set_adapters("align", 0.75)' in body and "rank 5" in body and "update 40" in body
     assert "Ended early: the guard: enough." in body
-    assert "| pick | yes | 0.0000 | 1.0000 |" in body and "| gold | no | 0.0000 | 0.5000 |" in body
+    assert "| pick | yes | 0.0000 [0.0000, 0.0000] | 1.0000 [1.0000, 1.0000] | 1.0000 [1.0000, 1.0000] | 100% |" in body
+    assert "| gold | no | 0.0000 [0.0000, 0.0000] | 0.5000" in body
     assert "Recommended strength: 0.75" in body and "0.75: +0.310" in body
+    assert "a machine; 1 process" in body and "torch 2.6" in body
 
 
 def test_without_a_guard_the_strength_is_one():
     text = card.text(load_recipe("draft/shapes"), summary(findings={}, scores={}))
     assert 'set_adapters("align", 1)' in text and "Recommended" not in text and "| score |" not in text
+
+
+def test_the_hubs_own_reader_finds_the_scores():
+    shown = card.Shown("before_after.png", {"images/0000-after.png": "a cat: \"quoted\", 'twice'"})
+    metadata, body = read(card.text(load_recipe("draft/sd15_aesthetic"), summary(), "me/adapter", shown))
+    assert metadata["base_model"] == HUB and metadata["base_model_relation"] == "adapter"
+    assert metadata["license"] == "creativeml-openrail-m"
+    assert metadata["widget"] == [
+        {"text": shown.images["images/0000-after.png"], "output": {"url": "images/0000-after.png"}}
+    ]
+    data = ModelCardData(**metadata)
+    assert [(r.metric_type, r.metric_name, r.metric_value) for r in data.eval_results or ()] == [
+        ("pick", "pick before", 0.0), ("pick", "pick after", 1.0),
+        ("gold", "gold before", 0.0), ("gold", "gold after", 0.5),
+    ]  # fmt: skip
+    assert 'load_lora_weights("me/adapter", adapter_name="align")' in body and "THIS_FOLDER" not in body
+    assert "(before_after.png)" in body and "<Gallery />" in body
+
+
+def test_a_licence_that_the_hub_has_no_name_for_is_named_in_words():
+    turbo = load_recipe("draft/sd15_aesthetic", {"model.checkpoint": "stabilityai/sd-turbo"})
+    metadata, _ = read(card.text(turbo, summary()))
+    assert (metadata["license"], metadata["license_name"]) == ("other", "sai-nc-community")
+    mine = load_recipe("draft/sd15_aesthetic", {"model.checkpoint": "me/model"})
+    assert "license" not in read(card.text(mine, summary()))[0]
+    assert read(card.text(mine, summary(), licence="mit"))[0]["license"] == "mit"
+
+
+def test_a_base_that_was_put_together_is_put_together_again():
+    changes = {"model.base_adapter": "latent/lcm:lcm.safetensors", "model.revision": "fp16"}
+    _, body = read(card.text(load_recipe("draft/sd15_aesthetic", changes), summary()))
+    code = body.split("```")[1]
+    assert f'from_pretrained("{HUB}", revision="fp16")' in code
+    assert code.index('load_lora_weights("latent/lcm", weight_name="lcm.safetensors")') < code.index("fuse_lora")
+    assert code.index("unload_lora_weights") < code.index("THIS_FOLDER")
