@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from align.config import Recipe
 from align.data._base import micro_batches
 from align.errors import UserError
+from align.models._quantize import size
 from align.objectives._base import Parts
 from align.policy import Calls, Policy
 from align.registry import DATA, MODELS, OBJECTIVES, build, resolve_embedded
@@ -90,8 +91,8 @@ def rehearse(recipe: Recipe, *, num_processes: int = 1) -> Rehearsal:
     for module in model.components().values():
         module.to("meta")
     model.text.encode = functools.partial(model.text.encode, grad=True)  # without hash and cache: there are no weights
-    parameters = {name: sum(p.numel() for p in m.parameters()) for name, m in model.components().items()}
-    weights = sum(p.nbytes for m in model.components().values() for p in m.parameters())
+    sizes = {name: size(module) for name, module in model.components().items()}
+    parameters, weights = {name: number for name, (number, _) in sizes.items()}, sum(n for _, n in sizes.values())
     adapter = Adapter(recipe.adapter.model_copy(update={"init": None}), model.network, list(model.lora_targets), seed=0)
     policy = Policy(model, adapter, lambda: recipe.train.autocast(torch.device("cpu")))
     objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, _MeanPixel(recipe.rewards), 0))
@@ -99,7 +100,7 @@ def rehearse(recipe: Recipe, *, num_processes: int = 1) -> Rehearsal:
     if hasattr(source, "rehearse"):
         source.rehearse(model)
     batch = micro_batches(next(iter(source)), recipe.train.micro_batch_size, num_processes=num_processes)[0]
-    existing = [p for m in model.components().values() for p in (*m.parameters(), *m.buffers())]
+    existing = [p for m in model.components().values() for p in (*m.state_dict(keep_vars=True).values(), *m.buffers())]
     with _fused_attention(), Peak(existing) as memory:
         loss = objective(policy, batch)
         with policy.backward():

@@ -12,6 +12,7 @@ from pydantic import Field
 from align.errors import UserError
 from align.models._base import Dtypes
 from align.models._options import Attention, missing_package
+from align.models._quantize import Quantize, missing
 from align.registry import EMBEDDED, ComponentConfig
 
 
@@ -33,6 +34,9 @@ class CheckpointConfig(ComponentConfig):
     base_adapter: str | None = None
     """An adapter that becomes part of the frozen base, such as a few-step one (LCM-LoRA, Hyper-SD): a folder, a file,
     a Hub id, or `owner/name:file.safetensors`. What is trained comes on top, and is used with it."""
+    quantize: Quantize | None = None
+    """How the network's frozen linear weights are kept: nf4 (4.5 bits each) or int8 of bitsandbytes, or torchao's int8.
+    Adapters, activations and gradients are not quantised. Needs the package: diffalign[bnb] or diffalign[torchao]."""
     offload_text: bool = False
     """Keep the text encoders in CPU memory but while they encode prompts that were not encoded before."""
     checkpoint_blocks: bool = False
@@ -45,6 +49,8 @@ class CheckpointConfig(ComponentConfig):
             yield ".checkpoint", f"{self.checkpoint}: {NOWHERE}"
         if problem := missing_package(self.attention):
             yield ".attention", problem
+        if self.quantize is not None and (problem := missing(self.quantize)):
+            yield ".quantize", problem
 
 
 NOWHERE = "no such folder or file, and not a Hub id (owner/name) either. Check the path."

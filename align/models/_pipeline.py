@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from align.models._base import DiffusionModel
+from align.models._base import DiffusionModel, dtype_of
 from align.models._load import CheckpointConfig, load_pipeline
 from align.models._options import merge_adapter, set_attention
 from align.models._published import Published
+from align.models._quantize import quantise
 from align.models._text import CachedTextEncoder
 
 
@@ -45,6 +46,8 @@ class PipelineModel(DiffusionModel):
         self.source = config.checkpoint
         self._pipeline = pipeline
         self.network = getattr(pipeline, self.network_name)
+        if config.quantize is not None:
+            quantise(self.network, config.quantize)
         names = (self.network_name, "vae", *self.text_names)
         self._modules = {name: module for name in names if (module := getattr(pipeline, name, None)) is not None}
         self.assemble(config, pipeline)
@@ -80,7 +83,7 @@ class PipelineModel(DiffusionModel):
         """
         dtype = self.network_dtype
         modules = {
-            name: module if next(module.parameters()).dtype == dtype else copy.deepcopy(module).to(dtype)
+            name: module if dtype_of(module) == dtype else copy.deepcopy(module).to(dtype)
             for name, module in self.components().items()
         }
         return type(self._pipeline)(**{**self._pipeline.components, **modules}, **self.constructor)

@@ -11,7 +11,12 @@ from samplers import TensorCond
 
 
 def real_size(
-    family: type[PipelineModel], published: Published, *, device: str = "meta", dtype: torch.dtype = torch.float32
+    family: type[PipelineModel],
+    published: Published,
+    *,
+    device: str = "meta",
+    dtype: torch.dtype = torch.float32,
+    quantize: str | None = None,
 ) -> PipelineModel:
     """The bundle with random weights on `device` (meta: none at all) and without text encoders: see `example_cond`."""
     import diffusers
@@ -26,7 +31,7 @@ def real_size(
         torch.set_default_dtype(default)
     scheduler = SimpleNamespace(config=dict(published.scheduler))
     pipeline = SimpleNamespace(**{family.network_name: network}, vae=vae, scheduler=scheduler)
-    return family(family.Config(checkpoint=published.checkpoint), pipeline)
+    return family(family.Config(checkpoint=published.checkpoint, quantize=quantize), pipeline)
 
 
 def example_cond(published: Published, rows: int = 1, *, device: str = "meta") -> TensorCond:
