@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from align import preferences_cli, reno_cli, report_cli, score_cli
+from align import evaluate_cli, hub_cli, preferences_cli, reno_cli, report_cli, score_cli
 from align.errors import UserError
 from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
 from rewards._errors import RegistryError, RewardError
@@ -184,9 +184,12 @@ def shapes(context: typer.Context) -> None:
 
 
 app.command(cls=score_cli.Many)(_plainly(score_cli.score))
+app.command(cls=score_cli.Many)(_plainly(evaluate_cli.evaluate))
 app.command()(_plainly(preferences_cli.pairs))
 app.command()(_plainly(preferences_cli.cache))
 app.command()(_plainly(report_cli.report))
+for _command in (hub_cli.publish, hub_cli.pull, hub_cli.export):
+    app.command()(_plainly(_command))
 app.command()(_plainly(reno_cli.reno))
 app.command("best-of")(_plainly(reno_cli.best_of))
 app.command()(_plainly(reno_cli.redraw))
