@@ -1,0 +1,83 @@
+"""One file of a benchmark: from the cache, a folder, or over HTTP, whole or not at all."""
+
+import hashlib
+import os
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from align.errors import UserError
+
+CACHE = "ALIGN_CACHE"  # environment variable: the folder of what was fetched; default ~/.cache/diffalign
+TIMEOUT = 30.0  # seconds without a byte
+MOST = 64 * 2**20  # bytes; the largest of the known files has 6 MB
+
+
+def fetch(name: str, file: str, source: str, *, alone: bool) -> tuple[str, str]:
+    """(text, where it was read) of `file` of benchmark `name` from `source`, a URL or a folder (`alone`: or the file
+    itself). What came from the network is kept, and read from there the next time."""
+    if "://" not in source:
+        path = Path(source).expanduser()
+        path = path if alone and path.is_file() else path / _plain(file)
+        return _text(_read(path, name), str(path), name), str(path)
+    url = source if alone and not source.endswith("/") else urllib.parse.urljoin(source, file)
+    kept = folder() / name / f"{hashlib.blake2b(url.encode(), digest_size=4).hexdigest()}-{_plain(file)}"
+    if kept.is_file() and url.startswith("http"):
+        return _text(_read(kept, name), str(kept), name), str(kept)
+    data = _download(url, name)
+    text = _text(data, url, name)
+    if not url.startswith("http"):
+        return text, url
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
+        temporary.write_bytes(data)
+        os.replace(temporary, kept)
+    except OSError:  # a cache that cannot be written costs the next fetch, no more
+        return text, url
+    return text, str(kept)
+
+
+def folder() -> Path:
+    """Where fetched files are kept."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "diffalign").expanduser() / "benchmarks"
+
+
+def _plain(file: str) -> str:
+    """A name for a file on disk; that of a query is made of its words."""
+    return re.sub(r"[^\w.-]+", "-", file)
+
+
+def _download(url: str, name: str) -> bytes:
+    if url.startswith("http") and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        raise UserError(f"--prompts {name}: HF_HUB_OFFLINE forbids to fetch {url}. Unset it, or {_by_hand(name)}")
+    request = urllib.request.Request(url, headers={"User-Agent": "diffalign"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            data = answer.read(MOST + 1)
+    except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors; a broken URL is a ValueError
+        said = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+        raise UserError(f"--prompts {name}: {url} cannot be fetched ({said}). Try again, or {_by_hand(name)}") from None
+    if len(data) > MOST:
+        raise UserError(f"--prompts {name}: {url} gives more than {MOST >> 20} MiB: this is not the file.")
+    return data
+
+
+def _by_hand(name: str) -> str:
+    return f"download it where there is a network and give it as --prompts {name}=FILE_OR_FOLDER."
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"--prompts {name}: {path}: cannot be read ({error.strerror}). Check the path.") from None
+
+
+def _text(data: bytes, where: str, name: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompts {name}: {where}: byte {error.start} is not UTF-8: this is not the file.") from None
