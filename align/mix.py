@@ -50,18 +50,20 @@ def _name(folder: Path) -> str:
 
 
 class Mixer:
-    """Adds adapters to `network` under names and sets their weights; `component` is the pipeline's name for it."""
+    """Adds adapters to `network` and sets their weights; `component` is the pipeline's name for it."""
 
     def __init__(self, network: nn.Module, component: str):
         self.network, self.component = network, component
         self._layers: list[Any] = []
+        self._names: dict[str, str] = {}  # source -> its name inside PEFT's layers
 
     @torch.no_grad()
-    def add(self, name: str, source: str) -> None:
+    def add(self, source: str) -> None:
         """Loads the adapter of `source` (a file, folder or Hub id in diffusers' format), of any rank and targets."""
         from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
         from peft.tuners.lora import LoraLayer
 
+        name = self._names.setdefault(source, f"adapter{len(self._names)}")
         try:
             tensors, said = lora.read(source, self.component)
         except UserError as error:
@@ -96,14 +98,14 @@ class Mixer:
         self.set({})
 
     def set(self, weights: Mapping[str, float]) -> None:
-        """From now on the network is W0 + sum of weights[name] times that adapter; those not named are off."""
-        active = [name for name, weight in weights.items() if weight != 0]
+        """{source: weight} -> from now on the network is W0 plus these; adapters that are not named are off."""
+        active = {self._names[source]: weight for source, weight in weights.items() if weight != 0}
         for layer in self._layers:
             layer.enable_adapters(bool(active))
             if active:
-                layer.set_adapter(active)
-            for name in set(active) & set(layer.scaling):
-                layer.set_scale(name, weights[name])
+                layer.set_adapter(list(active))
+            for name in active.keys() & layer.scaling.keys():
+                layer.set_scale(name, active[name])
         self.network.requires_grad_(False)  # PEFT's switches ask for gradients
 
 

@@ -4,7 +4,7 @@ The states are those of the reference's samples of a few fixed prompts, so that 
 whole run, and its reference half is computed once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from align.data.prompts import load_prompts, problems
 from align.hooks._base import Hook, State, Surroundings
 from align.registry import ComponentConfig
-from align.sampling import rollout
+from align.sampling import SamplingConfig, rollout
 from samplers import Rng, generator
 
 
@@ -44,7 +44,7 @@ class Drift(Hook):
         self.painter = around.painter
         self.seed = around.seed
         self.prompts = load_prompts(config.prompts, count=config.num_prompts, key="hooks.drift.prompts")
-        self._points: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._points: list[Point] = []
 
     def after_update(self, state: State) -> None:
         if state.step % self.config.every == 0:
@@ -54,21 +54,27 @@ class Drift(Hook):
         """The drift now; the same on every process."""
         policy = self.painter.policy
         with torch.no_grad(), policy.uncounted(), state.average():
-            cond = policy.model.text.encode(self.prompts)
-            train = policy.role("train")
-            gaps = [(train(x, t, cond) - out).square().mean() for x, t, out in self._reference(policy, cond)]
-        return float(torch.stack(gaps).mean())
+            if not self._points:
+                self._points = points(policy, self.painter.sampling, self.prompts, self.seed, self.config.num_times)
+            return float(gaps(policy, self.prompts, self._points).mean())
 
-    def _reference(self, policy: Any, cond: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """[(x_t, t, the reference's output)], computed at the first use."""
-        if not self._points:
-            reference = policy.role("reference")
-            rng = Rng(generator(self.seed, "drift", 0).initial_seed(), range(len(self.prompts)))
-            path = rollout(self.painter.sampling, policy.model, reference, self.prompts, rng, keep="states")
-            count = len(path.times) - 1
-            chosen = sorted(
-                {round((i + 0.5) * count / self.config.num_times - 0.5) for i in range(self.config.num_times)}
-            )
-            points = [(path.states[i], path.times[i]) for i in chosen]
-            self._points = [(x, t, reference(x, t, cond)) for x, t in points]
-        return self._points
+
+Point = tuple[Tensor, Tensor, Tensor]
+"""x_t (B, C, h, w), t, the reference's output there."""
+
+
+def points(policy: Any, sampling: SamplingConfig, prompts: Sequence[str], seed: int, num_times: int) -> list[Point]:
+    """`num_times` evenly chosen steps of the trajectories that the policy's reference takes from seeded noise."""
+    reference = policy.role("reference")
+    rng = Rng(generator(seed, "drift", 0).initial_seed(), range(len(prompts)))
+    path = rollout(sampling, policy.model, reference, prompts, rng, keep="states")
+    count = len(path.times) - 1
+    chosen = sorted({round((i + 0.5) * count / num_times - 0.5) for i in range(num_times)})
+    cond = policy.model.text.encode(prompts)
+    return [(path.states[i], path.times[i], reference(path.states[i], path.times[i], cond)) for i in chosen]
+
+
+def gaps(policy: Any, prompts: Sequence[str], points: Sequence[Point]) -> Tensor:
+    """(B,) each prompt's |out - out_ref|^2, mean over dimensions and points."""
+    cond, train = policy.model.text.encode(prompts), policy.role("train")
+    return torch.stack([(train(x, t, cond) - out).square().flatten(1).mean(1) for x, t, out in points]).mean(0)

@@ -38,8 +38,8 @@ def loaded(factory, folder):
     """The output of a fresh network with the adapter of `folder` at weight 1."""
     network = factory().unet
     mixer = Mixer(network, "unet")
-    mixer.add("one", str(folder))
-    mixer.set({"one": 1.0})
+    mixer.add(str(folder))
+    mixer.set({str(folder): 1.0})
     return output(network)
 
 
@@ -61,8 +61,8 @@ def test_one_adapter_is_what_the_run_had(tiny_sd_factory, tmp_path, config, stre
     mixed = tiny_sd_factory().unet
     base = output(mixed)
     mixer = Mixer(mixed, "unet")
-    mixer.add("one", str(tmp_path))
-    mixer.set({"one": strength})
+    mixer.add(str(tmp_path))
+    mixer.set({str(tmp_path): strength})
     torch.testing.assert_close(output(mixed), wanted, rtol=1e-5, atol=1e-5)
     assert (wanted - base).abs().max() > 1e-2
 
@@ -81,9 +81,10 @@ def test_two_adapters_add_up_in_the_weights(tiny_sd_factory, tmp_path):
                 dense.get_submodule(layer).weight += weight * delta
     mixed = tiny_sd_factory().unet
     mixer = Mixer(mixed, "unet")
-    mixer.add("a", str(tmp_path / "a"))
-    mixer.add("b", str(tmp_path / "b"))
-    mixer.set({"a": 0.7, "b": 0.2})
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    mixer.add(a)
+    mixer.add(b)
+    mixer.set({a: 0.7, b: 0.2})
     torch.testing.assert_close(output(mixed), output(dense), rtol=1e-5, atol=1e-5)
     assert not any(parameter.requires_grad for parameter in mixed.parameters())
 
@@ -94,17 +95,18 @@ def test_without_weight_it_is_the_base_bit_for_bit(tiny_sd_factory, tmp_path):
     network = tiny_sd_factory().unet
     base = output(network)
     mixer = Mixer(network, "unet")
-    mixer.add("a", str(tmp_path / "a"))
-    mixer.add("dora", str(tmp_path / "dora"))
+    a, dora = str(tmp_path / "a"), str(tmp_path / "dora")
+    mixer.add(a)
+    mixer.add(dora)
     assert torch.equal(output(network), base), "adding switches nothing on"
-    mixer.set({"a": 1.0, "dora": 1.0})
+    mixer.set({a: 1.0, dora: 1.0})
     both = output(network)
-    mixer.set({"a": 1.0, "dora": 0.0})
+    mixer.set({a: 1.0, dora: 0.0})
     alone = output(network)
     assert not torch.equal(both, alone) and not torch.equal(alone, base)
-    mixer.set({"a": 0.0})
+    mixer.set({a: 0.0})
     assert torch.equal(output(network), base)
-    mixer.set({"a": 1.0})
+    mixer.set({a: 1.0})
     assert torch.equal(output(network), alone), "and back"
 
 
@@ -157,7 +159,7 @@ def test_what_does_not_fit_is_said_in_a_line(tiny_sd_factory, tmp_path):
         (tmp_path / name).mkdir()
         save_file(file, tmp_path / name / FILE_NAME)
         with pytest.raises(UserError, match=said) as caught:
-            Mixer(tiny_sd_factory().unet, "unet").add("x", str(tmp_path / name))
+            Mixer(tiny_sd_factory().unet, "unet").add(str(tmp_path / name))
         assert "adapter.init" not in str(caught.value) and "\n" not in str(caught.value)
 
 

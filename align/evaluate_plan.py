@@ -1,0 +1,136 @@
+"""From what a command line names to what is drawn and judged: the recipe behind the arms, prompts, rewards, seed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.benchmarks import Item
+from align.config import Recipe, load_recipe
+from align.errors import UserError
+from align.evaluate_arms import BASE, Cast, cast
+from align.evaluate_prompts import load
+from align.registry import EMBEDDED, RewardConfig
+from align.reno_cli import recipe_of
+from align.score_inputs import reward_configs
+
+ANY = "reno/any"  # what recipe_of says of a model that no recipe was made for
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the numbers of an evaluation depend on."""
+
+    recipe: Recipe
+    """Its model, sampling and seed; for arms that choose the noise also its objective, rewards and optim."""
+    cast: Cast
+    prompts: str
+    """What they are called."""
+    items: list[Item]
+    num_images: int
+    batch_size: int
+    rewards: dict[str, RewardConfig]
+    """{label: what judges}."""
+
+    @property
+    def trained_on(self) -> list[str]:
+        """The labels among `rewards` that the recipe maximises."""
+        return [label for label in self.rewards if label in self.recipe.rewards]
+
+
+def plan(
+    systems: Sequence[str],
+    *,
+    recipe: str | None = None,
+    model: str | None = None,
+    prompts: str | list[str] | None = None,
+    count: int | None = None,
+    num_images: int = 2,
+    rewards: Sequence[str] = (),
+    changes: Sequence[str] = (),
+    seed: int | None = None,
+    against: str = BASE,
+    strengths: Sequence[float] = (),
+    mix: Sequence[float] = (),
+    batch_size: int = 16,
+) -> Plan:
+    """Puts an evaluation together; what is not said is taken from the recipe behind the arms."""
+    if not systems:
+        raise UserError("what is to be evaluated? Name a run's folder, an adapter, best-of:8, reno:20, or base.")
+    chosen = cast(systems, against=against, strengths=strengths, mix=mix)
+    everyone = [chosen.baseline, *chosen.arms]
+    noisy = any(arm.noise for arm in everyone)
+    of_rewards = [c for c in changes if c.partition(".")[0] in {name.partition("=")[0] for name in rewards}]
+    said: dict[str, Any] = {} if seed is None else {"train.seed": seed}
+    if model is not None:
+        said["model.checkpoint"] = model
+    loaded = load_recipe(_behind(chosen, recipe, model, noisy), said, on_disk=False)
+    loaded = load_recipe(loaded, [c for c in changes if c not in of_rewards], on_disk=False)
+    if any(arm.noise == "reno" for arm in everyone) and getattr(loaded.objective, "trains", "adapter") != "noise":
+        loaded = _optimising(loaded)
+    if noisy and not loaded.rewards:
+        raise UserError(
+            "best-of and reno choose by rewards, and the recipe has none. Give --recipe reno/any, or yours."
+        )
+    judges = _judges(loaded, rewards, of_rewards)
+    report = loaded.evaluate
+    source = prompts or (report.prompts if report else None)
+    if source is None and str(getattr(loaded.model, "checkpoint", "")).startswith(EMBEDDED):
+        source = "shapes:report"
+    if source is None:
+        raise UserError("on which prompts? Give --prompts: a file, a folder, a set, or a benchmark such as parti.")
+    if prompts is None and count is None and report is not None:
+        count = report.num_prompts
+    items = load(source, count)
+    named = source if isinstance(source, str) else f"{len(source)} prompts of the recipe"
+    return Plan(loaded, chosen, named, items, num_images, batch_size, judges)
+
+
+def _behind(chosen: Cast, recipe: str | None, model: str | None, noisy: bool) -> Any:
+    """The recipe's name or file, or a tree."""
+    if recipe is not None:
+        return recipe
+    found = {str(place.recipe): place for place in chosen.adapters.values() if place.recipe is not None}
+    models = {path: load_recipe(path, on_disk=False).dump()["model"].get("checkpoint") for path in found}
+    if model is None and len(set(models.values())) > 1:
+        told = " and ".join(f"{found[path].name} on {checkpoint}" for path, checkpoint in models.items())
+        raise UserError(f"the adapters were trained on different models, {told}. Evaluate those of one model together.")
+    if found:
+        return next(iter(found))
+    if model is None and not noisy:
+        raise UserError("on which model? Give --recipe, or --model with a Hub id or a folder.")
+    if model is None:
+        return "reno/shapes"
+    name = recipe_of(model)
+    if name != ANY or noisy:
+        return name
+    return {**load_recipe(ANY, on_disk=False).dump(), "rewards": {}, "sampling": {}}
+
+
+def _optimising(recipe: Recipe) -> Recipe:
+    """`recipe` with the way in which noise is optimised for its model."""
+    tree = recipe.dump()
+    made_for = load_recipe(recipe_of(str(getattr(recipe.model, "checkpoint", ""))), on_disk=False).dump()
+    train = {**made_for["train"], "seed": recipe.train.seed, "mixed_precision": recipe.train.mixed_precision}
+    return load_recipe(
+        {**tree, "objective": made_for["objective"], "optim": made_for["optim"], "train": train}, on_disk=False
+    )
+
+
+def _judges(recipe: Recipe, names: Sequence[str], changes: Sequence[str]) -> dict[str, RewardConfig]:
+    """Those that are named, else all that the recipe trains on and reports."""
+    known: dict[str, RewardConfig] = {}
+    for hook in recipe.hooks.values():
+        known |= getattr(hook, "rewards", {})
+    reported: Mapping[str, RewardConfig] = recipe.evaluate.rewards if recipe.evaluate else {}
+    known |= {**reported, **recipe.rewards}
+    if not names:
+        judges = {**recipe.rewards, **reported}
+        if not judges:
+            raise UserError("by what is it judged? Give --reward, such as --reward clip aesthetic (align rewards).")
+        return judges
+    changed = {change.partition(".")[0] for change in changes}
+    own = [name for name in names if name not in known or name in changed]
+    fresh = reward_configs(own, changes) if own else {}
+    judges = {name: known[name] for name in names if name not in own}
+    ordered = {name.partition("=")[0]: name for name in names}
+    return {label: {**judges, **fresh}[label] for label in ordered if label in judges or label in fresh} | fresh
