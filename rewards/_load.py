@@ -6,6 +6,7 @@ network is another. So a file is loaded strictly or not at all.
 
 import hashlib
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -65,6 +66,7 @@ def _refuse(where: str, what: str, missing: Any, unexpected: Any, unused: tuple[
 
 def read_state(file: Path) -> dict[str, Tensor]:
     """The state dict in a safetensors or torch file (also under its key "state_dict" or "model"), in float32."""
+    refuse_torchscript(file)
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -82,6 +84,21 @@ def read_state(file: Path) -> dict[str, Tensor]:
         key.removeprefix("module."): value.float() if value.is_floating_point() else value
         for key, value in state.items()
     }
+
+
+def refuse_torchscript(file: Path) -> None:
+    """Refuses a TorchScript archive, as OpenAI's own .pt files of CLIP are: to read it is to load its code."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.namelist()
+    except zipfile.BadZipFile:
+        return
+    if any(name.endswith("/constants.pkl") for name in members):
+        raise RewardError(
+            f"{file} is a TorchScript archive, which holds code and is not read. If it is OpenAI's CLIP, give the same "
+            "weights as model: openai/clip-vit-large-patch14 or open_clip:ViT-L-14/openai (or your size); otherwise "
+            "save the state dict alone."
+        )
 
 
 def given_file(reward: str, key: str, path: str) -> Path:
@@ -147,13 +164,23 @@ def load_tokenizer(model: str) -> Any:
         raise RewardError(not_loaded(model, error)) from error
 
 
-def hf_preprocess(model: str) -> Preprocess:
-    """What the preprocessor_config.json of a folder or a Hub id says."""
+def hf_config(model: str) -> dict[str, Any]:
+    """What the config.json of a folder or a Hub id says."""
+    from transformers import PretrainedConfig
+
+    try:
+        return PretrainedConfig.get_config_dict(model)[0]
+    except (OSError, ValueError) as error:
+        raise RewardError(not_loaded(model, error)) from error
+
+
+def hf_preprocess(model: str, kind: type[Preprocess] = Preprocess) -> Preprocess:
+    """What the preprocessor_config.json of a folder or a Hub id says, as a `kind`."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
         config, _ = ImageProcessingMixin.get_image_processor_dict(model)
-        return Preprocess.from_hf(config)
+        return kind.from_hf(config)
     except (OSError, ValueError) as error:
         raise RewardError(not_loaded(model, error)) from error
 
@@ -176,6 +203,11 @@ def not_loaded(model: str, error: Exception) -> str:
     """One line on a model that a library could not load."""
     if model.startswith(("/", ".", "~")) and not Path(model).expanduser().exists():
         return f"{model}: there is no such folder. Give the folder of a model, or its Hub id."
+    if (file := Path(model).expanduser()).is_file():
+        return (
+            f"{model} is a file; give the folder of a model in HF's format, or its Hub id. Weights of a CLIP in one "
+            f"file are open_clip:NAME/{file.absolute()}, NAME being open_clip's (ViT-L-14)."
+        )
     return (
         f"{model} could not be loaded: {_first_line(error)}. Give a local folder, or a Hub id that is cached or can be "
         "downloaded."

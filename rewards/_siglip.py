@@ -14,25 +14,29 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from rewards._clip import single
-from rewards._load import hf_preprocess, load_hf, load_tokenizer
+from rewards._load import hf_config, hf_preprocess, load_hf, load_tokenizer
+from rewards._preprocess import Preprocess
 from rewards._text import PromptCache
 
 
 class SiglipTowers(nn.Module):
     """A transformers SiglipModel (SigLIP, and SigLIP 2 at a fixed resolution); `text` false leaves out that tower."""
 
+    kind = "SiglipModel"
+    preprocessing: type[Preprocess] = Preprocess
+
     def __init__(self, model: str, dtype: torch.dtype = torch.float32, *, text: bool = True):
         super().__init__()
-        from transformers import SiglipModel
+        import transformers
 
-        network: Any = load_hf(SiglipModel, model)
+        network: Any = load_hf(getattr(transformers, self.kind), model)
         self.vision_model = network.vision_model
         self.head = self.vision_model.head  # the attention pool stays in float32
         self.vision_model.to(dtype)
         self.head.float()
         self.vision_model.use_head = False
         self.logit_scale, self.logit_bias = (float(x.detach()) for x in (network.logit_scale.exp(), network.logit_bias))
-        self.preprocess = hf_preprocess(model)
+        self.preprocess = hf_preprocess(model, self.preprocessing)
         self.dtype = dtype
         if text:
             self.text_model = network.text_model
@@ -42,8 +46,11 @@ class SiglipTowers(nn.Module):
 
     def images(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> unit embeddings (B, D), with graph."""
-        states = self.vision_model(pixel_values=self.preprocess(images).to(self.dtype)).last_hidden_state
-        return normalize(self.head(single(states)), dim=-1)
+        return normalize(self.head(single(self._states(images))), dim=-1)
+
+    def _states(self, images: Tensor) -> Tensor:
+        """Images -> what the pool reads, (B, patches, D)."""
+        return self.vision_model(pixel_values=self.preprocess(images).to(self.dtype)).last_hidden_state
 
     def prompts(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         """B prompts -> unit embeddings (B, D) on `device`, without graph, each distinct prompt encoded once."""
@@ -54,3 +61,12 @@ class SiglipTowers(nn.Module):
             [prompt.lower()], padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         return normalize(self.text_model(input_ids=tokens["input_ids"].to(device)).pooler_output, dim=-1)[0]
+
+
+def load_siglip(model: str, dtype: torch.dtype = torch.float32) -> SiglipTowers:
+    """The towers of a folder or a Hub id, at a fixed resolution or at native aspect ratio as its config says."""
+    if hf_config(model).get("model_type") != "siglip2":
+        return SiglipTowers(model, dtype)
+    from rewards._naflex import NaflexTowers
+
+    return NaflexTowers(model, dtype)

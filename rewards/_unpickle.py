@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rewards._errors import RewardError
-from rewards._load import read_state
+from rewards._load import read_state, refuse_torchscript
 
 _TENSORS = {
     ("collections", "OrderedDict"),
@@ -54,6 +54,7 @@ class _Unpickler(pickle.Unpickler):
 
 def read_module(file: Path) -> dict[str, Tensor]:
     """The state dict in a file, be it one or a pickled module; in float32."""
+    refuse_torchscript(file)
     try:
         return read_state(file)
     except RewardError as not_a_state_dict:

@@ -47,7 +47,7 @@ class BlipConfig(RewardConfig):
     card = Card(
         measures="How well an image matches its prompt, by BLIP's contrast (ITC) or its matching head (ITM).",
         range="itc [-1, 1]; itm [0, 1]; itm_logit: 0 is even odds",
-        size="447 M (ViT-L/16 and BERT base)",
+        size="446 M (ViT-L/16 and BERT base)",
         hacking="The prompt's nouns as plain, central, repeated objects; relations and counts are given up.",
         partner="clip",
     )

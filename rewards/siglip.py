@@ -4,7 +4,8 @@
     cosine:      r = u . w                         about 0.05 to 0.2 for good pairs
     probability: r = sigmoid(logit)                heavy tails: a poor reward to train on
 
-Zhai et al. 2023, arXiv:2303.15343; Tschannen et al. 2025, arXiv:2502.14786. Fixed resolutions; naflex is another model.
+Zhai et al. 2023, arXiv:2303.15343; Tschannen et al. 2025, arXiv:2502.14786. At a fixed resolution, to
+which images are squashed, or at their own shape (naflex).
 """
 
 from collections.abc import Sequence
@@ -16,13 +17,13 @@ from torch import Tensor
 from rewards._base import Reward
 from rewards._card import Card
 from rewards._config import RewardConfig
-from rewards._siglip import SiglipTowers
+from rewards._siglip import load_siglip
 
 
 class SiglipConfig(RewardConfig):
     name: Literal["siglip"] = "siglip"
     model: str = "google/siglip2-so400m-patch14-384"
-    """A folder or Hub id of a SiglipModel in HF's format."""
+    """A folder or Hub id of a SiglipModel, or a Siglip2Model (naflex), in HF's format."""
     form: Literal["logit", "cosine", "probability"] = "logit"
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the image tower; its pool, norm and the cosine are always computed in float32."""
@@ -46,7 +47,7 @@ class Siglip(Reward):
 
     def __init__(self, config: SiglipConfig):
         super().__init__(config)
-        self.siglip = SiglipTowers(config.model, getattr(torch, config.dtype))
+        self.siglip = load_siglip(config.model, getattr(torch, config.dtype))
         self.form = config.form
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

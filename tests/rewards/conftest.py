@@ -99,6 +99,12 @@ def tiny_siglips(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 @pytest.fixture(scope="session")
+def tiny_naflex(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Siglip2Model folder."""
+    return tiny_checkpoints.naflex(tmp_path_factory.mktemp("tiny_naflex"))
+
+
+@pytest.fixture(scope="session")
 def tiny_blip_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files in BLIP's layout, {imagereward, cyclereward, blip}, and the folder of a tokenizer."""
     folder = tmp_path_factory.mktemp("tiny_blip")

@@ -58,6 +58,7 @@ class Tiny:
     def siglip(self) -> Iterator[dict]:
         for (version, folder), form in zip(self.fixture("tiny_siglips").items(), ("logit", "cosine"), strict=True):
             yield {"model": str(folder), "form": form, "dtype": DTYPES[version - 1]}
+        yield from ({"model": str(self.fixture("tiny_naflex")), "dtype": dtype} for dtype in DTYPES)
 
     def imagereward(self, name: str = "imagereward") -> Iterator[dict]:
         files = self.fixture("tiny_blip_files")

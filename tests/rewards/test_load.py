@@ -11,6 +11,8 @@ from torch import nn
 from rewards import RewardError
 from rewards import _load as load
 from rewards._text import PromptCache
+from rewards._unpickle import read_module
+from rewards.clip import Clip, ClipConfig
 
 
 def digest(file) -> str:
@@ -79,6 +81,25 @@ def test_what_is_said_of_files_that_are_no_weights(tmp_path):
         with pytest.raises(RewardError, match=rf"{name} {said}") as caught:
             load.read_state(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_a_torchscript_archive_is_refused_and_its_code_not_loaded(tmp_path, monkeypatch):
+    """So are OpenAI's own files of CLIP."""
+    file = tmp_path / "ViT-L-14.pt"
+    torch.jit.save(torch.jit.script(nn.Linear(2, 1)), file)
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("its code was loaded"))
+    for read in (load.read_state, read_module):
+        with pytest.raises(RewardError, match=r"ViT-L-14\.pt is a TorchScript archive.*openai/clip-vit-large"):
+            read(file)
+    with pytest.raises(RewardError, match="is a TorchScript archive"):
+        Clip(ClipConfig(model=f"open_clip:ViT-L-14/{file}"))
+
+
+def test_a_file_where_a_folder_belongs_is_told_how_it_is_named(tmp_path):
+    (tmp_path / "weights.pt").write_bytes(b"PK")
+    with pytest.raises(RewardError, match=r"weights\.pt is a file; give the folder .* open_clip:NAME/.*weights\.pt"):
+        Clip(ClipConfig(model=str(tmp_path / "weights.pt")))
 
 
 def test_keys_and_shapes_are_matched_strictly():

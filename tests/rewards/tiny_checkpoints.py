@@ -70,18 +70,40 @@ def siglip(folder: Path, *, version: int) -> Path:
     """A SiglipModel folder: version 1 with a sentencepiece vocabulary and a bicubic squash, 2 with BPE and bilinear."""
     from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
-    shared = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     words = sentencepiece(folder) if version == 1 else byte_pairs(folder)
-    text = shared | {"vocab_size": words, "max_position_embeddings": 16, "projection_size": 32}
-    text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    config = SiglipConfig(text_config=text, vision_config=shared | {"image_size": 32, "patch_size": 8})
+    config = SiglipConfig(text_config=siglip_text(words), vision_config=SMALL | {"image_size": 32, "patch_size": 8})
     network = randomise(SiglipModel(config), seed=4 + version)
+    with_temperature(network).save_pretrained(folder)
+    resample = {1: 3, 2: 2}[version]
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}, resample=resample).save_pretrained(folder)
+    return folder
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def siglip_text(words: int) -> dict:
+    """Settings of a text tower with 16 positions."""
+    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    return SMALL | tokens | {"vocab_size": words, "max_position_embeddings": 16, "projection_size": 32}
+
+
+def with_temperature(network):
+    """A scale and a bias as they are after training."""
     with torch.no_grad():
         network.logit_scale.fill_(2.3)
         network.logit_bias.fill_(-3.0)
-    network.save_pretrained(folder)
-    resample = {1: 3, 2: 2}[version]
-    SiglipImageProcessorPil(size={"height": 32, "width": 32}, resample=resample).save_pretrained(folder)
+    return network
+
+
+def naflex(folder: Path) -> Path:
+    """A Siglip2Model folder: 4 x 4 positions of patches of 8 pixels, at most 20 patches an image."""
+    from transformers import Siglip2Config, Siglip2ImageProcessorPil, Siglip2Model
+
+    vision = SMALL | {"num_patches": 16, "patch_size": 8}
+    config = Siglip2Config(text_config=siglip_text(byte_pairs(folder)), vision_config=vision)
+    with_temperature(randomise(Siglip2Model(config), seed=7)).save_pretrained(folder)
+    Siglip2ImageProcessorPil(patch_size=8, max_num_patches=20).save_pretrained(folder)
     return folder
 
 
