@@ -2,146 +2,50 @@
 
     python scripts/bench/reward_speed.py                                   # every reward below, one 512-pixel image
     python scripts/bench/reward_speed.py pickscore imagereward --batch 8 --device cuda --dtype bfloat16
-    python scripts/bench/reward_speed.py --docs docs/performance.md        # and write the section "Rewards" there
+    python scripts/bench/reward_speed.py --docs docs/performance.md        # and write the table "Rewards" there
 
-Networks have the published architecture and random weights: nothing is downloaded, and time does not depend on values.
-The reference path is what scoring scripts do: tensor -> 8 bits -> PIL -> the library's processor -> tensor, which
-carries no gradient. On the CPU the clock is the process's CPU time, so that a busy machine does not count.
+Networks have the published architecture and random weights (random_rewards.py). The reference path is what scoring
+scripts do: the same network without a gradient behind tensor -> 8 bits -> PIL -> the library's processor -> tensor.
+Prompts that have an embedding of their own are encoded before the clock starts: they come back in every epoch. On the
+CPU the clock is the process's CPU time, so that a busy machine does not count.
 """
 
 import argparse
 import platform
+import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    del sys.path[0]  # there this file would be the package `rewards`
+sys.path.insert(0, str(Path(__file__).parent))
+from random_rewards import REAL, build, holder
 
-from align.registry import REWARDS, build
-from rewards import Reward
 from rewards._preprocess import Preprocess
+from rewards.hpsv2 import Padded
 
 PROMPT = "a green bicycle leaning against a low brick wall in the rain"
-VIT_H: dict[str, Any] = {
-    "projection_dim": 1024,
-    "text_config": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-                    "hidden_act": "gelu"},
-    "vision_config": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
-                      "num_attention_heads": 16, "patch_size": 14, "hidden_act": "gelu"},
-}  # fmt: skip
-VIT_L: dict[str, Any] = {
-    "projection_dim": 768,
-    "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
-    "vision_config": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-                      "num_attention_heads": 16, "patch_size": 14},
-}  # fmt: skip
-SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
-SIGLIP: dict[str, Any] = {
-    "text_config": SO400M | {"vocab_size": 32000},
-    "vision_config": SO400M | {"image_size": 384, "patch_size": 14},
-}
-DINOV2 = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 518, "patch_size": 14}
-CROP = Preprocess(224, crop=(224, 224))
-SQUASH = Preprocess((384, 384), mean=(0.5,) * 3, std=(0.5,) * 3)
-# reward: (settings, architecture, preprocessing, the network in words)
-REAL: dict[str, tuple[dict[str, Any], dict[str, Any], Preprocess | None, str]] = {
-    "pickscore": ({}, VIT_H, CROP, "CLIP ViT-H/14, 224 px"),
-    "clip": ({}, VIT_L, CROP, "CLIP ViT-L/14, 224 px"),
-    "aesthetic": ({}, VIT_L, CROP, "CLIP ViT-L/14, 224 px"),
-    "imagereward": ({}, {}, CROP, "BLIP ViT-L/16 + BERT, 224 px"),
-    "siglip": ({}, SIGLIP, SQUASH, "SigLIP so400m/14, 384 px"),
-    "dino": ({}, DINOV2, Preprocess(256, crop=(224, 224)), "DINOv2 ViT-B/14, 224 px"),
-    "jpeg": ({"form": "rate"}, {}, None, "none"),
-    "symmetry": ({}, {}, None, "none"),
-    "colourfulness": ({}, {}, None, "none"),
-    "sharpness": ({}, {}, None, "none"),
-}
-
-
-class Words:
-    """Stands for a tokenizer: as many tokens as are asked for."""
-
-    def __call__(self, texts: list[str], *, max_length: int = 32, **_: Any) -> Any:
-        from transformers import BatchEncoding
-
-        ids = torch.full((len(texts), max_length), 7)
-        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-
-    def add_tokens(self, *_: Any, **__: Any) -> None:
-        """There is no vocabulary."""
-
-
-@contextmanager
-def without_checkpoints(architecture: dict[str, Any], preprocess: Preprocess | None) -> Iterator[None]:
-    """Networks are made from their architecture where a checkpoint would be read."""
-
-    def random_network(kind: Any, model: str, **_: Any) -> Any:
-        if kind.__name__ == "AutoModel":
-            from transformers import Dinov2Config, Dinov2Model
-
-            return Dinov2Model(Dinov2Config(**architecture))
-        return kind(kind.config_class(**architecture))
-
-    def random_head(*_: Any) -> list[tuple[Tensor, Tensor]]:
-        sizes = [architecture.get("projection_dim", 1152), 1024, 128, 64, 16, 1]
-        return [(torch.randn(b, a) / a**0.5, torch.zeros(b)) for a, b in pairwise(sizes)]
-
-    stand_ins: dict[str, Any] = {
-        "load_hf": random_network,
-        "load_tokenizer": lambda model: Words(),
-        "hf_preprocess": lambda model: preprocess,
-        "read_head": random_head,
-        "given_file": lambda *_: Path(),
-        "load_original": lambda *_, **__: None,
-    }
-    with ExitStack() as stack:
-        for name in ("_clip", "_blip", "_siglip", "aesthetic", "imagereward", "dino", "_reference"):
-            module = __import__(f"rewards.{name}", fromlist=[name])
-            for attribute, stand_in in stand_ins.items():
-                if hasattr(module, attribute):
-                    stack.enter_context(patch.object(module, attribute, stand_in))
-        yield
-
-
-def make(name: str, dtype: str, device: str) -> Reward:
-    """The reward with its real architecture and random weights."""
-    settings, architecture, preprocess, _ = REAL[name]
-    kind: Any = REWARDS.config_class(name)
-    if "dtype" in kind.model_fields:
-        settings = settings | {"dtype": dtype}
-    settings |= {key: "-" for key in ("head", "weights", "reference") if key in kind.model_fields}
-    if name == "dino":
-        import rewards._reference as reference
-
-        with without_checkpoints(architecture, preprocess), patch.object(reference, "_open", _grey):
-            reward = build(REWARDS, kind(**settings))
-            reward.references._read[""] = _grey()
-            return reward.to(device)
-    with without_checkpoints(architecture, preprocess):
-        return build(REWARDS, kind(**settings)).to(device)
-
-
-def _grey(*_: Any) -> Tensor:
-    return torch.full((1, 3, 256, 256), 0.5)
+BEGIN, END = "<!-- written by scripts/bench/reward_speed.py -->", "<!-- end -->"
+TITLES = (
+    "reward", "network", "forward, images/s", "reference path, images/s", "forward + backward, images/s",
+    "preprocessing's share", "ours, ms", "reference's, ms",
+)  # fmt: skip
 
 
 def reference_path(images: Tensor, preprocess: Preprocess) -> Tensor:
-    """8 bits, PIL and transformers' processor."""
+    """8 bits, PIL and transformers' processor; HPSv2's own steps where they are asked for."""
     from PIL import Image
     from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
     levels = images.detach().mul(255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
     pictures = [Image.fromarray(picture) for picture in levels]
+    if isinstance(preprocess, Padded):
+        return torch.stack([_padded(picture, preprocess) for picture in pictures]).to(images.device)
     if isinstance(preprocess.size, tuple):
         height, width = preprocess.size
         processor: Any = SiglipImageProcessorPil(size={"height": height, "width": width})
@@ -153,23 +57,35 @@ def reference_path(images: Tensor, preprocess: Preprocess) -> Tensor:
     return processor(pictures, return_tensors="pt")["pixel_values"].to(images.device)
 
 
+def _padded(picture: Any, preprocess: Padded) -> Tensor:
+    """(3, h, w): the long side resized as a tensor, black around it."""
+    from torchvision.transforms import functional as steps
+
+    assert isinstance(preprocess.size, int)
+    scale = preprocess.size / max(picture.size)
+    height, width = round(picture.height * scale), round(picture.width * scale)
+    image = steps.resize(steps.to_tensor(picture), [height, width], steps.InterpolationMode.BICUBIC, antialias=True)
+    down, right = preprocess.size - height, preprocess.size - width
+    image = steps.pad(image, [right // 2, down // 2, right - right // 2, down - down // 2])
+    return steps.normalize(image, list(preprocess.mean), list(preprocess.std))
+
+
 def seconds(work: Callable[[], Any], device: str, repeats: int) -> float:
-    """Median time of a call, after one that is not counted."""
+    """Median time of a call."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats):
         start = clock()
         work()
         if device != "cpu":
             torch.cuda.synchronize()
         times.append(clock() - start)
-    return statistics.median(times[1:])
+    return statistics.median(times)
 
 
 def measure(name: str, args: argparse.Namespace) -> str:
     """A line of the table."""
-    reward = make(name, args.dtype, args.device)
-    _, _, preprocess, network = REAL[name]
+    reward = build(name, dtype=args.dtype, device=args.device)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(args.batch, 3, args.size, args.size, generator=generator).to(args.device)
     prompts = [PROMPT] * args.batch
@@ -182,16 +98,22 @@ def measure(name: str, args: argparse.Namespace) -> str:
         leaf = images.detach().requires_grad_()
         torch.autograd.grad(through(leaf).sum(), leaf)
 
+    forward()
     once = seconds(forward, args.device, args.repeats)
     both = seconds(lambda: backward(lambda x: reward(x, prompts)), args.device, args.repeats)
-    cells = [name, network, *(f"{x:.0f}" if x >= 100 else f"{x:.3g}" for x in (args.batch / once, args.batch / both))]
-    if preprocess is None:
-        return f"| {' | '.join([*cells, '-', '-', '-'])} |"
-    ours = seconds(lambda: preprocess(images), args.device, 5)
-    with_gradient = seconds(lambda: backward(preprocess), args.device, 5)
-    theirs = seconds(lambda: reference_path(images, preprocess), args.device, 5)
-    milliseconds = [f"{1000 * x / args.batch:.1f}" for x in (ours, theirs)]
-    return f"| {' | '.join([*cells, f'{100 * with_gradient / both:.1f} %', *milliseconds])} |"
+    theirs, tail = None, ["-"] * 3
+    if part := holder(reward):
+        ours = part.preprocess
+        alone, with_gradient, reference = (
+            seconds(work, args.device, 5)
+            for work in (lambda: ours(images), lambda: backward(ours), lambda: reference_path(images, ours))
+        )
+        part.preprocess = lambda x: reference_path(x, ours)
+        theirs = seconds(forward, args.device, args.repeats)
+        milliseconds = [f"{1000 * x / args.batch:.1f}" for x in (alone, reference)]
+        tail = [f"{100 * with_gradient / both:.1f} %", *milliseconds]
+    speeds = ["-" if x is None else f"{args.batch / x:.3g}" for x in (once, theirs, both)]
+    return f"| {' | '.join([name, REAL[name].network, *speeds, *tail])} |"
 
 
 def hardware(device: str) -> str:
@@ -206,12 +128,29 @@ def hardware(device: str) -> str:
     return f"{cpu}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
 
 
-def write(docs: Path, section: str) -> None:
-    """Replaces the section "Rewards" of a page, or adds it."""
+def conditions(args: argparse.Namespace) -> str:
+    """What the figures of one table have in common."""
+    clock = "CPU time of the process" if args.device == "cpu" else "wall time"
+    return (
+        f"{hardware(args.device)}; torch {torch.__version__}, {args.dtype}, batch {args.batch} of {args.size}-pixel "
+        f"images, random weights; {clock}, median of {args.repeats}."
+    )
+
+
+def write(docs: Path, said: str, line: str) -> None:
+    """Puts a line into the table of a page, in the place of the reward's last one; lines that were measured under other
+    conditions go. The table stands between two marks, at first in a section of its own at the page's end."""
     text = docs.read_text(encoding="utf-8") if docs.is_file() else "# Performance\n"
-    before, _, rest = text.partition("\n## Rewards\n")
-    _, heading, after = rest.partition("\n## ")
-    docs.write_text(before.rstrip() + "\n\n" + section.rstrip() + "\n" + (heading + after if heading else ""), "utf-8")
+    if BEGIN not in text:
+        text = f"{text.rstrip()}\n\n## Rewards\n\n{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    table, _, after = rest.partition(END)
+    old = re.findall(r"^\| (\w+) \|.*$", table, re.MULTILINE) if said in table else []
+    lines = {name: next(x for x in table.splitlines() if x.startswith(f"| {name} |")) for name in old if name in REAL}
+    lines[line.split()[1]] = line
+    titles = [f"| {' | '.join(TITLES)} |", "|---" * len(TITLES) + "|"]
+    body = [BEGIN, said, "", *titles, *(lines[name] for name in REAL if name in lines), END]
+    docs.write_text(before + "\n".join(body) + after, "utf-8")
 
 
 def main() -> None:
@@ -222,29 +161,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--docs", type=Path)
+    parser.add_argument("--docs", type=Path, help="a page into which the lines are written")
     args = parser.parse_args()
     if wrong := [name for name in args.rewards if name not in REAL]:
         parser.error(f"{', '.join(wrong)}: not measured here. Choose from {', '.join(REAL)}.")
-    clock = "CPU time of the process" if args.device == "cpu" else "wall time"
-    command = " ".join(["python scripts/bench/reward_speed.py", *sys.argv[1:]])
-    lines = [
-        "## Rewards",
-        "",
-        f"`{command}` on {hardware(args.device)}; torch {torch.__version__}, {args.dtype}, batch {args.batch} of "
-        f"{args.size}-pixel images, random weights; {clock}, median of {args.repeats}. The share is that of our "
-        "preprocessing, forward and backward, in a step with gradient; the reference path (8 bits, PIL, processor) has "
-        "none.",
-        "",
-        "| reward | network | forward, images/s | forward + backward | preprocessing's share | ours, ms | PIL, ms |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines), flush=True)
+    print(f"{conditions(args)}\n\n| {' | '.join(TITLES)} |\n{'|---' * len(TITLES)}|", flush=True)
     for name in args.rewards:
-        lines.append(measure(name, args))
-        print(lines[-1], flush=True)
+        print(line := measure(name, args), flush=True)
         if args.docs:
-            write(args.docs, "\n".join(lines))
+            write(args.docs, conditions(args), line)
 
 
 if __name__ == "__main__":
