@@ -13,7 +13,8 @@ from align.__main__ import shadowed
 from align.versions import versions
 
 EXTRAS = {
-    "bitsandbytes": "optim.algorithm=adamw8bit",
+    "bitsandbytes": "optim.algorithm=adamw8bit, model.quantize=nf4 or int8",
+    "torchao": "model.quantize=torchao-int8",
     "xformers": "attention on GPUs older than flash attention",
     "tensorboard": "a tracker",
     "wandb": "a tracker",

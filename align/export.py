@@ -125,11 +125,10 @@ def family(recipe: Recipe) -> Any:
 
 
 def in_float32(config: Any) -> Any:
-    """A model's config with every component in float32: merging in bf16 would round most of an adapter away."""
-    fields = type(config).model_fields
-    return config.model_copy(
-        update={"dtype": Dtypes(network="fp32", text="fp32", vae="fp32")} if "dtype" in fields else {}
-    )
+    """A model's config with every component in float32 and none quantised: merging in bf16 would round most of an
+    adapter away, and a quantised weight cannot be added to."""
+    whole = {"dtype": Dtypes(network="fp32", text="fp32", vae="fp32"), "quantize": None}
+    return config.model_copy(update={name: value for name, value in whole.items() if name in type(config).model_fields})
 
 
 def _scaled(file: AdapterFile, strength: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from tiny_families import flux, sd
 
 from align.errors import UserError
+from align.export import in_float32
 from align.lora import AdapterConfig
 from align.models import _quantize
 from align.models._quantize import METHODS, QuantisedLinear, size
@@ -193,6 +194,11 @@ def test_a_merged_base_adapter_is_quantised_with_the_base(method, tmp_path):
 def test_a_quantised_network_is_not_written(method, tmp_path):
     with pytest.raises(UserError, match="quantised network is not written"):
         tiny_flux(quantize=method).to_pipeline().save_pretrained(tmp_path)
+
+
+def test_an_adapter_is_merged_into_the_whole_weights():
+    config = in_float32(FluxConfig(checkpoint="a/b", quantize="nf4"))
+    assert config.quantize is None and config.dtype.network == "fp32"
 
 
 def test_without_its_package_it_is_refused_in_one_line(method, monkeypatch):
