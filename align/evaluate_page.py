@@ -16,6 +16,7 @@ from align.report import STYLE
 from align.statistics import Interval
 
 PAGE = "evaluation.html"
+FEW = 3  # arms whose tables are all shown at once
 OWN_STYLE, SCRIPT = Path(__file__).with_name("evaluate.css"), Path(__file__).with_name("evaluate.js")
 
 
@@ -25,7 +26,7 @@ def page(found: Evaluation, measured: Sequence[Measured], items: Sequence[Item],
     verdict = held_out[-1] if held_out else next(iter(found.baseline.scores))
     sections = [
         _head(found),
-        _section("Gain", *(_gains(arm, found.trained_on) for arm in found.arms)),
+        _section("Gain", *_gains(found)),
         _section("Scores", _scores(found) if not found.arms else ""),
         _section("Strength", _cards(_sweeps(found))),
         _section("Reward and fidelity", _fronts(found, verdict)),
@@ -85,7 +86,22 @@ def _head(found: Evaluation) -> str:
     )
 
 
-def _gains(arm: ArmResult, trained_on: Sequence[str]) -> str:
+def _gains(found: Evaluation) -> Iterable[str]:
+    """A table for each arm; of many, first one of all, and the rest folded away."""
+    tables = {arm.label: _gains_of(arm, found.trained_on) for arm in found.arms}
+    if len(found.arms) <= FEW:
+        yield from tables.values()
+        return
+    rows = []
+    for arm in found.arms:
+        cells = "".join(_change(gain) for gain in arm.scores.values())
+        rows.append(f"<tr><th>{escape(arm.label)}</th>{cells}</tr>")
+    yield _table(("change, 95 %", *found.baseline.scores), rows)
+    for label, table in tables.items():
+        yield f"<details><summary>{escape(label)}</summary>{table}</details>"
+
+
+def _gains_of(arm: ArmResult, trained_on: Sequence[str]) -> str:
     rows = [_gain(label, "trained on" if label in trained_on else "held out", g) for label, g in arm.scores.items()]
     head = (arm.label, "before", "after", "change, 95 %", "in standard deviations, -1 to 1", "better on, 95 %")
     return _table(head, rows)
@@ -154,8 +170,8 @@ def _short(arm: ArmResult) -> str:
 
 
 def _categories(found: Evaluation) -> Iterable[str]:
-    """A table for each arm: the categories, and the change in each score."""
-    for number, arm in enumerate(found.arms):
+    """A table for each arm: the categories, and the change in each score; the last one unfolded."""
+    for arm in found.arms:
         if not arm.categories:
             continue
         rows = []
@@ -164,7 +180,7 @@ def _categories(found: Evaluation) -> Iterable[str]:
             cells = "".join(_change(gain) for gain in scores.values())
             rows.append(f"<tr><th>{escape(category)}<small>{count} prompts</small></th>{cells}</tr>")
         table = _table(("", *arm.scores), rows)
-        opened = " open" if number == 0 else ""
+        opened = " open" if arm is found.arms[-1] else ""
         yield f"<details{opened}><summary>{escape(arm.label)}</summary>{table}</details>"
 
 

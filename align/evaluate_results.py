@@ -75,6 +75,8 @@ class Evaluation(Known):
     """The labels that training, or the choice of noise, has maximised."""
     baseline: Baseline
     arms: list[ArmResult]
+    num_processes: int
+    """It changes no number above rounding."""
     hardware: str
     versions: dict[str, str]
 

@@ -163,6 +163,7 @@ class Session:
             trained_on=plan.trained_on,
             baseline=baseline(base, plan.items),
             arms=[against(base, one, plan.items) for one in others],
+            num_processes=self.accelerator.num_processes,
             hardware=hardware(),
             versions=versions(),
         )
