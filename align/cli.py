@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from align import evaluate_cli, hub_cli, preferences_cli, reno_cli, report_cli, 
 from align.errors import UserError
 from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
 from rewards._errors import RegistryError, RewardError
+
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # to import torchao is to be warned of its own enums
 
 app = typer.Typer(
     name="align",

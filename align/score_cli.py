@@ -18,7 +18,7 @@ MANY = ("--reward", "--set")
 
 
 class Many(TyperCommand):
-    """`--reward a b` means `--reward a --reward b`."""
+    """`--reward a b` means `--reward a --reward b`, and images may come after it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         spread: list[str] = []
@@ -27,9 +27,22 @@ class Many(TyperCommand):
             if arg.startswith("-"):
                 option = arg if arg in MANY else ""
             elif option and spread[-1] != option:
-                spread.append(option)
+                if option == "--reward" and _names_images(arg):
+                    option = ""
+                else:
+                    spread.append(option)
             spread.append(arg)
         return super().parse_args(ctx, spread)
+
+
+def _names_images(arg: str) -> bool:
+    from align.registry import REWARDS
+    from align.score_inputs import SUFFIXES
+
+    path = Path(arg)
+    return (
+        path.suffix.lower() in SUFFIXES or any(c in arg for c in "*?") or (path.exists() and arg not in REWARDS.names())
+    )
 
 
 def score(
@@ -49,9 +62,11 @@ def score(
     """Score images with one or more rewards: align score out/*.png --prompts prompts.txt --reward clip aesthetic."""
     from align.score_inputs import find_images, pair, reward_configs
 
-    form = form or (output.suffix.removeprefix(".").lower() if output else "table")
-    if form not in ("table", "csv", "json"):
+    if form not in (None, "table", "csv", "json"):
         raise UserError(f"--format {form}: is none. Choose table, csv or json.")
+    form = form or ("table" if output is None else output.suffix.removeprefix(".").lower())
+    if form not in ("table", "csv", "json"):
+        raise UserError(f"--output {output}: its ending says no format. End it in .csv or .json, or give --format too.")
     rewards = reward_configs(reward, change or ())
     rows = pair(find_images(images), prompts)
     if output is not None and not output.absolute().parent.is_dir():

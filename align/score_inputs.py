@@ -35,7 +35,12 @@ def find_images(patterns: Sequence[str]) -> list[str]:
             matches = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).suffix.lower() in SUFFIXES)
         if not matches:
             kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
-            raise UserError(f"{pattern}: there is no image there. Give files, folders or globs of {kinds}.")
+            if path.is_dir():
+                below = f'"{pattern.rstrip("/")}/**/*"'
+                raise UserError(
+                    f"{pattern}: no image ({kinds}) lies in this folder. For those further down give {below}."
+                )
+            raise UserError(f"{pattern}: there is no such image. Give files, folders or globs of {kinds}.")
         found |= dict.fromkeys(matches)
     return list(found)
 
@@ -44,7 +49,8 @@ def pair(images: Sequence[str], prompts: str | None) -> list[Row]:
     """Images with their prompts: one text for all, or a file with a prompt an image.
 
     A .txt file has one prompt a line, in the images' order; .json is {file name: prompt} or a list; .csv has the
-    columns image and prompt. Without any, the prompt of NAME.png is the text in NAME.txt beside it.
+    columns image and prompt. An image is named by its path as given here, or by its name with or without ending, which
+    then holds in every folder. Without any prompts, that of NAME.png is the text in NAME.txt beside it.
     """
     if prompts is None:
         return [Row(image, _beside(image)) for image in images]
@@ -73,8 +79,14 @@ def _parse(text: str, suffix: str) -> list[str] | dict[str, str]:
     if suffix == ".csv":
         rows = list(csv.DictReader(io.StringIO(text)))
         if not rows or not {"image", "prompt"} <= rows[0].keys():
-            raise ValueError("it needs the columns image and prompt")
-        return {row["image"]: row["prompt"] for row in rows}
+            raise ValueError("it needs the columns image and prompt, with a comma between them")
+        found: dict[str, str] = {}
+        for row in rows:
+            if row["prompt"] is None:
+                raise ValueError(f"{row['image']} has no prompt")
+            if found.setdefault(row["image"], row["prompt"]) != row["prompt"]:
+                raise ValueError(f"{row['image']} has two prompts")
+        return found
     said = json.loads(text)
     if isinstance(said, list) and all(isinstance(prompt, str) for prompt in said):
         return said
@@ -104,10 +116,24 @@ def reward_configs(names: Sequence[str], changes: Sequence[str]) -> dict[str, Re
     """{label: config} for names (`clip`, or `label=name`) with changes (clip.model=...); says all problems at once."""
     from pydantic import TypeAdapter, ValidationError
 
+    from rewards._config import suggest
+
     tree: dict[str, Any] = {}
     for name in names:
+        if "," in name:
+            raise UserError(f"--reward {name}: put blanks between rewards: --reward {name.replace(',', ' ')}.")
         label, _, component = name.rpartition("=")
-        tree[label or component.replace(":", "_").replace("/", "_").replace(".", "_")] = {"name": component}
+        label = label or component.replace(":", "_").replace("/", "_").replace(".", "_")
+        if label in tree:
+            raise UserError(
+                f"--reward {name}: {label} is there already. Give one a label of its own: mine={component}."
+            )
+        tree[label] = {"name": component}
+    for change in changes:
+        label = change.partition("=")[0].partition(".")[0]
+        if label not in tree:
+            meant = suggest(label, tree) or f" Begin with one of: {', '.join(tree)}."
+            raise UserError(f"--set {change}: {label} is no reward here.{meant}")
     source = Source(tree, "--reward")
     source.override(changes)
     try:

@@ -128,7 +128,7 @@ def _text(config: type[BaseModel], path: tuple[int | str, ...], errors: list[Err
         return f"unknown key.{suggest(str(path[-1]), known)} Known here: {', '.join(known) or 'none'}; or remove it."
     field = config.model_fields.get(str(path[0])) if len(path) == 1 else None
     if first["type"] == "missing":
-        about = (field.description or "").partition("\n")[0] if field else ""
+        about = " ".join((field.description or "").split()) if field else ""
         return f"is missing. Set it{': ' + about if about else '.'}"
     if any(error["type"] in ("value_error", "assertion_error") for error in errors):
         return str(first.get("ctx", {}).get("error", first["msg"]))

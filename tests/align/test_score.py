@@ -45,7 +45,7 @@ def run(*args: str):
     return CliRunner().invoke(app, ["score", *map(str, args)])
 
 
-def luma(folder: Path, k: int) -> float:
+def luma(folder: Path, k: int | str) -> float:
     levels = np.asarray(Image.open(folder / f"{k}.png"), dtype=np.float64) / 255
     return float((levels @ [0.299, 0.587, 0.114]).mean())
 
@@ -56,7 +56,7 @@ def test_files_folders_and_globs(folder):
     assert find_images([str(folder / "*.png")]) == everything
     assert find_images([str(folder / "*")]) == everything, "a glob takes images only"
     assert find_images([everything[3], str(folder)]) == [everything[3], *everything[:3], everything[4]]
-    with pytest.raises(UserError, match=r"nowhere/\*\.png: there is no image there"):
+    with pytest.raises(UserError, match=r"nowhere/\*\.png: there is no such image"):
         find_images([str(folder / "nowhere" / "*.png")])
 
 
@@ -108,6 +108,35 @@ def test_output_chooses_the_format_and_labels_are_ones_own(folder):
     assert {image["prompt"] for image in report["images"]} == {"one for all"}
 
 
+def test_images_may_come_last(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "symmetry").mkdir()
+    done = run("--prompts", "x", "--reward", "brightness", "symmetry", "0.png", "1.png", "--format", "csv")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[0] == "image,prompt,brightness,symmetry", "a reward's name is one, also of a folder"
+    assert [line.partition(",")[0] for line in done.stdout.splitlines()[1:]] == ["0.png", "1.png"]
+    for images in (".", "*.png"):
+        assert len(run("--reward", "brightness", images, "--format", "csv").stdout.splitlines()) == 6
+
+
+def test_names_of_every_kind_and_one_name_in_two_folders(folder):
+    for k, name in enumerate(("größe 猫 [1].png", "a/same.png", "b/same.png")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / f"{k}.png").rename(folder / name)
+    rows = pair(find_images([str(folder / "größe 猫 [1].png"), str(folder / "a"), str(folder / "b")]), "x")
+    assert [Path(row.image).name for row in rows] == ["größe 猫 [1].png", "same.png", "same.png"]
+    both = {"same": "one for both", "größe 猫 [1].png": "big", str(folder / "b" / "same.png"): "its own"}
+    (folder / "names.json").write_text(json.dumps(both, ensure_ascii=False), encoding="utf-8")
+    said = pair([row.image for row in rows], str(folder / "names.json"))
+    assert [row.prompt for row in said] == ["big", "one for both", "its own"]
+    done = run(
+        *(row.image for row in rows), "--prompts", folder / "names.json", "--reward", "brightness", "--format", "csv"
+    )
+    assert [float(row["brightness"]) for row in csv.DictReader(io.StringIO(done.stdout))] == pytest.approx(
+        [luma(folder, name) for name in ("größe 猫 [1]", "a/same", "b/same")], rel=1e-5
+    )
+
+
 def test_upright_and_over_white(folder):
     picture = Image.open(folder / "0.png")
     exif = picture.getexif()
@@ -121,7 +150,7 @@ def test_upright_and_over_white(folder):
 
 
 WRONG = [
-    (["nowhere.png", "--reward", "brightness"], r"nowhere\.png: there is no image there\. Give files"),
+    (["nowhere.png", "--reward", "brightness"], r"nowhere\.png: there is no such image\. Give files"),
     (["{}", "--reward", "brightnes"], r'there is no reward "brightnes"\. Did you mean "brightness"'),
     (["{}", "--reward", "brightness", "--set", "brightness.wieght=1"], r'wieght: unknown key\. Did you mean "weight"'),
     (["{}", "--reward", "brightness", "--prompts", "{}/none.txt"], r"none\.txt: cannot be read \(No such file"),
@@ -132,6 +161,17 @@ WRONG = [
     (["{}/5.webp", "--reward", "brightness"], r"5\.webp: it has no prompt\. Give --prompts"),
     (["{}", "--reward", "brightness", "--format", "xml"], r"--format xml: is none\. Choose table, csv or json"),
     (["{}", "--reward", "brightness", "-o", "{}/no/s.csv"], r"s\.csv: there is no folder"),
+    (["{}", "--reward", "brightness", "-o", "{}/s.xlsx"], r"s\.xlsx: its ending says no format\. End it in \.csv"),
+    (["{}/empty", "--reward", "brightness"], r"empty: no image \(png, .*in this folder\. .*empty/\*\*/\*"),
+    (["{}", "--reward", "brightness,symmetry"], r"put blanks between rewards: --reward brightness symmetry\."),
+    (["{}", "--reward", "clip", "clip"], r"clip is there already\. Give one a label of its own: mine=clip"),
+    (
+        ["{}", "--reward", "symmetry", "--set", "axis=both"],
+        r"axis is no reward here\. Begin with one of: symmetry\.",
+    ),
+    (["{}", "--reward", "brightness", "--prompts", "{}/two.csv"], r"two\.csv: cannot be read \(0 has two prompts\)"),
+    (["{}", "--reward", "brightness", "--prompts", "{}/short.csv"], r"short\.csv: cannot be read \(0 has no prompt\)"),
+    (["{}", "--reward", "python"], r"python\.function: is missing.* instances are such functions\."),
     (["{}", "--reward", "clip"], r"openai/clip-vit-large-patch14 could not be loaded"),
     (["{}", "--reward", "mps"], r"its weights are on no hub"),
     (["{}", "--reward", "judge", "--prompts", "x"], r"0\.png to .*2\.png: caption 'x': 'x' is not understood"),
@@ -143,6 +183,9 @@ def test_a_wrong_input_is_one_line_and_exit_code_2(args, said, folder):
     (folder / "two.txt").write_text("a\nb\n")
     (folder / "bad.json").write_text("{")
     (folder / "some.json").write_text('{"0.png": "a"}')
+    (folder / "two.csv").write_text("image,prompt\n0,a\n0,b\n")
+    (folder / "short.csv").write_text("image,prompt\n0\n")
+    (folder / "empty").mkdir()
     if "{}" not in args:
         (folder / "torn.bmp").write_text("BM")
         Image.new("RGB", (8, 8)).save(folder / "5.webp")
