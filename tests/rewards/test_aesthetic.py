@@ -63,10 +63,9 @@ GOLDEN = {
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_numbers_of_the_published_heads(name):
-    """Set ALIGN_HEAD_AESTHETIC or ALIGN_HEAD_AESTHETIC_V25 to the file; they are not shipped."""
     path = os.environ.get(f"ALIGN_HEAD_{name.upper()}")
     if path is None:
-        pytest.skip("needs the published head")
+        pytest.skip(f"set ALIGN_HEAD_{name.upper()} to the published head's file, which is not shipped")
     prefix, digest, golden = GOLDEN[name]
     verify(Path(path), digest)
     weight, bias = affine(read_head(Path(path), prefix))

@@ -48,13 +48,15 @@ def test_cosine_is_that_of_open_clip(tiny_open_clip):
 
     name, file = tiny_open_clip.split("/", 1)
     model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=file)
-    with torch.no_grad():
-        images = model.encode_image(torch.stack([preprocess(p) for p in PICTURES]), normalize=True)
-        texts = model.encode_text(open_clip.get_tokenizer(name)(PROMPTS), normalize=True)
-    expected = (images * texts).sum(-1)
-    ours = Clip(ClipConfig(model=f"open_clip:{tiny_open_clip}"))(to_tensor(*PICTURES), PROMPTS)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
-    assert ours.std() > 0.01
+    reward = Clip(ClipConfig(model=f"open_clip:{tiny_open_clip}"))
+    for size in SIZES:
+        pictures = [picture(*size) for picture in KINDS]
+        with torch.no_grad():
+            images = model.encode_image(torch.stack([preprocess(p) for p in pictures]), normalize=True)
+            texts = model.encode_text(open_clip.get_tokenizer(name)(PROMPTS), normalize=True)
+        ours = reward(to_tensor(*pictures), PROMPTS)
+        torch.testing.assert_close(ours, (images * texts).sum(-1), rtol=0, atol=1e-5)
+        assert ours.std() > 0.01
 
 
 @pytest.mark.parametrize("library", ["hf", "open_clip"])
