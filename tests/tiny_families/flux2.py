@@ -6,6 +6,7 @@ from tiny_families import parts
 SIZES = parts.SIZES
 SETTINGS = {"text_tokens": 16, "text_layers": (1, 2, 2)}
 reconstruct = parts.reconstruct
+UNGUIDED = ("black-forest-labs/FLUX.2-klein-4B",)  # distilled: its pipeline ignores guidance
 
 
 def build(published):

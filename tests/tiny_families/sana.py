@@ -5,7 +5,6 @@ from tiny_families import parts
 
 SIZES = parts.SIZES
 SETTINGS = {"text_tokens": 8}
-SLOPE = 5e-2  # of finite differences: its linear attention computes in float32, and has kinks
 
 
 def build(published):

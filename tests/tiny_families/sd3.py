@@ -1,4 +1,6 @@
-"""Stable Diffusion 3 and 3.5, tiny; 3.5-large without its T5."""
+"""Stable Diffusion 3 and 3.5, tiny; 3.5-large without its T5, 3.5-medium with twice the same CLIP."""
+
+import copy
 
 import torch
 from tiny_families import parts
@@ -13,6 +15,9 @@ def build(published):
 
     torch.manual_seed(0)
     with_t5 = "large" not in published.checkpoint
+    first, second = (parts.clip_text(width=width, projection=8) for width in (12, 16))
+    if "medium" in published.checkpoint and "3.5" in published.checkpoint:
+        first = copy.deepcopy(second)
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
@@ -32,9 +37,9 @@ def build(published):
         transformer=parts.livelier(transformer),
         scheduler=parts.scheduler(published.scheduler),
         vae=parts.vae(latent_channels=4, scaling_factor=0.5, shift_factor=0.1, use_quant_conv=False),
-        text_encoder=parts.clip_text(width=12, projection=8),
+        text_encoder=first,
         tokenizer=parts.clip_tokenizer(),
-        text_encoder_2=parts.clip_text(projection=8),
+        text_encoder_2=second,
         tokenizer_2=parts.clip_tokenizer(),
         text_encoder_3=parts.t5() if with_t5 else None,
         tokenizer_3=parts.tokenizer() if with_t5 else None,

@@ -6,6 +6,7 @@ A family is tested by existing: `tests/tiny_families/NAME.py` builds its tiny pi
 import functools
 import importlib
 import math
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ PROMPTS = ["a red circle", "two stars, blue"]
 FAMILIES = [name for name in MODELS.names() if issubclass(MODELS.get(name), PipelineModel)]
 CASES = [(name, published) for name in FAMILIES for published in MODELS.get(name).published]
 FIRST = [(name, MODELS.get(name).published[0]) for name in FAMILIES]
+STEP = 1e-6  # of the finite difference, in float64
 
 
 def ids(case):
@@ -64,18 +66,18 @@ def noise(model, size, rows=2, dtype=torch.float32):
     return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
-def sampling(case, size, num_steps):
-    return SamplingConfig(**{**case[1].sampling, "num_steps": num_steps, "image_size": size})
+def sampling(case, size, num_steps, guidance=None):
+    chosen = {**case[1].sampling, "num_steps": num_steps, "image_size": size}
+    return SamplingConfig(**chosen if guidance is None else {**chosen, "guidance_scale": guidance})
 
 
-def ours(case, model, z, size, num_steps, prompts=PROMPTS):
+def ours(case, model, z, size, num_steps, prompts=PROMPTS, guidance=None):
+    config = sampling(case, size, num_steps, guidance)
     with torch.no_grad():
-        return rollout(
-            sampling(case, size, num_steps), model, model.denoiser(), prompts, Rng(0, range(len(z))), x_T=z
-        ).x0
+        return rollout(config, model, model.denoiser(), prompts, Rng(0, range(len(z))), x_T=z).x0
 
 
-def theirs(case, pipeline, z, size, num_steps, prompts=PROMPTS, **options):
+def theirs(case, pipeline, z, size, num_steps, prompts=PROMPTS, guidance=None, **options):
     """The stock pipeline's; where its scheduler draws noise, it is handed ours."""
     module = importlib.import_module(type(pipeline.scheduler).__module__)
     drawn = iter(range(num_steps))
@@ -86,7 +88,7 @@ def theirs(case, pipeline, z, size, num_steps, prompts=PROMPTS, **options):
     with pytest.MonkeyPatch.context() as patch:
         if hasattr(module, "randn_tensor"):
             patch.setattr(module, "randn_tensor", randn_tensor)
-        guidance = case[1].sampling["guidance_scale"]
+        guidance = case[1].sampling["guidance_scale"] if guidance is None else guidance
         return tiny(case[0]).sample(pipeline, list(prompts), z, size, num_steps, guidance, **options)
 
 
@@ -108,6 +110,23 @@ def test_samples_are_the_stock_pipelines(case, num_steps):
         z = noise(model, size)
         found = ours(case, model, z, size, num_steps)
         assert difference(found, theirs(case, pipeline, z, size, num_steps)) < 1e-4
+
+
+def guidable(case):
+    """Published without guidance, and its pipeline takes it all the same."""
+    return case[1].sampling["guidance_scale"] == 1 and case[1].checkpoint not in getattr(tiny(case[0]), "UNGUIDED", ())
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if guidable(case)], ids=ids)
+def test_guidance_of_what_is_published_without_is_the_stock_pipelines(case):
+    """FLUX.1's is its true_cfg_scale, beside the guidance that dev is told."""
+    pipeline = built(case)
+    model = wrap(case, pipeline)
+    size = tiny(case[0]).SIZES[1]
+    z = noise(model, size)
+    found = ours(case, model, z, size, 4, guidance=3.0)
+    assert difference(found, theirs(case, pipeline, z, size, 4, guidance=3.0)) < 1e-4
+    assert difference(found, ours(case, model, z, size, 4)) > 1e-2
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
@@ -175,9 +194,25 @@ def test_the_adapter_works_in_the_stock_pipeline_and_the_reference_is_the_base(c
     assert difference(theirs(case, pipeline, z, size, 4), trained) < 1e-4
 
 
+@contextmanager
+def wide():
+    """Where the libraries go through float32 (rotations, norms, times, linear attention), they go through float64."""
+    narrow = torch.Tensor.to
+
+    def to(tensor, *args, **kwargs):
+        args = [torch.float64 if value is torch.float32 else value for value in args]
+        kwargs = {name: torch.float64 if value is torch.float32 else value for name, value in kwargs.items()}
+        return narrow(tensor, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "to", to)
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        yield
+
+
 @pytest.mark.parametrize("case", FIRST, ids=ids)
 def test_gradients_of_the_last_steps_are_finite_differences_on_the_adapter_alone(case):
-    """float64 where the networks are (some compute a norm in float32), against a central difference."""
+    """In float64 throughout, against a central difference."""
     pipeline = fresh(case)
     for module in pipeline.components.values():
         if isinstance(module, torch.nn.Module):
@@ -194,7 +229,8 @@ def test_gradients_of_the_last_steps_are_finite_differences_on_the_adapter_alone
     def read(x, times, grad):
         return (model.codec.decode(sample(denoiser, x, Grid(times), cond, grad=grad).x0) * reader).sum()
 
-    read(z, times, last(2)).backward()
+    with wide():
+        read(z, times, last(2)).backward()
     trained = adapter.parameters()
     assert sum(float(p.grad.abs().sum()) for p in trained if p.grad is not None) > 0
     assert all(
@@ -203,14 +239,14 @@ def test_gradients_of_the_last_steps_are_finite_differences_on_the_adapter_alone
     generator = torch.Generator().manual_seed(4)
     directions = [torch.randn(p.shape, generator=generator).to(p) for p in trained]
     slope = sum(float((p.grad * d).sum()) for p, d in zip(trained, directions, strict=True) if p.grad is not None)
-    with torch.no_grad():
+    with wide(), torch.no_grad():
         boundary = sample(denoiser, z, Grid(times[:2]), cond).x0
         values = []
         for sign in (1, -2):
             for parameter, direction in zip(trained, directions, strict=True):
-                parameter += sign * 1e-4 * direction
+                parameter += sign * STEP * direction
             values.append(float(read(boundary, times[1:], last(0))))
-    assert slope == pytest.approx((values[0] - values[1]) / 2e-4, rel=getattr(tiny(case[0]), "SLOPE", 2e-3))
+    assert slope == pytest.approx((values[0] - values[1]) / (2 * STEP), rel=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)

@@ -1,10 +1,13 @@
-"""SDXL is told where an image comes from: its own size by default, the true numbers where a cond carries them."""
+"""SDXL is told where an image comes from: its own size by default, the true numbers where a cond carries them, as the
+stock pipeline tells them."""
 
 import pytest
 import torch
 from tiny_families import sdxl
 
 from align.models.sdxl import SDXLConfig, StableDiffusionXL
+from align.sampling import SamplingConfig
+from samplers import sample
 
 pytest.importorskip("diffusers")
 
@@ -24,3 +27,25 @@ def test_sizes_travel_with_the_cond():
     assert torch.equal(told, plain)
     torch.testing.assert_close(moved[0], plain[0])
     assert (moved[1] - plain[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("told", [(48, 80, 8, 4, 32, 64), (64, 32, 0, 16, 48, 32)])
+def test_samples_of_a_crop_are_the_stock_pipelines(told):
+    published, prompts, size = StableDiffusionXL.published[0], ["a cat", "two"], (32, 64)
+    pipeline = sdxl.build(published)
+    pipeline.set_progress_bar_config(disable=True)
+    model = StableDiffusionXL(SDXLConfig(checkpoint="tiny"), pipeline)
+    config = SamplingConfig(**{**published.sampling, "num_steps": 4, "image_size": size})
+    sizes = torch.tensor([told])
+    cond, uncond = (
+        model.with_sizes(model.text.encode(texts), sizes.expand(len(texts), -1)) for texts in (prompts, [""])
+    )
+    z, grid = torch.randn(2, *model.latent_shape(size), generator=torch.Generator().manual_seed(0)), config.grid(model)
+    with torch.no_grad():
+        found = sample(config.guided(model.denoiser(), uncond), z * grid.init_scale, grid, cond, step=config.step()).x0
+    options = {"original_size": told[:2], "crops_coords_top_left": told[2:4], "target_size": told[4:]}
+    expected = sdxl.sample(pipeline, prompts, z, size, 4, config.guidance_scale, **options)
+    plain = sdxl.sample(pipeline, prompts, z, size, 4, config.guidance_scale)
+    assert (
+        float((found - expected).norm() / expected.norm()) < 1e-4 < float((plain - expected).norm() / expected.norm())
+    )
