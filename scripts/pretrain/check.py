@@ -26,7 +26,7 @@ from scripts.pretrain import clip
 from scripts.pretrain.common import CHECKPOINTS, draw, generator
 
 PROMPTS, SEED = 1024, 2026
-STEPS = {"shapes-sd": (20, 2.0), "shapes-turbo": (2, 1.0), "shapes-flow": (20, 3.0)}  # steps, guidance
+STEPS = {"shapes-sd": (20, 2.0), "shapes-turbo": (2, 1.0), "shapes-flow": (20, 2.0)}  # steps, guidance
 OUTPUT = Path(__file__).parents[2] / "docs" / "shapes-figures.md"
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pair_toys import write_pairs
 
 from align import checkpoint
 from align.hooks.metrics import FILE_NAME as FILE
@@ -92,6 +93,50 @@ def kill_in_the_report(process, output, draw):
 
 def same_numbers(run):
     return [{key: value for key, value in record.items() if key != "seconds"} for record in run.metrics]
+
+
+PREFERENCES = {
+    "diffusion_dpo": {"objective": {"name": "diffusion_dpo", "beta": 50}, "data": {"name": "preferences"}},
+    "spo": {  # 8 transitions a rollout, 3 an update: kills fall within rollouts and on their borders
+        "objective": {"name": "spo"},
+        "data": {
+            "name": "rollouts",
+            "prompts": ["a", "b c", "x"],
+            "num_prompts": 4,
+            "num_candidates": 2,
+            "first_step": 1,
+            "gap": 0.2,
+        },
+        "rewards": {"brightness": {}},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_killed_preference_runs_end_as_the_unbroken_one(recipe_file, tmp_path, capsys, name):
+    recipe = json.loads(recipe_file.read_text())
+    recipe |= {"hooks": {}, "evaluate": None, "rewards": {}} | PREFERENCES[name]
+    recipe["sampling"] = {"num_steps": 3, "guidance_scale": 2.0, "eta": 1.0}
+    recipe["train"] |= {"num_updates": 60, "batch_size": 3, "checkpoint_every": 2}
+    if name == "diffusion_dpo":
+        write_pairs(tmp_path / "pairs", 7)
+        recipe["data"] |= {"pairs": str(tmp_path / "pairs"), "cache": str(tmp_path / "cache")}
+    recipe_file.write_text(json.dumps(recipe))
+    draw = random.Random(time.time_ns())
+    assert start(recipe_file, tmp_path / "whole").wait() == 0
+    output = tmp_path / "killed"
+    moments = draw.sample(["any"] * 3 + ["save"] * 2, 5)
+    kinds = {"any": kill_any, "save": kill_in_a_save}
+    met = [kinds[moment](start(recipe_file, output), output, draw) for moment in moments]
+    assert start(recipe_file, output).wait() == 0
+    with capsys.disabled():
+        print(f"\n{name} killed at:", "; ".join(met))
+    whole, killed = Run(tmp_path / "whole"), Run(output)
+    assert same_numbers(killed) == same_numbers(whole) and len(whole.metrics) == 60
+    files = [run.output / "adapter" / FILE_NAME for run in (whole, killed)]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.slow
