@@ -1,7 +1,7 @@
 """Holds a command line of the documentation against the real programs, without running it.
 
 `align` (also behind accelerate, torchrun and python -m): every option against the command's own parser; recipes are
-loaded with the overrides that are given; `python scripts/x.py` and `bash scripts/x`: the file and its options are there.
+loaded with the overrides that are given. `python scripts/x.py`, `bash scripts/x`: the file and its options are there.
 """
 
 import importlib.util
@@ -98,7 +98,7 @@ def _parsed(group: Any, args: Sequence[str]) -> tuple[str, dict[str, Any]]:
     try:
         return name, group.commands[name].make_context(name, list(rest)).params
     except Exception as error:  # typer's own click, which has no public name
-        kind = Incomplete if type(error).__name__ == "MissingParameter" else Wrong
+        kind = Incomplete if "Missing" in type(error).__name__ or "requires an arg" in str(error) else Wrong
         raise kind(f"align {shlex.join(args)}: {getattr(error, 'message', error)}") from None
 
 
@@ -134,6 +134,8 @@ def meant(name: str, said: dict[str, Any], written: str = "", *, on_disk: bool =
 
 def _is_run(source: str, written: str) -> bool:
     """Whether `source` is a folder that some recipe, or a command of the page, writes to."""
+    if source.startswith("pulled/") and re.search(rf"align pull \S+/{re.escape(Path(source).name)}\b", written):
+        return True
     if not source.startswith("runs/"):
         return False
     made = {f"runs/{name.replace('/', '-')}" for name in recipes.names()}
@@ -179,11 +181,13 @@ def _python(args: list[str], written: str, on_disk: bool) -> None:
 
 
 def _script(args: list[str]) -> None:
-    """The file is there; options and subcommands are words of it."""
+    """The file is there; options are words of it, unless it hands them on."""
     path = ROOT / args[0]
     if not path.is_file():
         raise Wrong(f"there is no {args[0]}")
     source = path.read_text(encoding="utf-8")
+    if '"$@"' in source:
+        return
     for option in (word for word in args[1:] if word.startswith("-")):
         name = option.partition("=")[0].lstrip("-")
         if not re.search(rf"\b{name}\b|\b{name.replace('-', '_')}\b", source):

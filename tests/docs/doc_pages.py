@@ -65,6 +65,15 @@ def blocks(page: str, source: str | None = None) -> list[Block]:
     return found
 
 
+def written(page: str, folder: Path) -> None:
+    """Writes the files that a page's blocks are."""
+    for block in blocks(page):
+        if block.title:
+            path = folder / block.title
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, encoding="utf-8")
+
+
 def prose(page: str) -> str:
     """The page without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", text(page), flags=re.MULTILINE | re.DOTALL)

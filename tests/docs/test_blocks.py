@@ -11,41 +11,32 @@ from typing import Any
 import pytest
 import yaml
 from doc_commands import Incomplete, Wrong, check, commands, meant, parsed
-from doc_pages import ROOT, Block, anchors, blocks, links, pages, prose, text
+from doc_pages import ROOT, Block, anchors, blocks, links, pages, prose, text, written
+from doc_trainings import shortly
 
 import align
-from align.config import Recipe, load_recipe
+from align.config import load_recipe
+from align.shapes.embedded import resolve
 from align.source import Source
 
 SHELL, DATA = ("bash", "", "shell", "console"), ("text", "json")
 TESTED_ELSEWHERE = {
     "docs/samplers.md": "tests/samplers/test_samplers_page.py runs its Python",
     "docs/models.md": "tests/test_models_doc.py runs its family",
-    "CONTRIBUTING.md": "tests/docs/test_contributing.py runs what it shows",
+    "docs/publish.md": "tests/test_publish_page.py runs the page",
 }
 NOT_ON_DISK = {
     "align train spo/shapes_spm": "needs the result of the command before it",
 }
-SMALL = {"train.num_updates": 2, "train.batch_size": 4, "train.micro_batch_size": None, "hooks": {}}
-FEW = {"evaluate.num_prompts": 8, "evaluate.num_pictures": 4}
+WALKED = {
+    "CONTRIBUTING.md": "tests/docs/test_walks.py goes through it",
+    "docs/howto/own_reward.md": "tests/docs/test_walks.py goes through it",
+    "docs/howto/own_pairs.md": "tests/docs/test_walks.py goes through it",
+}
 
 
 def of(*languages: str) -> list[Block]:
     return [block for page in pages() for block in blocks(page) if block.language in languages]
-
-
-def small(recipe: Recipe) -> Recipe:
-    """The same in two updates of four rows."""
-    return load_recipe(recipe, SMALL | (FEW if recipe.evaluate else {}))
-
-
-def written(page: str, folder: Path) -> None:
-    """The files that a page's blocks are."""
-    for block in blocks(page):
-        if block.title:
-            path = folder / block.title
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block.text, encoding="utf-8")
 
 
 def test_every_block_has_a_language_that_is_tried():
@@ -73,7 +64,7 @@ def test_commands_within_the_text(page):
     wrong = []
     for code in re.findall(r"`(align [^`]+)`", prose(page)):
         try:
-            parsed([word for word in next(commands(code))[1:] if word != "..."])
+            parsed([word for word in next(commands(code.replace("\n", " ")))[1:] if word != "..."])
         except Incomplete:
             continue  # a sentence may leave arguments out
         except Wrong as error:
@@ -100,22 +91,25 @@ def block_file(block: Block, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("page", sorted({block.page for block in of("python")} - TESTED_ELSEWHERE.keys()))
+@pytest.mark.parametrize("page", sorted({b.page for b in of("python")} - TESTED_ELSEWHERE.keys() - WALKED.keys()))
 def test_python(page, tmp_path, monkeypatch):
-    """Blocks that are no files run, one after the other, with trainings of two updates."""
+    """Blocks that are no files run, one after the other, with trainings of two updates; published models are stood in
+    for by the embedded one, and a run's folder by that of such a training."""
     written(page, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    train = align.train
-
-    def shortly(recipe: Any, overrides: Any = (), *, resume: str = "auto", **settings: Any) -> Any:
-        return train(small(load_recipe(load_recipe(recipe, overrides), settings)), resume=resume)
-
-    monkeypatch.setattr(align, "train", shortly, raising=False)
+    monkeypatch.setattr(align, "train", shortly(align.train), raising=False)
     names: dict[str, Any] = {}
     for block in (block for block in blocks(page) if block.language == "python"):
         scope = names if block.title is None else {"__name__": Path(block.title).stem}
-        exec(compile(block.text, str(block), "exec"), scope)
+        exec(compile(stood_in(block.text), str(block), "exec"), scope)
+
+
+def stood_in(code: str) -> str:
+    for folder in re.findall(r'load_lora_weights\("([^"]+)/adapter"', code):
+        align.train("draft/shapes", output=folder)
+    code = re.sub(r'from_pretrained\("[^"]+"', f'from_pretrained("{resolve("embedded:shapes-sd")}"', code)
+    return code.replace('"cuda"', '"cpu"').replace("torch.float16", "torch.float32")
 
 
 def trained() -> list[str]:
