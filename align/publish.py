@@ -51,9 +51,7 @@ def check_name(repo: str) -> None:
     """Raises a UserError unless `repo` can be the name of a repository on the Hub, owner/name."""
     part = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
     if not re.fullmatch(f"{part}/{part}", repo) or ".." in repo or "--" in repo or repo.endswith((".git", ".", "-")):
-        raise UserError(
-            f"--repo {repo}: not a name on the Hub. Write owner/name, of letters, digits, '-', '_' and '.'."
-        )
+        raise UserError(f"{repo}: not a name on the Hub. Write owner/name, of letters, digits, '-', '_' and '.'.")
 
 
 def write(files: list[File], folder: Path) -> list[Path]:
@@ -72,7 +70,8 @@ def write(files: list[File], folder: Path) -> list[Path]:
 def _pictures(run: Path) -> tuple[card.Shown, list[File]]:
     """The grid and the first images of the report, before and after; none where the recipe had no report."""
     folder, files = run / evaluate.FOLDER, []
-    prompts = json.loads((folder / evaluate.SCORES).read_text("utf-8"))["prompts"] if folder.is_dir() else []
+    told = folder / evaluate.SCORES
+    prompts = json.loads(told.read_text("utf-8"))["prompts"] if told.is_file() else []
     grid = run / evaluate.PICTURE
     if grid.is_file():
         files.append(File(grid.name, grid.read_bytes()))
