@@ -30,11 +30,8 @@ class Plan:
     batch_size: int
     rewards: dict[str, RewardConfig]
     """{label: what judges}."""
-
-    @property
-    def trained_on(self) -> list[str]:
-        """The labels among `rewards` that the recipe maximises."""
-        return [label for label in self.rewards if label in self.recipe.rewards]
+    trained_on: list[str]
+    """The labels among `rewards` that some arm maximises: its adapter's training, or its choice of noise."""
 
 
 def plan(
@@ -71,7 +68,10 @@ def plan(
         raise UserError(
             "best-of and reno choose by rewards, and the recipe has none. Give --recipe reno/any, or yours."
         )
-    judges = _judges(loaded, rewards, of_rewards)
+    trainings = [loaded, *(load_recipe(p.recipe, on_disk=False) for p in chosen.adapters.values() if p.recipe)]
+    judges = _judges(trainings, rewards, of_rewards)
+    maximised = [_scored(config) for training in trainings for config in training.rewards.values()]
+    trained_on = [label for label, config in judges.items() if _scored(config) in maximised]
     report = loaded.evaluate
     source = prompts or (report.prompts if report else None)
     if source is None and str(getattr(loaded.model, "checkpoint", "")).startswith(EMBEDDED):
@@ -82,7 +82,7 @@ def plan(
         count = report.num_prompts
     items = load(source, count)
     named = source if isinstance(source, str) else f"{len(source)} prompts of the recipe"
-    return Plan(loaded, chosen, named, items, num_images, batch_size, judges)
+    return Plan(loaded, chosen, named, items, num_images, batch_size, judges, trained_on)
 
 
 def _behind(chosen: Cast, recipe: str | None, model: str | None, noisy: bool) -> Any:
@@ -116,21 +116,29 @@ def _optimising(recipe: Recipe) -> Recipe:
     )
 
 
-def _judges(recipe: Recipe, names: Sequence[str], changes: Sequence[str]) -> dict[str, RewardConfig]:
-    """Those that are named, else all that the recipe trains on and reports."""
-    known: dict[str, RewardConfig] = {}
-    for hook in recipe.hooks.values():
-        known |= getattr(hook, "rewards", {})
-    reported: Mapping[str, RewardConfig] = recipe.evaluate.rewards if recipe.evaluate else {}
-    known |= {**reported, **recipe.rewards}
+def _scored(config: RewardConfig) -> dict[str, Any]:
+    """What a reward looks with; that another weight or form of the same score was trained on makes it no judge."""
+    return config.model_dump(exclude={"weight", "form", "memory_gib", "offload", "licence"})
+
+
+def _judges(trainings: Sequence[Recipe], names: Sequence[str], changes: Sequence[str]) -> dict[str, RewardConfig]:
+    """Those that are named, else all that the recipes train on and report; of one label the first recipe's."""
+    trained: dict[str, RewardConfig] = {}
+    reported: dict[str, RewardConfig] = {}
+    watched: dict[str, RewardConfig] = {}
+    for recipe in reversed(trainings):  # what is there already stands behind, and is replaced where it has the label
+        trained = {**recipe.rewards, **_without(trained, recipe.rewards)}
+        if recipe.evaluate:
+            reported = {**recipe.evaluate.rewards, **_without(reported, recipe.evaluate.rewards)}
+        for hook in recipe.hooks.values():
+            watched |= getattr(hook, "rewards", {})
+    judges = {**trained, **_without(reported, trained)}
+    if not names and not judges:
+        raise UserError("by what is it judged? Give --reward, such as --reward clip aesthetic (align rewards).")
     if not names:
-        judges = {**recipe.rewards, **reported}
-        if not judges:
-            raise UserError("by what is it judged? Give --reward, such as --reward clip aesthetic (align rewards).")
         return judges
-    changed = {change.partition(".")[0] for change in changes}
-    own = [name for name in names if name not in known or name in changed]
-    fresh = reward_configs(own, changes) if own else {}
-    judges = {name: known[name] for name in names if name not in own}
-    ordered = {name.partition("=")[0]: name for name in names}
-    return {label: {**judges, **fresh}[label] for label in ordered if label in judges or label in fresh} | fresh
+    return reward_configs(names, changes, {**watched, **judges})
+
+
+def _without(rewards: Mapping[str, RewardConfig], others: Mapping[str, RewardConfig]) -> dict[str, RewardConfig]:
+    return {label: config for label, config in rewards.items() if label not in others}

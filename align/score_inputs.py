@@ -112,8 +112,13 @@ def _beside(image: str) -> str:
         ) from None
 
 
-def reward_configs(names: Sequence[str], changes: Sequence[str]) -> dict[str, RewardConfig]:
-    """{label: config} for names (`clip`, or `label=name`) with changes (clip.model=...); says all problems at once."""
+def reward_configs(
+    names: Sequence[str], changes: Sequence[str], known: Mapping[str, RewardConfig] | None = None
+) -> dict[str, RewardConfig]:
+    """{label: config} for names (`clip`, or `label=name`) with changes (clip.model=...); says all problems at once.
+
+    A name that is a label of `known` means that reward, with its settings.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     from rewards._config import suggest
@@ -128,7 +133,8 @@ def reward_configs(names: Sequence[str], changes: Sequence[str]) -> dict[str, Re
             raise UserError(
                 f"--reward {name}: {label} is there already. Give one a label of its own: mine={component}."
             )
-        tree[label] = {"name": component}
+        own = known.get(name) if known else None
+        tree[label] = {"name": component} if own is None else own.model_dump(mode="json")
     for change in changes:
         label = change.partition("=")[0].partition(".")[0]
         if label not in tree:

@@ -75,7 +75,7 @@ def test_heavy_libraries_are_imported_inside_functions():
 
 def test_heavy_libraries_stay_in_their_files():
     """diffusers, transformers and peft are named where a family, an adapter, a reward or a checkpoint is built."""
-    homes = ("align.models", "align.lora", "rewards", "align.shapes", "align.plan", "align.doctor")
+    homes = ("align.models", "align.lora", "align.mix", "rewards", "align.shapes", "align.plan", "align.doctor")
     assert not broken(lambda file, module: module.split(".")[0] in HEAVY and not within(file, *homes))
 
 

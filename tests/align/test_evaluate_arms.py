@@ -100,3 +100,22 @@ def test_noise_is_optimised_as_the_models_own_recipe_says(folders):
     assert made.recipe.sampling.num_steps == 4 and list(made.recipe.rewards) == ["brightness"]
     assert plan(["best-of:3"], count=6).recipe.model.checkpoint == "embedded:shapes-turbo", "the one reno takes"
     assert plan(["best-of:3"], model="embedded:shapes-turbo", count=6).trained_on == ["clip", "pick"]
+
+
+def test_what_any_adapter_was_trained_on_is_no_judge(folders):
+    """b maximises another form of what a only reports."""
+    (folders / "a" / "recipe.yaml").write_text(
+        "model: {name: sd, checkpoint: 'embedded:shapes-sd'}\nobjective: draft\ndata: {name: prompts, prompts: [x]}\n"
+        "rewards: {brightness: {}}\nevaluate: {prompts: [x, y], num_prompts: 2, num_pictures: 1, rewards: "
+        "{clip: {model: embedded:shapes-clip}, gold: {}}}\n"
+    )
+    (folders / "b" / "recipe.yaml").write_text(
+        "model: {name: sd, checkpoint: 'embedded:shapes-sd'}\nobjective: draft\ndata: {name: prompts, prompts: [x]}\n"
+        "rewards: {same: {name: clip, model: embedded:shapes-clip, form: logit, weight: 2}}\n"
+    )
+    assert plan(["a"]).trained_on == ["brightness"]
+    both = plan(["a", "b"])
+    assert list(both.rewards) == ["brightness", "same", "clip", "gold"]
+    assert both.trained_on == ["brightness", "same", "clip"]
+    own = plan(["a"], rewards=["clip", "gold"], changes=["clip.form=logit"]).rewards["clip"]
+    assert (own.model, own.form) == ("embedded:shapes-clip", "logit"), "a change to the recipe's own"
