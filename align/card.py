@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from align.config import Recipe
+from align.models._pipeline import PipelineModel
 from align.registry import EMBEDDED, MODELS
 from align.summary import Summary
 
@@ -145,11 +146,28 @@ def _use(recipe: Recipe, found: Summary, repo: str | None, prompt: str) -> Seque
     return [
         "```python",
         *lines,
-        f'pipeline.load_lora_weights({json.dumps(repo or "THIS_FOLDER")}, adapter_name="align")',
-        f'pipeline.set_adapters("align", {recommended_strength(found):g})',
+        *_loading(recipe, repo, recommended_strength(found)),
         f"image = pipeline({json.dumps(prompt, ensure_ascii=False)}, {options}).images[0]",
         "```",
         "",
+    ]
+
+
+def _loading(recipe: Recipe, repo: str | None, strength: float) -> list[str]:
+    """The adapter onto `pipeline`; a family that diffusers has no LoRA loader for brings its own way."""
+    family: Any = MODELS.get(recipe.model.name)  # type: ignore[attr-defined]  # every component has one
+    if getattr(family, "load_adapter", PipelineModel.load_adapter) is PipelineModel.load_adapter:
+        place = json.dumps(repo or "THIS_FOLDER")
+        return [
+            f'pipeline.load_lora_weights({place}, adapter_name="align")',
+            f'pipeline.set_adapters("align", {strength:g})',
+        ]
+    network, place = family.network_name, f"snapshot_download({json.dumps(repo)})" if repo else '"THIS_FOLDER"'
+    return [
+        "from pathlib import Path  # diffusers has no load_lora_weights for this pipeline",
+        *(["from huggingface_hub import snapshot_download"] if repo else []),
+        "from align.models._plain_adapter import attach",
+        f'attach(pipeline.{network}, Path({place}), component="{network}", strength={strength:g})',
     ]
 
 

@@ -66,3 +66,15 @@ def test_a_base_that_was_put_together_is_put_together_again():
     assert f'from_pretrained("{HUB}", revision="fp16")' in code
     assert code.index('load_lora_weights("latent/lcm", weight_name="lcm.safetensors")') < code.index("fuse_lora")
     assert code.index("unload_lora_weights") < code.index("THIS_FOLDER")
+
+
+def test_a_pipeline_without_a_lora_loader_is_told_another_way():
+    from diffusers import PixArtSigmaPipeline
+
+    assert not hasattr(PixArtSigmaPipeline, "load_lora_weights")
+    changes = {"model": {"name": "pixart", "checkpoint": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"}}
+    _, body = read(card.text(load_recipe("draft/sd15_aesthetic", changes, on_disk=False), summary(), "me/adapter"))
+    code = body.split("```python")[1].split("```")[0]
+    assert "load_lora_weights(" not in code
+    assert 'attach(pipeline.transformer, Path(snapshot_download("me/adapter")), component="transformer"' in code
+    compile(code, "card", "exec")
