@@ -22,6 +22,7 @@ from torch.nn.functional import logsigmoid
 from torch.utils.flop_counter import FlopCounterMode
 
 from align.lora import AdapterConfig
+from align.models._quantize import METHODS
 from align.models._real_size import example_cond, real_size
 from align.policy import Policy
 from align.registry import MODELS
@@ -44,7 +45,8 @@ class Bench:
         )
         dtype = getattr(torch, arguments.dtype)
         self.device = arguments.device
-        self.model = model = real_size(family, published, device=self.device, dtype=dtype)
+        quantize = arguments.quantize
+        self.model = model = real_size(family, published, device=self.device, dtype=dtype, quantize=quantize)
         self.adapter = Adapter(AdapterConfig(rank=16), model.network, list(model.lora_targets), seed=0)
         model.to(self.device)
         self.policy = Policy(model, self.adapter)
@@ -115,6 +117,7 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantize", choices=METHODS, help="keep the network's linear weights so")
     parser.add_argument("--num-steps", type=int, default=10)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--size", type=int, nargs=2, help="height and width in pixels; default: the native ones")
