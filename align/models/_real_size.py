@@ -7,6 +7,7 @@ import torch
 
 from align.models._pipeline import PipelineModel
 from align.models._published import Published
+from align.models._quantize import Quantize
 from samplers import TensorCond
 
 
@@ -16,7 +17,7 @@ def real_size(
     *,
     device: str = "meta",
     dtype: torch.dtype = torch.float32,
-    quantize: str | None = None,
+    quantize: Quantize | None = None,
 ) -> PipelineModel:
     """The bundle with random weights on `device` (meta: none at all) and without text encoders: see `example_cond`."""
     import diffusers
