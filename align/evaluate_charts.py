@@ -46,7 +46,7 @@ def by_strength(series: Mapping[str, Sequence[tuple[float, Interval]]]) -> str:
 
 
 def fidelity(marks: Sequence[Mark], *, x_label: str, y_label: str) -> str:
-    """Arms as points with their intervals; those that no other beats are filled and joined."""
+    """Arms as points with their intervals; those that no other beats are filled, joined and labelled."""
     lows, highs = [mark.gain.low for mark in marks], [mark.gain.high for mark in marks]
     frame = Frame(0.0, 1.05 * max(mark.cost for mark in marks) or 1.0, min(*lows, 0.0), max(*highs, 0.0))
     best = front([(mark.cost, mark.gain.mean) for mark in marks])
@@ -62,7 +62,7 @@ def fidelity(marks: Sequence[Mark], *, x_label: str, y_label: str) -> str:
             f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{escape(mark.title)}: '
             f"{mark.gain.mean:+.4f} at {mark.cost:.4f}</title></circle>"
         )
-    parts += [_label(x, y, text) for x, y, text in _places(frame, marks)]
+    parts += [_label(x, y, text) for x, y, text in _places(frame, [marks[i] for i in best])]
     return _svg(parts)
 
 

@@ -27,8 +27,10 @@ from align.benchmarks import Item
 from align.errors import UserError
 from align.evaluate_arms import Arm
 from align.picture import to_pil
+from align.registry import resolve_embedded
 
 SCORE = "score:"
+MOST_PATH = 1024  # characters; a longer setting is no path
 
 
 class Chunk(NamedTuple):
@@ -60,6 +62,21 @@ class Part:
 def fingerprint(*told: Any) -> str:
     """Of anything that JSON can say."""
     return hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+def stamps(value: Any) -> list[Any]:
+    """[name, size, time] of the files behind every checkpoint and function that settings name: other weights under the
+    same name are other settings. What is on the Hub goes by its name and revision."""
+    if isinstance(value, dict | list):
+        return [found for item in (value.values() if isinstance(value, dict) else value) if (found := stamps(item))]
+    if not isinstance(value, str) or not value.strip() or len(value) > MOST_PATH:
+        return []
+    path = Path(resolve_embedded(value)).expanduser()
+    code = Path(value.partition(":")[0])  # my_rewards.py:warmth
+    files = [file for file in (path, code) if file.is_file()]
+    if any((path / name).is_file() for name in ("model_index.json", "config.json")):
+        files += sorted(path.rglob("*.safetensors"))
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 class Folder:

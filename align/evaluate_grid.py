@@ -35,7 +35,7 @@ def _controls(labels: Sequence[str], arms: Sequence[str], items: Sequence[Item],
     parts = [_select("score", "score", [(label, label) for label in labels], verdict)]
     if categories:
         parts.append(_select("category", "category", [("", "all"), *((c, c) for c in categories)], ""))
-    orders = [("", "as in the benchmark")]
+    orders = [("", "as given")]
     for number, arm in enumerate(arms[1:], 1):
         orders += [(f"-{number}", f"largest gain of {arm}"), (f"{number}", f"largest loss of {arm}")]
     parts.append(_select("order", "order", orders, ""))

@@ -194,9 +194,8 @@ def _change(gain: Gain) -> str:
 def _beside(found: Evaluation) -> str:
     rows = []
     for arm in found.arms:
-        diverse = ""
-        if arm.diversity is not None:
-            d = arm.diversity
+        diverse = "one image a prompt"
+        if (d := arm.diversity) is not None:
             diverse = f"{d.before.mean:.4f} to {d.after.mean:.4f}{_range(d.difference)}"
         drift = "" if arm.drift is None else f"{arm.drift:.3g}"
         rows.append(

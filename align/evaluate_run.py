@@ -19,7 +19,7 @@ from torch.nn import functional
 from align.errors import UserError
 from align.evaluate_arms import Arm
 from align.evaluate_draw import Built, Easel
-from align.evaluate_files import Chunk, Folder, Part, fingerprint, together
+from align.evaluate_files import Chunk, Folder, Part, fingerprint, stamps, together
 from align.evaluate_page import PAGE, page
 from align.evaluate_plan import Plan
 from align.evaluate_results import (
@@ -54,7 +54,11 @@ class Session:
             Chunk(start, plan.items[start : start + plan.batch_size])
             for start in range(0, len(plan.items), plan.batch_size)
         ]
-        self.judged = {label: fingerprint(c.model_dump(mode="json")) for label, c in plan.rewards.items()}
+        self.judged = {
+            label: fingerprint(told := config.model_dump(mode="json"), stamps(told))
+            for label, config in plan.rewards.items()
+        }
+        self._weights = stamps(plan.recipe.dump()["model"])
         self._digests = {adapter: _digest(adapter) for adapter in plan.cast.adapters}
         self.built = Built(self.accelerator)
         self.easel = Easel(plan, self.accelerator, self.built)
@@ -107,7 +111,13 @@ class Session:
         """Fingerprint of all that the images of an arm depend on."""
         tree = self.plan.recipe.dump()
         noise = [arm.noise, arm.count, [tree[block] for block in OF_THE_NOISE]] if arm.noise else []
-        drawn = [tree["model"], tree["sampling"], tree["train"]["seed"], tree["train"]["mixed_precision"]]
+        drawn = [
+            tree["model"],
+            self._weights,
+            tree["sampling"],
+            tree["train"]["seed"],
+            tree["train"]["mixed_precision"],
+        ]
         adapters = {self._digests[adapter]: weight for adapter, weight in arm.adapters.items()}
         return fingerprint(drawn, adapters, noise, self.plan.num_images, told)
 

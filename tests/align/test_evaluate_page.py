@@ -130,15 +130,19 @@ def interval(mean):
 
 
 def test_the_front_joins_what_no_other_beats():
-    marks = [Mark(c, interval(g), f"{g:g}", f"arm {c:g}") for c, g in ((0.0, 0.0), (1.0, 2.0), (2.0, 1.0), (3.0, 3.0))]
+    marks = [
+        Mark(c, interval(g), f"arm {c:g}", f"arm {c:g}") for c, g in ((0.0, 0.0), (1.0, 2.0), (2.0, 1.0), (3.0, 3.0))
+    ]
     drawn = fidelity(marks, x_label="x", y_label="y")
     assert re.findall(r'circle class="(\w+)"', drawn) == ["on", "on", "off", "on"]
     (line,) = re.findall(r'class="front" points="([^"]*)"', drawn)
     assert len(line.split()) == 3
     at = dict(zip("0213", re.findall(r'cx="([\d.]+)"', drawn), strict=True))
     assert float(at["0"]) < float(at["2"]) < float(at["1"]) < float(at["3"]), "cost grows to the right"
-    same = [Mark(1.0, interval(1.0), "a", "a"), Mark(1.0, interval(1.0), "b", "b")]
-    assert len(re.findall(r"<text [^>]*>[ab]</text>", fidelity(same, x_label="x", y_label="y"))) == 1
+    labels = re.findall(r'<text x="[^"]*" y="[^"]*">([^<]*)</text>', drawn)
+    assert labels == ["arm 0", "arm 1", "arm 3"], "only the front is labelled"
+    close = [Mark(1.0, interval(1.0), "a", "a"), Mark(1.0001, interval(1.0001), "b", "b")]
+    assert len(re.findall(r"<text [^>]*>[ab]</text>", fidelity(close, x_label="x", y_label="y"))) == 1
 
 
 def test_the_band_is_the_interval():

@@ -12,6 +12,7 @@ from evaluate_toys import PROMPTS, evaluated, make_runs, planned
 from align.config import load_recipe
 from align.errors import UserError
 from align.evaluate_draw import Easel
+from align.evaluate_files import stamps
 from align.evaluate_results import EVALUATION, SCORES, SUMMARY, read
 from align.evaluate_run import Session
 from align.interrupt import Interrupted
@@ -128,6 +129,20 @@ def test_only_what_changed_is_made_again(runs, tmp_path, drawn):
     drawn.clear()
     evaluated(runs, tmp_path / "a", "RUNS/one", rewards=["brightness"], changes=["sampling.num_steps=3"])
     assert len(drawn) == 6, "another sampler, other images"
+
+
+def test_other_weights_under_the_same_name_are_seen(runs, tmp_path):
+    model = str(runs / "model")
+    before = stamps({"name": "sd", "checkpoint": model, "dtype": {"vae": "auto"}})
+    assert [name for name, *_ in before[0]] == ["model.safetensors"] + ["diffusion_pytorch_model.safetensors"] * 2
+    weights = runs / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    os.utime(weights, ns=(0, 0))
+    assert stamps({"checkpoint": model}) != before
+    assert stamps({"checkpoint": "embedded:shapes-clip"})[0][0][0] == "model.safetensors"
+    assert stamps({"name": "clip", "model": "somebody/clip", "weight": 1.0}) == []
+    code = tmp_path / "mine.py"
+    code.write_text("def warmth(images, prompts): ...")
+    assert stamps({"function": f"{code}:warmth"})[0][0][0] == "mine.py"
 
 
 def test_a_mixture_and_its_parts(runs, tmp_path):
