@@ -51,6 +51,18 @@ def test_the_score_is_open_clips_cosine(tiny_open_clip):
         torch.testing.assert_close(reward(images, PROMPTS), (image * text).sum(-1), rtol=0, atol=1e-5)
 
 
+def test_alignprops_preprocessing(tiny_open_clip):
+    from torchvision.transforms.functional import InterpolationMode, normalize, resize
+
+    name, file = tiny_open_clip.split("/", 1)
+    reward = HPSv2(HPSv2Config(model=name, weights=file, preprocess="alignprop"))
+    images = to_tensor(noise(64, 64), stripes(64, 64))
+    resized = resize(images, [32], InterpolationMode.BILINEAR, antialias=True)
+    ours = reward.clip.preprocess
+    wanted = normalize(resized, list(ours.mean), list(ours.std))
+    torch.testing.assert_close(ours(images), wanted, rtol=0, atol=1e-5)
+
+
 def test_the_gradient_is_that_of_finite_differences(tiny_open_clip, finite_differences, monkeypatch):
     from rewards import hpsv2
 
