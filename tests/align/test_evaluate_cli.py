@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(runs, tmp_path, monkeypatch, word
     done = CliRunner().invoke(app, ["evaluate", *(word.replace("RUNS", str(runs)) for word in words)])
     assert done.exit_code == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interruption_has_its_exit_code_and_says_how_to_go_on(runs, tmp_path, monkeypatch, name, code):
+    monkeypatch.chdir(tmp_path)
+
+    def make(self, arm, interrupt, done):
+        os.kill(os.getpid(), signal.Signals[name])
+        interrupt.check()
+
+    monkeypatch.setattr("align.evaluate_run.Session._make", make)
+    done = CliRunner().invoke(app, ["evaluate", str(runs / "one")])
+    assert done.exit_code == code and f"{name}: what is finished is kept; the same command goes on" in done.output
 
 
 def launched(runs, output, num_processes):
