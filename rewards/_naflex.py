@@ -38,9 +38,10 @@ class Patches(Preprocess):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Patches":
-        given = Preprocess.from_hf({"resample": 2} | dict(config) | {"do_resize": False})
-        fields = {"mode": given.mode, "mean": given.mean, "std": given.std}
-        return cls(None, **fields, patch=config.get("patch_size", 16), most=config.get("max_num_patches", 256))
+        unsaid = {"resample": 2, "image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+        given = Preprocess.from_hf(unsaid | dict(config) | {"do_resize": False})
+        patch, most = config.get("patch_size", 16), config.get("max_num_patches", 256)
+        return cls(None, mode=given.mode, mean=given.mean, std=given.std, patch=patch, most=most)
 
 
 def fitted(height: int, width: int, patch: int, most: int) -> tuple[int, int]:

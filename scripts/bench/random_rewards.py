@@ -144,7 +144,7 @@ def build(name: str, *, dtype: str = "float32", device: str = "cpu") -> Reward:
     from transformers.initialization import no_init_weights
 
     with without_checkpoints(REAL[name]), no_init_weights():
-        reward = registry.build(registry.REWARDS, kind(**settings))
+        reward: Any = registry.build(registry.REWARDS, kind(**settings))
         fill(reward)
         if hasattr(reward, "references"):
             reward.references.image("", None, torch.device("cpu"))

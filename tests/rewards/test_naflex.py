@@ -61,7 +61,8 @@ def test_sizes_are_those_of_transformers():
 def test_the_published_settings_and_their_names():
     config = {"patch_size": 14, "max_num_patches": 64, "resample": 3, "image_mean": [0.1] * 3, "image_std": [0.2] * 3}
     assert Patches.from_hf(config) == Patches(None, mode="bicubic", mean=(0.1,) * 3, std=(0.2,) * 3, patch=14, most=64)
-    assert Patches.from_hf({}).mode == "bilinear", "the published processor's own default"
+    half = (0.5,) * 3
+    assert Patches.from_hf({}) == Patches(None, mode="bilinear", mean=half, std=half), "the processor's own defaults"
 
 
 def test_the_gradient_is_that_of_finite_differences(tiny_naflex, finite_differences):
