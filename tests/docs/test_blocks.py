@@ -111,7 +111,7 @@ def stood_in(code: str) -> str:
     for folder in re.findall(r'load_lora_weights\("([^"]+)/adapter"', code):
         align.train("draft/shapes", output=folder)
     code = re.sub(r'from_pretrained\("[^"]+"', f'from_pretrained("{resolve("embedded:shapes-sd")}"', code)
-    return code.replace('"cuda"', '"cpu"')
+    return code.replace('"cuda"', '"cpu"').replace("torch.float16", "torch.float32")
 
 
 def trained() -> list[str]:
