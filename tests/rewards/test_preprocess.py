@@ -115,3 +115,8 @@ def test_normalise():
     x = torch.full((1, 3, 2, 2), 0.5)
     expected = np.array([0.0, 1.0, -1.0])
     np.testing.assert_allclose(normalise(x, (0.5, 0.4, 0.6), (0.5, 0.1, 0.1))[0, :, 0, 0], expected, atol=1e-6)
+
+
+def test_the_long_side_is_truncated():
+    for size, wanted in (((300, 404), (224, 301)), ((404, 300), (301, 224)), ((300, 300), (224, 224))):  # 301.65
+        assert short_side(torch.zeros(1, 3, *size), 224) == wanted
