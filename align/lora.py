@@ -49,7 +49,7 @@ class AdapterConfig(ComponentConfig):
     """Start from this adapter: a folder, a .safetensors file, or a Hub id; its rank must equal `rank`."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        if self.init is not None and not _is_hub_id(self.init) and not _file(self.init).is_file():
+        if self.init is not None and not is_hub_id(self.init) and not _file(self.init).is_file():
             yield ".init", f"there is no file {_file(self.init)}. Give the folder that holds {FILE_NAME}."
 
     @model_validator(mode="before")
@@ -236,16 +236,17 @@ def _file(source: str | Path) -> Path:
     return path / FILE_NAME if path.is_dir() else path
 
 
-def _is_hub_id(source: str | Path) -> bool:
+def is_hub_id(source: str | Path) -> bool:
+    """Whether it has the form owner/name; a dot may be in it (me/style-v1.5), the end of a weights' file may not."""
     text = str(source)
-    return text.count("/") == 1 and not text.startswith((".", "~", "/")) and not Path(text).suffix
+    return text.count("/") == 1 and not text.startswith((".", "~", "/")) and not text.endswith((".safetensors", ".bin"))
 
 
 def _find(source: str | Path) -> Path:
     path = _file(source)
     if path.is_file():
         return path
-    if _is_hub_id(source):
+    if is_hub_id(source):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from align import lora
+from align import adapter_file, lora
 from align.errors import UserError
 
 
@@ -29,18 +29,10 @@ class Located(NamedTuple):
 
 def locate(source: str) -> Located:
     """The adapter that a user means by a run's folder, an adapter's folder or file, or a Hub id."""
-    path = Path(source).expanduser()
-    for file in (path / "adapter" / lora.FILE_NAME, path / lora.FILE_NAME, path):
-        if file.is_file():
-            homes = (file.parent, file.parent.parent)
-            recipe = next((home / "recipe.yaml" for home in homes if (home / "recipe.yaml").is_file()), None)
-            name = file.stem if file == path and file.name != lora.FILE_NAME else _name(file.parent)
-            return Located(str(file), recipe, name)
-    if path.exists():
-        raise UserError(f"{source}: holds no adapter ({lora.FILE_NAME}). If it is a run, finish it with align train.")
-    if source.count("/") == 1 and not source.startswith((".", "~", "/")) and not path.suffix:
-        return Located(source, None, source)
-    raise UserError(f"{source}: there is no such run, adapter's folder or file, and it is no Hub id (owner/name).")
+    if Path(source).expanduser().exists() or not lora.is_hub_id(source):
+        file, recipe = adapter_file.locate(Path(source))
+        return Located(str(file), recipe, _name(file.parent) if file.name == lora.FILE_NAME else file.stem)
+    return Located(source, None, source)
 
 
 def _name(folder: Path) -> str:

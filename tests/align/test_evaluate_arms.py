@@ -58,7 +58,7 @@ def test_every_arm_has_a_folder_of_its_own(folders):
 @pytest.mark.parametrize(
     ("systems", "options", "said"),
     [
-        (["nowhere"], {}, "there is no such run"),
+        (["nowhere"], {}, "there is no adapter"),
         (["a@much"], {}, '"much" is no strength'),
         (["best-of:some"], {}, "how many"),
         (["reno:0"], {}, "how many"),

@@ -42,7 +42,7 @@ def test_the_command(runs, tmp_path, monkeypatch):
     ("words", "said"),
     [
         ([], "what is to be evaluated"),
-        (["nowhere"], "there is no such run"),
+        (["nowhere"], "there is no adapter"),
         (["RUNS/one", "--prompts", "nowhere.txt"], "--prompts: nowhere.txt: cannot be read"),
         (["RUNS/one", "--strengths", "a"], "--strengths a: is no list of numbers"),
         (["RUNS/one", "--reward", "brightnes"], "brightness"),

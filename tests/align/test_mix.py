@@ -172,8 +172,9 @@ def test_what_a_user_may_call_an_adapter(tiny_sd_factory, tmp_path):
         assert locate(str(said)) == (str(file), run / "recipe.yaml", "mine")
     (tmp_path / "other.safetensors").write_bytes(file.read_bytes())
     assert locate(str(tmp_path / "other.safetensors"))[1:] == (None, "other")
-    assert locate("somebody/adapter") == ("somebody/adapter", None, "somebody/adapter")
+    for hub_id in ("somebody/adapter", "somebody/adapter-v1.5"):
+        assert locate(hub_id) == (hub_id, None, hub_id)
     (tmp_path / "empty").mkdir()
-    for wrong, said in ((tmp_path / "empty", "holds no adapter"), ("nowhere", "no such run"), ("./a/b", "no such run")):
+    for wrong, said in ((tmp_path / "empty", "holds pytorch_lora_weights"), ("nowhere", "there is no adapter"), ("./a/b", "there is no adapter")):
         with pytest.raises(UserError, match=said):
             locate(str(wrong))
