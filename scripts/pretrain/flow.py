@@ -94,7 +94,7 @@ def load() -> StableDiffusion3Pipeline:
     return pipe
 
 
-def main(steps: int = 6500, batch: int = 64, seed: int = 0) -> None:
+def main(steps: int = 8500, batch: int = 64, seed: int = 0) -> None:
     torch.manual_seed(seed)
     transformer, head = build(), clip.build_head()
     tokens: list[Tensor] = []
@@ -124,7 +124,7 @@ def main(steps: int = 6500, batch: int = 64, seed: int = 0) -> None:
         return (out - (noise - x)).pow(2).mean() + 0.2 * naming
 
     def look(step: int) -> None:
-        if (step + 1) % 1000 == 0:
+        if (step + 1) % 2000 == 0:
             with torch.no_grad():
                 print(step + 1, sd.judged(pipe, 96, num_inference_steps=20, guidance_scale=GUIDANCE), flush=True)
             tokens.clear()
