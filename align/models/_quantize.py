@@ -31,14 +31,14 @@ class Method(NamedTuple):
 
 
 def _to_nf4(weight: Tensor) -> tuple[Tensor, ...]:
-    from bitsandbytes.functional import quantize_4bit
+    from bitsandbytes.functional import quantize_4bit  # type: ignore[import-not-found]
 
     packed, state = quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type="nf4")
     return packed, state.absmax, state.code
 
 
 def _from_nf4(kept: tuple[Tensor, ...], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    from bitsandbytes.functional import QuantState, dequantize_4bit
+    from bitsandbytes.functional import QuantState, dequantize_4bit  # type: ignore[import-not-found]
 
     packed, absmax, code = kept
     state = QuantState(absmax, torch.Size(shape), code, BLOCK, "nf4", dtype)
@@ -46,14 +46,14 @@ def _from_nf4(kept: tuple[Tensor, ...], shape: tuple[int, int], dtype: torch.dty
 
 
 def _to_int8(weight: Tensor) -> tuple[Tensor, ...]:
-    from bitsandbytes.functional import int8_vectorwise_quant
+    from bitsandbytes.functional import int8_vectorwise_quant  # type: ignore[import-not-found]
 
     rows, largest, _ = int8_vectorwise_quant(weight.half().contiguous())
     return rows, largest
 
 
 def _from_int8(kept: tuple[Tensor, ...], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    from bitsandbytes.functional import int8_vectorwise_dequant
+    from bitsandbytes.functional import int8_vectorwise_dequant  # type: ignore[import-not-found]
 
     return int8_vectorwise_dequant(*kept).to(dtype)
 

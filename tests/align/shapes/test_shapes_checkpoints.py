@@ -50,6 +50,18 @@ def test_shapes_turbo_draws_in_two_steps():
     assert sum(v.strict for v in verdicts) / 96 > 0.2  # of 96; docs/shapes-figures.md has the figure itself
 
 
+def test_shapes_flow_draws_what_is_asked_in_a_stock_pipeline():
+    from diffusers import StableDiffusion3Pipeline
+
+    folder = resolve("embedded:shapes-flow")
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None).to(torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    captions = prompts("select", 48)
+    options = {"num_inference_steps": 10, "guidance_scale": 2.0, "output_type": "pt"}
+    verdicts = judge(pipe(prompt=captions, generator=torch.Generator().manual_seed(0), **options).images, captions)
+    assert sum(v.graded for v in verdicts) / 48 > 0.55  # docs/shapes-figures.md has the figure itself, of 20 steps
+
+
 def pictures(count: int):
     rng = np.random.default_rng(7)
     every = [list(requirements(s)) for s in SKILLS]
@@ -117,7 +129,7 @@ def test_files_are_small_and_listed_with_their_checksums():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    assert names() == ["shapes-clip", "shapes-pick", "shapes-sd", "shapes-turbo"]
+    assert names() == ["shapes-clip", "shapes-flow", "shapes-pick", "shapes-sd", "shapes-turbo"]
     with pytest.raises(UserError, match=r"embedded:shapes-xl: there is no embedded checkpoint.*embedded:shapes-sd"):
         resolve("embedded:shapes-xl")
     assert parse(prompts("train", 1)[0]).skill == "single"
