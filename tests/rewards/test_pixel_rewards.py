@@ -73,14 +73,14 @@ def test_the_exact_size_is_pillows():
     assert not JpegConfig(form="exact").has_gradient() and JpegConfig(form="rate").has_gradient()
 
 
-@pytest.mark.parametrize("quality", [50, 95])
+@pytest.mark.parametrize("quality", [50, 80, 95])
 def test_the_rate_ranks_and_estimates_the_exact_size(quality):
     pictures = [scene(seed, detail) for seed in range(4) for detail in (0.0, 0.2, 0.4, 0.7, 1.0)]
     images = to_tensor(*pictures)
     exact, rate = (Jpeg(JpegConfig(form=f, quality=quality))(images, [""] * 20) for f in ("exact", "rate"))
     exact = exact + 0.6  # headers and tables, which no image can save
     assert stats.spearmanr(exact, rate).statistic > 0.98
-    assert 0.5 < float(rate.sum() / exact.sum()) < 2, float(rate.sum() / exact.sum())
+    torch.testing.assert_close(rate, exact, rtol=0.15, atol=0)
 
 
 def test_distance_is_what_soft_rounding_loses():
