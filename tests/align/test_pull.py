@@ -65,7 +65,7 @@ CODE = [
     ("rewards", {"mine": {"name": "python", "function": "evil.py:reward"}}, "rewards.mine.function: evil.py:reward"),
     ("objective", "evil:Method", "objective: evil:Method"),
     ("hooks", {"metrics": {"trackers": ["evil:Tracker"]}}, "hooks.metrics.trackers.0: evil:Tracker"),
-    ("model", {"name": "/tmp/with space/evil.py:Model", "checkpoint": "a/b"}, "evil.py:Model"),
+    ("model", {"name": "/a folder/evil.py:Model", "checkpoint": "a/b"}, "evil.py:Model"),
 ]
 
 
