@@ -1,5 +1,6 @@
 """`align ...`, `python -m align ...`, and `accelerate launch -m align train RECIPE`."""
 
+import gc
 import importlib.util
 import sys
 from pathlib import Path
@@ -12,7 +13,12 @@ def main() -> None:
         raise SystemExit(2)
     from align.cli import app
 
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        if ended.code == 2:
+            gc.freeze()  # the refusal is said: no search of all that torch has made before the program ends
+        raise
 
 
 def shadowed() -> dict[str, str]:
