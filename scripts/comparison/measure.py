@@ -35,12 +35,19 @@ from scripts.comparison.methods import FIRST, METHODS, Method
 
 TRIAL = 6  # updates from which the cost of one is measured
 COLUMNS = ("wall-clock", "forward-equivalents")
-JUDGES = {"gold": {}, "judge_graded": {}, "judge": {}, "clip": {"model": "embedded:shapes-clip"}}
-REPORTED = {"prompts": "shapes:report", "num_pictures": 8, "rewards": JUDGES}
+PROMPTS = "shapes:report"
+JUDGES: dict[str, dict[str, Any]] = {
+    "gold": {"name": "gold"},
+    "judge_graded": {"name": "judge_graded"},
+    "judge": {"name": "judge"},
+    "pick": {"name": "clip", "model": "embedded:shapes-pick", "form": "logit"},
+    "clip": {"name": "clip", "model": "embedded:shapes-clip"},
+}
 
 
 class Bench:
-    """Runs in `output`/METHOD/SEED, the cost of an update in `output`/METHOD/cost.json."""
+    """Runs in `output`/METHOD/seed-N, the cost of an update in `output`/METHOD/cost.json, scores of the base model in
+    `output`/base."""
 
     def __init__(self, output: Path, *, num_prompts: int = 384, updates: int | None = None):
         self.output = output
@@ -62,7 +69,7 @@ class Bench:
             run = align.train(method.recipe, (*method.changes, *changes))
             if run.interrupted:
                 raise SystemExit(130)
-            self._keep(folder, column, run, length)
+            self._keep(folder, column, method, seed, run, length)
 
     def budget(self) -> dict[str, float]:
         """Seconds and forward-equivalents that every method may spend."""
@@ -75,7 +82,7 @@ class Bench:
         path = self.output / name / "cost.json"
         if not path.is_file():
             trial = self.output / name / "trial"
-            changes = (*self._common(0), "evaluate=null", f"train.num_updates={TRIAL}", f"output={trial}")
+            changes = (*self._common(0), f"train.num_updates={TRIAL}", f"output={trial}")
             with counted() as rows:
                 run = align.train(method.recipe, (*method.changes, *changes), resume="never")
             unit = self._units(method)
@@ -108,12 +115,11 @@ class Bench:
             "relative": float(spread / signal.clamp(min=1e-30)), "batches": batches, "rows": rows,
         })  # fmt: skip
 
+    @torch.no_grad()
     def _best_of(self, folder: Path, method: Method, seed: int, budget: dict[str, float]) -> None:
         recipe = load_recipe(method.recipe, (*method.changes, *self._common(seed)))
-        policy, _, _ = _parts(recipe, seed=seed)
-        painter = Painter(policy, recipe.sampling, Accelerator(cpu=True), seed=seed)
+        painter, prompts = self._painter(recipe, seed), self._prompts()
         trained = Composite({label: build(REWARDS, config) for label, config in recipe.rewards.items()})
-        prompts = load_prompts("shapes:report", count=self.num_prompts, key="compare")
         with FlopCounterMode(display=False) as counter:
             painter.score("reference", prompts[:32], trained, stream="report")
         flops = counter.get_total_flops() / 32 / self._units(method)["network"]
@@ -122,14 +128,27 @@ class Bench:
         each = {"forward-equivalents": flops, "wall-clock": (time.perf_counter() - began) / 32}
         numbers = {column: max(1, round(budget[column] / each[column] / self.num_prompts)) for column in COLUMNS}
         for column, number in numbers.items():
-            if (folder / f"{column}.json").is_file():
-                continue
-            best, judged = _best(painter, prompts, trained, number)
-            scores = {
-                "before": judged(lambda rows: painter.images("reference", [prompts[i] for i in rows], rows, "report")),
-                "after": judged(best),
-            }
-            _dump(folder / f"{column}.json", {"updates": number, "scores": scores, "curve": []})
+            if not (folder / f"{column}.json").is_file():
+                scores = {"before": self._base(painter), "after": _best(painter, prompts, trained, number)}
+                _dump(folder / f"{column}.json", {"updates": number, "scores": scores, "curve": []})
+
+    def _prompts(self) -> list[str]:
+        return load_prompts(PROMPTS, count=self.num_prompts, key="compare")
+
+    def _painter(self, recipe: Recipe, seed: int) -> Painter:
+        """Paints for all methods alike: ten DDIM steps and guidance 2 on the shapes world, as the first recipe says."""
+        policy, _, _ = _parts(recipe, seed=seed)
+        first = METHODS[FIRST]
+        sampling = load_recipe(first.recipe, first.changes).sampling
+        return Painter(policy, sampling, Accelerator(cpu=True), seed=seed)
+
+    def _base(self, painter: Painter) -> dict[str, list[float]]:
+        """Scores of the base model on the report prompts at this seed, for every method."""
+        path = self.output / "base" / f"{painter.seed}.json"
+        if not path.is_file():
+            _dump(path, _judged(painter, "reference", self._prompts()))
+        scores: dict[str, list[float]] = json.loads(path.read_text())
+        return scores
 
     def _units(self, method: Method) -> dict[str, float]:
         """Operations of decoding and of scoring one image, each over those of one network forward of one row; under
@@ -149,17 +168,18 @@ class Bench:
         }
 
     def _common(self, seed: int) -> tuple[str, ...]:
-        """The same for all: the seed, no hooks that measure or stop, the same report."""
-        judged = json.dumps({**REPORTED, "num_prompts": self.num_prompts})
-        return (f"train.seed={seed}", "hooks={}", f"evaluate={judged}", "train.keep_checkpoints=1")
+        """The same for all: the seed, no hooks that measure or stop; what is reported is measured here."""
+        return (f"train.seed={seed}", "hooks={}", "evaluate=null", "train.keep_checkpoints=1")
 
-    def _keep(self, folder: Path, column: str, run: Run, length: int) -> None:
-        told = json.loads((run.output / "report" / "scores.json").read_text(encoding="utf-8"))
+    def _keep(self, folder: Path, column: str, method: Method, seed: int, run: Run, length: int) -> None:
+        trained = load_recipe(method.recipe, (*method.changes, f"adapter.init={run.output / 'adapter'}"))
+        painter = self._painter(trained, seed)
+        scores = {"before": self._base(painter), "after": _judged(painter, "train", self._prompts())}
         seconds, curve = 0.0, []
         for record in run.metrics:
             seconds += record["seconds"]
             curve.append([record["step"], seconds, record.get("reward/total"), record["grad_norm"]])
-        _dump(folder / f"{column}.json", {"updates": length, "scores": told["scores"], "curve": curve})
+        _dump(folder / f"{column}.json", {"updates": length, "scores": scores, "curve": curve})
 
 
 @contextmanager
@@ -206,10 +226,20 @@ def _randomise(adapter: Adapter, scale: float = 0.02) -> None:
             parameter += scale * torch.randn(parameter.shape, generator=generator)
 
 
-def _best(painter: Painter, prompts: list[str], trained: Composite, number: int) -> Any:
-    """(images of rows: the best of `number` noises by the trained rewards; a judge of images of rows)."""
+def _judges() -> Composite:
+    return Composite({label: build(REWARDS, REWARDS.config_class(c["name"])(**c)) for label, c in JUDGES.items()})
 
-    def best(rows: list[int]) -> torch.Tensor:
+
+def _judged(painter: Painter, role: str, prompts: list[str]) -> dict[str, list[float]]:
+    scores, _ = painter.score(role, prompts, _judges(), stream="report")
+    return {label: values.tolist() for label, values in scores.items()}
+
+
+def _best(painter: Painter, prompts: list[str], trained: Composite, number: int) -> dict[str, list[float]]:
+    """Scores of the best of `number` noises by the trained rewards."""
+    judges, scores = _judges(), {label: [] for label in JUDGES}
+    for start in range(0, len(prompts), painter.batch_size):
+        rows = list(range(start, min(start + painter.batch_size, len(prompts))))
         chosen = [prompts[i] for i in rows]
         images = painter.images("reference", chosen, rows, "report")
         total = trained.combine(trained(images, chosen))
@@ -218,24 +248,9 @@ def _best(painter: Painter, prompts: list[str], trained: Composite, number: int)
             score = trained.combine(trained(others, chosen))
             images = torch.where((score > total)[:, None, None, None], others, images)
             total = torch.maximum(score, total)
-        return images
-
-    watched = {label: {"name": label, **settings} for label, settings in JUDGES.items()}
-    judges = {label: build(REWARDS, REWARDS.config_class(c["name"])(**c)) for label, c in watched.items()}
-    everything: dict[str, Any] = {**dict(trained.rewards.items()), **judges}
-    judge = Composite(everything)
-
-    def judged(draw: Any) -> dict[str, list[float]]:
-        scores: dict[str, list[float]] = {}
-        for start in range(0, len(prompts), 64):
-            rows = list(range(start, min(start + 64, len(prompts))))
-            with torch.no_grad():
-                terms = judge(draw(rows), [prompts[i] for i in rows])
-            for label, values in terms.items():
-                scores.setdefault(label, []).extend(values.tolist())
-        return scores
-
-    return best, judged
+        for label, values in judges(images, chosen).items():
+            scores[label].extend(values.tolist())
+    return scores
 
 
 def _dump(path: Path, value: Any) -> None:

@@ -12,10 +12,13 @@ class Method:
     trained: bool = True
 
 
+ALIKE = ("optim.lr=1e-3", "optim.schedule=constant", "train.batch_size=16", "train.num_updates=60")
+"""What the other recipes of reward gradients have, and draft/shapes has not: it was searched for more than they."""
+
 METHODS = {
-    "draft-1": Method("draft/shapes", ("sampling.last_k=1", "optim.lr=1e-3")),
-    "draft-5": Method("draft/shapes"),
-    "draft-full": Method("draft/shapes", ("sampling.window=full",)),
+    "draft-1": Method("draft/shapes", (*ALIKE, "sampling.last_k=1")),
+    "draft-5": Method("draft/shapes", ALIKE),
+    "draft-full": Method("draft/shapes", (*ALIKE, "sampling.window=full")),
     "draft-lv": Method("draft/shapes_lv"),
     "alignprop-contiguous": Method("alignprop/shapes"),
     "alignprop-bernoulli": Method("alignprop/shapes", ("objective.law=bernoulli",)),

@@ -46,7 +46,8 @@ def recipe(tiny_sd_factory, tmp_path_factory):
 def bench(tmp_path, monkeypatch, recipe) -> measure.Bench:
     monkeypatch.setattr(measure, "TRIAL", 1)
     monkeypatch.setattr(measure, "METHODS", {FIRST: Method(recipe)})
-    monkeypatch.setattr(measure, "REPORTED", {"prompts": ["a red star", "b"], "num_pictures": 1, "rewards": {}})
+    monkeypatch.setattr(measure, "PROMPTS", ["a red star", "b"])
+    monkeypatch.setattr(measure, "JUDGES", {"pick": {"name": "brightness"}})
     return measure.Bench(tmp_path, num_prompts=2)
 
 
@@ -92,7 +93,7 @@ def test_each_budget_gives_its_own_number_of_updates(tmp_path, monkeypatch):
         return Done()
 
     monkeypatch.setattr(measure.align, "train", train)
-    monkeypatch.setattr(mine, "_keep", lambda folder, column, run, length: None)
+    monkeypatch.setattr(mine, "_keep", lambda folder, column, method, seed, run, length: None)
     mine.measure("x", Method("r"), 1)
     assert lengths == [20, 30]
 
