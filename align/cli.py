@@ -18,7 +18,8 @@ from align.errors import UserError
 from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
 from rewards._errors import RegistryError, RewardError
 
-logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # to import torchao is to be warned of its own enums
+for _noisy in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)  # to import torchao is to be warned of its own enums and absences
 
 app = typer.Typer(
     name="align",

@@ -1,11 +1,19 @@
 """Whole runs under the guard, on a tiny random Stable Diffusion: what is written, and that resuming changes nothing."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import align
 from align import lora
+from align.run import Run
+
+WORKER = Path(__file__).with_name("preference_worker.py")
 
 PROMPTS = ["a red star", "two blue cats", "a square", "x above y"]
 
@@ -39,6 +47,15 @@ def recipe(sd_folder, tmp_path):
 
 def timeless(records):
     return [{k: v for k, v in record.items() if "seconds" not in k} for record in records]
+
+
+def close(mine, theirs):
+    """Words alike, numbers to the rounding of two ways to add them."""
+    assert mine.keys() == theirs.keys()
+    for key, value in mine.items():
+        assert value == (
+            pytest.approx(theirs[key], rel=1e-3, abs=1e-4) if isinstance(value, float | dict) else theirs[key]
+        )
 
 
 def result(run):
@@ -77,3 +94,37 @@ def test_the_best_is_swept_and_the_recommendation_is_in_the_summary_and_the_repo
     page = (run.output / "report.html").read_text()
     assert f"recommended: {found['recommended_strength']:g}" in page
     assert json.loads((run.output / "summary.json").read_text())["hardware"]
+
+
+def test_two_processes_guard_the_run_of_one(recipe, tmp_path):
+    """One run that the guard ends and one that it lets go on and sweeps, 3 held-out prompts over 2 processes."""
+    recipe["hooks"]["guard"] |= {"prompts": PROMPTS[:3], "num_prompts": 3}
+    recipe["optim"] = {"algorithm": "sgd", "lr": 2.0}  # Adam would blow up the rounding of gradients that are almost 0
+    kept = recipe | {"rewards": {"dull": {"name": "brightness", "weight": -1.0}}}
+    recipes = {"ended": recipe, "kept": kept | {"train": recipe["train"] | {"num_updates": 2}}}
+    (tmp_path / "recipes.json").write_text(json.dumps(recipes))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER)]
+    done = subprocess.run(
+        [*command, str(tmp_path / "recipes.json"), str(tmp_path / "two")],
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    for name, settings in recipes.items():
+        one, two = align.train(settings, output=str(tmp_path / "one" / name)), Run(tmp_path / "two" / name)
+        assert (one.report.num_processes, two.report.num_processes) == (1, 2)
+        assert (one.report.num_updates, one.report.chosen_update) == (two.report.num_updates, two.report.chosen_update)
+        guards = [[{k: v for k, v in r.items() if k.startswith("guard/")} for r in run.metrics] for run in (one, two)]
+        measured = [[r for r in rows if "guard/score" in r] for rows in guards]
+        assert len(measured[0]) == len(measured[1]) > 1
+        for mine, theirs in zip(*measured, strict=True):
+            close(mine, theirs)
+        sweeps = [run.report.findings["guard"].get("sweep") or [] for run in (one, two)]
+        assert len(sweeps[0]) == len(sweeps[1]) == (2 if name == "kept" else 0)
+        for mine, theirs in zip(*sweeps, strict=True):
+            close(mine, theirs)
+        tensors = [load_file(run.output / "adapter" / lora.FILE_NAME) for run in (one, two)]
+        for key, tensor in tensors[0].items():
+            assert tensor.allclose(tensors[1][key], rtol=1e-3, atol=1e-5)
