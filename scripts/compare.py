@@ -2,7 +2,8 @@
 
 python scripts/compare.py run                        # all methods; goes on where it was ended
 python scripts/compare.py run draft-1 refl --seeds 11 --updates 20
-python scripts/compare.py run --add dpo=diffusion_dpo/shapes --add "spo-8=spo/shapes sampling.num_steps=8"
+python scripts/compare.py run --add "spo-8=spo/shapes sampling.num_steps=8"
+python scripts/compare.py variance; python scripts/compare.py overoptimise; python scripts/compare.py reno
 python scripts/compare.py write                      # from what there is
 
 The budget is what the first method (draft-1) spends in its recipe's updates. Every method gets as many updates as it
@@ -10,6 +11,7 @@ can do in the same wall-clock time, and as many as in the same number of forward
 reported first, and the run then goes on to the other.
 """
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -53,14 +55,13 @@ def run(
 
 @app.command()
 def variance(output: Output = OUTPUT, batches: int = 16, rows: int = 16) -> None:
-    """Measure the gradient's norm and variance of each method at the start of training."""
+    """Measure the norm and the variance of each reward gradient at the start of training."""
     from scripts.comparison.measure import Bench
-    from scripts.comparison.methods import METHODS
+    from scripts.comparison.methods import METHODS, REWARD_GRADIENTS
 
     bench = Bench(output)
-    for name, method in METHODS.items():
-        if method.trained:
-            bench.variance(name, method, batches=batches, rows=rows)
+    for name in REWARD_GRADIENTS:
+        bench.variance(name, METHODS[name], batches=batches, rows=rows)
 
 
 @app.command()
@@ -72,6 +73,22 @@ def overoptimise(output: Output = OUTPUT, seed: int = 11) -> None:
         folder = output / "overoptimised" / name
         if align.train(OVEROPTIMISED, (*changes, f"train.seed={seed}", f"output={folder}")).interrupted:
             raise SystemExit(130)
+
+
+@app.command()
+def reno(output: Output = OUTPUT, prompts: int = 64) -> None:
+    """Optimise the noise of the embedded few-step model, beside best-of-n at equal cost."""
+    asked = [
+        "--prompts",
+        "shapes:report",
+        "--count",
+        str(prompts),
+        "--compare",
+        "--no-path",
+        "-o",
+        str(output / "reno"),
+    ]
+    subprocess.run([sys.executable, "-m", "align", "reno", *asked], cwd=ROOT, check=True)
 
 
 @app.command()

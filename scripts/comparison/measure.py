@@ -137,10 +137,9 @@ class Bench:
 
     def _painter(self, recipe: Recipe, seed: int) -> Painter:
         """Paints for all methods alike: ten DDIM steps and guidance 2 on the shapes world, as the first recipe says."""
-        policy, _, _ = _parts(recipe, seed=seed)
         first = METHODS[FIRST]
         sampling = load_recipe(first.recipe, first.changes).sampling
-        return Painter(policy, sampling, Accelerator(cpu=True), seed=seed)
+        return Painter(_policy(recipe, seed), sampling, Accelerator(cpu=True), seed=seed)
 
     def _base(self, painter: Painter) -> dict[str, list[float]]:
         """Scores of the base model on the report prompts at this seed, for every method."""
@@ -159,13 +158,12 @@ class Bench:
         cond, t = model.text.encode(["a red circle"]), torch.tensor(0.5, dtype=torch.float64)
         x = torch.zeros(1, *model.latent_shape(recipe.sampling.image_size))
         image = model.codec.decode(x)
-        rewards(image, ["a red circle"])  # prompts are encoded once
         network = _operations(lambda: model.denoiser()(x, t, cond))
-        return {
-            "network": network,
-            "decode": _operations(lambda: model.codec.decode(x)) / network,
-            "reward": _operations(lambda: rewards(image, ["a red circle"])) / network,
-        }
+        units = {"network": network, "decode": _operations(lambda: model.codec.decode(x)) / network, "reward": 0.0}
+        if recipe.rewards:
+            rewards(image, ["a red circle"])  # prompts are encoded once
+            units["reward"] = _operations(lambda: rewards(image, ["a red circle"])) / network
+        return units
 
     def _common(self, seed: int) -> tuple[str, ...]:
         """The same for all: the seed, no hooks that measure or stop; what is reported is measured here."""
@@ -210,11 +208,15 @@ def _operations(call: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def _parts(recipe: Recipe, *, seed: int) -> tuple[Policy, Any, Any]:
+def _policy(recipe: Recipe, seed: int) -> Policy:
     model = build(MODELS, recipe.model)
-    policy = Policy(model, Adapter(recipe.adapter, model.network, list(model.lora_targets), seed=seed))
+    return Policy(model, Adapter(recipe.adapter, model.network, list(model.lora_targets), seed=seed))
+
+
+def _parts(recipe: Recipe, *, seed: int) -> tuple[Policy, Any, Any]:
+    policy = _policy(recipe, seed)
     rewards = Composite({label: build(REWARDS, c) for label, c in recipe.rewards.items()}, recipe.combine)
-    objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, rewards, seed))
+    objective = build(OBJECTIVES, recipe.objective, Parts(policy.model, recipe.sampling, rewards, seed))
     return policy, objective, build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
 
 

@@ -1,4 +1,5 @@
-"""What is compared: a method is a recipe and changes to it."""
+"""What is compared: a method is a recipe and changes to it. Those of preferences read the pairs that `align pairs` (or
+their first run) has made, and spo-spm the preference model of spm/shapes."""
 
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ class Method:
 ALIKE = ("optim.lr=1e-3", "optim.schedule=constant", "train.batch_size=16", "train.num_updates=60")
 """What the other recipes of reward gradients have, and draft/shapes has not: it was searched for more than they."""
 
+BY_GRADIENT = ("draft", "alignprop", "refl", "drtune")
+
 METHODS = {
     "draft-1": Method("draft/shapes", (*ALIKE, "sampling.last_k=1")),
     "draft-5": Method("draft/shapes", ALIKE),
@@ -27,8 +30,14 @@ METHODS = {
     ),  # the 42 +- 5 of 50 steps, for 10
     "refl": Method("refl/shapes"),
     "drtune": Method("drtune/shapes"),
+    "diffusion-dpo": Method("diffusion_dpo/shapes"),
+    "inversion-dpo-anchored": Method("inversion_dpo/shapes"),
+    "inversion-dpo-residual": Method("inversion_dpo/shapes_residual"),
+    "spo-tweedie": Method("spo/shapes"),
+    "spo-spm": Method("spo/shapes_spm"),
     "best-of-n": Method("draft/shapes", trained=False),
 }
+REWARD_GRADIENTS = [name for name, method in METHODS.items() if method.recipe.split("/")[0] in BY_GRADIENT]
 FIRST = "draft-1"
 """Its recipe's updates are the budget."""
 

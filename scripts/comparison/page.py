@@ -37,7 +37,7 @@ def write(output: Path, page: Path) -> Path:
             _table(gains),
             f"![Gain in gold utility at equal {column}](img/{figure})\n",
         ]
-    parts += [_speed(output, images), _variance(output), _overoptimised(output, images)]
+    parts += [_speed(output, images), _variance(output), _overoptimised(output, images), _reno(output)]
     page.write_text("\n".join(part for part in parts if part), encoding="utf-8")
     return page
 
@@ -52,7 +52,9 @@ DRaFT-1 spends in its recipe's updates: in wall-clock seconds within updates, an
 the network's floating-point operations). Scores are differences to the base on report prompts at the same seeds,
 averaged over seeds for each prompt, with 95 % bootstrap intervals over prompts; no guard, the last adapter. `gold`,
 `judge` and `judge_graded` know the truth and no method sees them. Best-of-n pays its cost for every new image again,
-the others once.
+the others once. DPO, Inversion-DPO and the step-aware judge of spo-spm learn from pairs of the base model's own images
+that gold's noisy voters labelled; to make those pairs, to invert them and to train that judge is paid beforehand and
+not in these columns.
 """
 
 
@@ -222,6 +224,15 @@ def _overoptimised(output: Path, images: Path) -> str:
         f"the best gain. The trained reward (running mean) is {reward[0]:.3f} there and {reward[1]:.3f} at the end.\n\n"
         "![Each curve on its own range: trained reward, held-out reward, gold](img/results-overoptimised.svg)\n"
     )
+
+
+def _reno(output: Path) -> str:
+    """The table that `align reno --compare` has written, of another model: the few-step one."""
+    table = output / "reno" / "table.md"
+    if not table.is_file():
+        return ""
+    said = "No weight changes: `align reno --compare` on the embedded two-step model, report prompts."
+    return f"## Noise optimisation\n\n{said}\n\n{table.read_text(encoding='utf-8')}"
 
 
 def _own_range(points: charts.Points) -> list[tuple[float, float]]:
