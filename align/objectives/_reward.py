@@ -16,7 +16,7 @@ from align.objectives._base import Parts
 from align.policy import Policy
 from align.registry import ComponentConfig
 from align.sampling import SamplingConfig, rollout
-from samplers import Rng, broadcast
+from samplers import Rng
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -31,10 +31,6 @@ class RewardObjectiveConfig(ComponentConfig):
     """Minimise max(0, margin - r) in place of -r: images that are good enough pull no further."""
     scale: float = Field(1.0, gt=0)
     """Factor of the loss: it acts with clipping and beside other terms, while Adam's steps do not depend on it."""
-    max_sample_grad: float | None = Field(None, gt=0)
-    """Bound on the norm of one sample's gradient, d loss / d x_0, where it enters the sampler: a longer one is scaled
-    down to it. The decoder and the reward are steep at a few samples, and one of them can outweigh the batch; the
-    metric `sample_grad` says how long they are."""
 
     @model_validator(mode="after")
     def _one_form(self) -> "RewardObjectiveConfig":
@@ -56,18 +52,6 @@ class RewardObjective:
 
         `observed`: the rewards' normalisation is to follow these scores.
         """
-        if self.config.max_sample_grad is None or not x0.requires_grad:
-            return self._losses(x0, prompts, observed)
-        leaf = x0.detach().requires_grad_()
-        losses, metrics = self._losses(leaf, prompts, observed)
-        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-        norms = gradient.flatten(1).norm(dim=1)
-        bound = self.config.max_sample_grad
-        gradient = gradient * broadcast(bound / norms.clamp(min=bound), gradient)
-        losses = losses.detach() + (gradient * (x0 - leaf.detach())).flatten(1).sum(1)  # the value, and this gradient
-        return losses, metrics | {"sample_grad": norms}
-
-    def _losses(self, x0: Tensor, prompts: Sequence[str], observed: bool) -> tuple[Tensor, dict[str, Tensor]]:
         terms, total, metrics = self.rewards.score(self.model.codec.decode(x0), prompts)
         if observed:
             self._scores.append(torch.stack(list(terms.values()), 1))
