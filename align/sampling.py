@@ -4,18 +4,20 @@ Its config is checked without torch; the methods import what they build.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from align.errors import UserError
 from align.registry import ComponentConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from align.models._base import DiffusionModel
-    from samplers import Denoiser, GradPolicy, Grid, Rng, StepRule, Trajectory
+    from samplers import Denoiser, GradPolicy, Grid, Rng, Schedule, StepRule, Trajectory
 
 STOCHASTIC = ("ddim", "euler_ancestral")  # the rules that take an eta
 
@@ -35,6 +37,9 @@ class SamplingConfig(ComponentConfig):
     """Times t between which guidance acts; 1 is pure noise."""
     spacing: Literal["leading", "trailing", "linspace", "karras"] | None = None
     """Which times the grid takes. Default: the model's own scheduler's."""
+    timesteps: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """The steps' times by hand, as entries of the model's table (diffusers' `timesteps`), such as [800] for a one-step
+    model that was distilled there. num_steps of them, falling; ddim only."""
     image_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Height and width in pixels. Default: the size the network was trained at."""
 
@@ -86,6 +91,19 @@ class SamplingConfig(ComponentConfig):
         if self.spacing is not None and self.step_rule == "lcm":
             yield "spacing", f"is {self.spacing}, and an LCM has its own times. Remove it."
 
+        if self.timesteps is not None:
+            yield from self._timestep_problems(self.timesteps)
+
+    def _timestep_problems(self, timesteps: Sequence[int]) -> Iterator[tuple[str, str]]:
+        if self.step_rule != "ddim":
+            yield "timesteps", f"are set, and {self.step_rule} has times of its own. Use ddim, or remove them."
+        if self.spacing is not None:
+            yield "timesteps", f"are set beside spacing={self.spacing}. Remove one of the two."
+        if len(timesteps) != self.num_steps:
+            yield "timesteps", f"are {len(timesteps)}, and num_steps is {self.num_steps}. Make the two agree."
+        if any(later >= earlier for earlier, later in pairwise(timesteps)):
+            yield "timesteps", f"are {list(timesteps)}. Each must be less than the one before."
+
     def _window_problems(self) -> Iterator[tuple[str, str]]:
         calls, named = self.num_calls, "network calls" if self.step_rule == "heun" else "num_steps"
         counts = {"last": "last_k", "contiguous": "max_k", "subset": "subset_k"}
@@ -118,8 +136,12 @@ class SamplingConfig(ComponentConfig):
         return rules[self.step_rule]
 
     def grid(self, model: "DiffusionModel") -> "Grid":
-        """The model's own times for this rule, spacing and image size."""
-        return model.grids(self.num_steps, model.latent_shape(self.image_size), self.step_rule, self.spacing)
+        """The model's own times for this rule, spacing and image size, or the recipe's.
+
+        Raises UserError for timesteps that the model's table has not.
+        """
+        own = model.grids(self.num_steps, model.latent_shape(self.image_size), self.step_rule, self.spacing)
+        return own if self.timesteps is None else _by_hand(self.timesteps, model.schedule, own)
 
     def grad_policy(self) -> "GradPolicy":
         """The gradient window."""
@@ -141,6 +163,22 @@ class SamplingConfig(ComponentConfig):
 
         rescale = getattr(denoiser, "rescale", None)  # the family's, by way of its denoiser
         return cfg(denoiser, uncond, self.guidance_scale, interval=self.guidance_interval, rescale=rescale)
+
+
+def _by_hand(timesteps: Sequence[int], schedule: "Schedule", own: "Grid") -> "Grid":
+    """The times of these entries of the table, and `own`'s last, where images end."""
+    import torch
+
+    from samplers import Grid, VPSchedule
+
+    if not isinstance(schedule, VPSchedule):
+        raise UserError("sampling.timesteps: this model has no table of times. Remove them.")
+    if timesteps[0] >= schedule.num_train:
+        last = schedule.num_train - 1
+        raise UserError(
+            f"sampling.timesteps={list(timesteps)}: the model's table ends at {last}. Begin there or lower."
+        )
+    return Grid(torch.cat([schedule.time(timesteps), own.times[-1:]]), own.init_scale)
 
 
 def rollout(

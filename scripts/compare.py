@@ -3,7 +3,7 @@
 python scripts/compare.py run                        # all methods; goes on where it was ended
 python scripts/compare.py run draft-1 refl --seeds 11 --updates 20
 python scripts/compare.py run --add "spo-8=spo/shapes sampling.num_steps=8"
-python scripts/compare.py variance; python scripts/compare.py overoptimise; python scripts/compare.py reno
+python scripts/compare.py sweep                      # then: variance, overoptimise, reno
 python scripts/compare.py write                      # from what there is
 
 The budget is what the first method (draft-1) spends in its recipe's updates. Every method gets as many updates as it
@@ -62,6 +62,18 @@ def variance(output: Output = OUTPUT, batches: int = 16, rows: int = 16) -> None
     bench = Bench(output)
     for name in REWARD_GRADIENTS:
         bench.variance(name, METHODS[name], batches=batches, rows=rows)
+
+
+@app.command()
+def sweep(output: Output = OUTPUT, seeds: str = SEEDS, prompts: int = 384) -> None:
+    """Turn each trained adapter up and down, and measure."""
+    from scripts.comparison.measure import Bench
+    from scripts.comparison.methods import METHODS
+
+    bench = Bench(output, num_prompts=prompts)
+    for seed in map(int, seeds.split(",")):
+        for name, method in METHODS.items():
+            bench.sweep(name, method, seed)
 
 
 @app.command()

@@ -82,6 +82,7 @@ def load_pipeline(
             f"needs a {' or '.join(class_names)}. Change one of the two, or set model.name=auto."
         )
     pipeline_class = getattr(diffusers, found)
+    absent = _saved_without(_index(config), pipeline_class) | absent
     with _without_bars() if path.is_dir() else nullcontext():
         return _trying(
             config,
@@ -150,6 +151,10 @@ def _from_file(
 
 def pipeline_class_name(config: CheckpointConfig) -> str:
     """What model_index.json, of a folder or on the Hub, says that the checkpoint is."""
+    return str(_index(config).get("_class_name"))
+
+
+def _index(config: CheckpointConfig) -> dict[str, Any]:
     path = Path(config.checkpoint).expanduser()
     if path.is_dir():
         index = path / "model_index.json"
@@ -158,14 +163,19 @@ def pipeline_class_name(config: CheckpointConfig) -> str:
                 f"{_where(config)}: no model_index.json in this folder: it is not a diffusers pipeline. "
                 "Give the folder that save_pretrained wrote, or the .safetensors file itself."
             )
-        return str(json.loads(index.read_text()).get("_class_name"))
+        read: dict[str, Any] = json.loads(index.read_text())
+        return read
     if _nowhere(config.checkpoint):
         raise UserError(f"{_where(config)}: {NOWHERE}")
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    return _trying(config, lambda: DiffusionPipeline.load_config(config.checkpoint, revision=config.revision))[
-        "_class_name"
-    ]
+    return _trying(config, lambda: DiffusionPipeline.load_config(config.checkpoint, revision=config.revision))
+
+
+def _saved_without(index: Mapping[str, Any], pipeline_class: Any) -> dict[str, None]:
+    """Components that the pipeline was saved without and that diffusers asks for nevertheless."""
+    optional = pipeline_class._optional_components
+    return {name: None for name, what in index.items() if what == [None, None] and name not in optional}
 
 
 def _trying(config: CheckpointConfig, load: Any, hint: str = "") -> Any:

@@ -9,6 +9,7 @@ updates, without loading, measuring and reporting.
 
 import json
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from rewards import Composite
 from scripts.comparison.methods import FIRST, METHODS, Method
 
 TRIAL = 6  # updates from which the cost of one is measured
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
 COLUMNS = ("wall-clock", "forward-equivalents")
 PROMPTS = "shapes:report"
 JUDGES: dict[str, dict[str, Any]] = {
@@ -115,6 +117,19 @@ class Bench:
             "relative": float(spread / signal.clamp(min=1e-30)), "batches": batches, "rows": rows,
         })  # fmt: skip
 
+    def sweep(self, name: str, method: Method, seed: int) -> None:
+        """Mean gains of the trained adapter at each of STRENGTHS."""
+        folder = self.output / name / f"seed-{seed}"
+        if (folder / "sweep.json").is_file() or not (folder / "run" / "adapter").is_dir():
+            return
+        painter = self._trained(method, seed, folder / "run")
+        before, gains = self._base(painter), {}
+        for strength in STRENGTHS:
+            with painter.policy.adapter.scaled(strength):
+                after = _judged(painter, "train", self._prompts())
+            gains[f"{strength:g}"] = {k: statistics.fmean(after[k]) - statistics.fmean(before[k]) for k in after}
+        _dump(folder / "sweep.json", gains)
+
     @torch.no_grad()
     def _best_of(self, folder: Path, method: Method, seed: int, budget: dict[str, float]) -> None:
         recipe = load_recipe(method.recipe, (*method.changes, *self._common(seed)))
@@ -140,6 +155,9 @@ class Bench:
         first = METHODS[FIRST]
         sampling = load_recipe(first.recipe, first.changes).sampling
         return Painter(_policy(recipe, seed), sampling, Accelerator(cpu=True), seed=seed)
+
+    def _trained(self, method: Method, seed: int, run: Path) -> Painter:
+        return self._painter(load_recipe(method.recipe, (*method.changes, f"adapter.init={run / 'adapter'}")), seed)
 
     def _base(self, painter: Painter) -> dict[str, list[float]]:
         """Scores of the base model on the report prompts at this seed, for every method."""
@@ -170,8 +188,7 @@ class Bench:
         return (f"train.seed={seed}", "hooks={}", "evaluate=null", "train.keep_checkpoints=1")
 
     def _keep(self, folder: Path, column: str, method: Method, seed: int, run: Run, length: int) -> None:
-        trained = load_recipe(method.recipe, (*method.changes, f"adapter.init={run.output / 'adapter'}"))
-        painter = self._painter(trained, seed)
+        painter = self._trained(method, seed, run.output)
         scores = {"before": self._base(painter), "after": _judged(painter, "train", self._prompts())}
         seconds, curve = 0.0, []
         for record in run.metrics:

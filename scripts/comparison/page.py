@@ -1,8 +1,8 @@
 """docs/results.md and its figures, from what has been measured; never edited by hand."""
 
 import json
-from collections.abc import Mapping, Sequence
-from html import escape
+import statistics
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,10 @@ import torch
 from align import charts, summary
 from align.hooks import metrics
 from align.statistics import Interval, interval
+from scripts.comparison.figures import forest, lines, points
 from scripts.comparison.measure import COLUMNS
 
 LABELS = ("gold", "judge", "judge_graded", "pick", "clip")
-STYLE = (
-    "text{font:11px sans-serif;fill:#6b7078}.name{font-size:12px;fill:#1f2328}.grid{stroke:#e6e4df}"
-    ".mark{stroke:#6b7078;stroke-dasharray:4 3;stroke-width:1.5}"
-)
-PALETTE = ("#2563a8", "#d9480f", "#2b8a3e", "#8452b5", "#b08800", "#0c8599")
 
 
 def write(output: Path, page: Path) -> Path:
@@ -31,12 +27,13 @@ def write(output: Path, page: Path) -> Path:
     parts = [HEAD]
     for column, gains in found.items():
         figure = f"results-{column}.svg"
-        (images / figure).write_text(_forest(gains, column), encoding="utf-8")
+        (images / figure).write_text(forest(gains, column), encoding="utf-8")
         parts += [
             f"## At equal {column}\n",
             _table(gains),
             f"![Gain in gold utility at equal {column}](img/{figure})\n",
         ]
+    parts += [_proxy(found[COLUMNS[0]], images), _front(output, images)]
     parts += [_speed(output, images), _variance(output), _overoptimised(output, images), _reno(output)]
     page.write_text("\n".join(part for part in parts if part), encoding="utf-8")
     return page
@@ -87,62 +84,6 @@ def _signed(value: Interval) -> str:
     return f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
 
 
-def _svg(width: float, height: float, parts: Sequence[str]) -> str:
-    box = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
-    background = f'<rect width="{width:g}" height="{height:g}" fill="#fff"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {box}><style>{STYLE}</style>{background}{"".join(parts)}</svg>\n'
-
-
-def _forest(gains: Mapping[str, Mapping[str, Any]], column: str) -> str:
-    """One interval a method, best first."""
-    values = [told["gold"] for told in gains.values()] or [Interval(mean=0, low=0, high=0)]
-    low, high = min(0.0, *(v.low for v in values)), max(0.0, *(v.high for v in values))
-    left, width, row = 170, 620, 26
-    height = row * len(gains) + 50
-
-    def x(value: float) -> float:
-        return left + 10 + (value - low) / ((high - low) or 1.0) * (width - left - 30)
-
-    parts = []
-    for tick in charts.ticks(low, high or 1.0, 6):
-        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="10" y2="{height - 34}"/>')
-        parts.append(f'<text x="{x(tick):.1f}" y="{height - 20}" text-anchor="middle">{tick:g}</text>')
-    parts.append(f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="10" y2="{height - 34}" stroke="#1f2328"/>')
-    for number, (name, value) in enumerate(zip(gains, values, strict=False)):
-        y = 24 + row * number
-        colour = PALETTE[2] if value.low > 0 else "#c92a2a" if value.high < 0 else "#6b7078"
-        parts.append(f'<text class="name" x="{left}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<line x1="{x(value.low):.1f}" x2="{x(value.high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" ')
-        parts.append('stroke-width="4" stroke-linecap="round" opacity="0.45"/>')
-        parts.append(f'<circle cx="{x(value.mean):.1f}" cy="{y}" r="4.5" fill="{colour}"/>')
-    middle = (left + width) / 2
-    parts.append(
-        f'<text x="{middle:g}" y="{height - 4}" text-anchor="middle">change in gold utility, equal {column}</text>'
-    )
-    return _svg(width, height, parts)
-
-
-def _lines(series: Mapping[str, charts.Points], x_label: str, marks: Mapping[float, str]) -> str:
-    points = [point for line in series.values() for point in line]
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    frame = charts.Frame(min(xs), max(xs), min(ys), max(ys))
-    parts = [frame.axes(x_label)]
-    for place, text in marks.items():
-        x = frame.x(place)
-        parts.append(
-            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{charts.TOP}" y2="{charts.HEIGHT - charts.BOTTOM}"/>'
-        )
-        parts.append(f'<text x="{x + 4:.1f}" y="{charts.TOP + 10}">{text}</text>')
-    for number, (name, line) in enumerate(series.items()):
-        colour, y = PALETTE[number % len(PALETTE)], charts.HEIGHT + 16 + 15 * (number // 4)
-        path = " ".join(f"{frame.x(a):.1f},{frame.y(b):.1f}" for a, b in line)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(
-            f'<text x="{charts.LEFT + 118 * (number % 4)}" y="{y}" style="fill:{colour}">{escape(name)}</text>'
-        )
-    return _svg(charts.WIDTH, charts.HEIGHT + 24 + 15 * ((len(series) - 1) // 4), parts)
-
-
 def _speed(output: Path, images: Path) -> str:
     """The trained reward over the seconds, mean of the seeds, for the lengths of the gradient window."""
     series = {}
@@ -154,7 +95,7 @@ def _speed(output: Path, images: Path) -> str:
             series[name] = charts.running_mean(mean)
     if not series:
         return ""
-    (images / "results-speed.svg").write_text(_lines(series, "seconds in updates", {}), encoding="utf-8")
+    (images / "results-speed.svg").write_text(lines(series, "seconds in updates", {}), encoding="utf-8")
     text = "## How fast the trained reward rises\n\n![Trained reward over seconds](img/results-speed.svg)\n"
     if not {"draft-1", "draft-full"} <= series.keys():
         return text
@@ -172,6 +113,42 @@ def _at(points: charts.Points, x: float) -> float:
 
 def _claim(claim: str, holds: bool) -> str:
     return f"The papers' claim that {claim} {'holds' if holds else 'does NOT hold'} here."
+
+
+def _proxy(gains: Mapping[str, Mapping[str, Any]], images: Path) -> str:
+    """What is trained on, or picked by, against what is meant by it."""
+    series = {name: [(told["pick"].mean, told["gold"].mean)] for name, told in gains.items() if "pick" in told}
+    if not series:
+        return ""
+    drawn = points(series, "gain in the trained reward, pick", "gain in gold utility")
+    (images / "results-proxy.svg").write_text(drawn, encoding="utf-8")
+    return f"## Proxy against gold\n\nAt equal {COLUMNS[0]}.\n\n![Gain in pick and in gold](img/results-proxy.svg)\n"
+
+
+def _front(output: Path, images: Path) -> str:
+    """Each adapter turned up from the base to more than it was trained at."""
+    series, said = {}, ""
+    for folder in sorted(path for path in output.glob("*") if path.is_dir()):
+        sweeps = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*/sweep.json"))]
+        if sweeps:
+            strengths = sorted(sweeps[0], key=float)
+            gains = {
+                label: [_mean(s[k][label] for s in sweeps) for k in strengths] for label in ("pick", "judge_graded")
+            }
+            series[folder.name] = [(0.0, 0.0), *zip(gains["pick"], gains["judge_graded"], strict=True)]
+            said = ", ".join(strengths)
+    if not series:
+        return ""
+    drawn = points(series, "gain in the trained reward, pick", "gain in the graded judge", joined=True)
+    (images / "results-front.svg").write_text(drawn, encoding="utf-8")
+    return (
+        f"## The front of reward and fidelity\n\nThe last adapters at the strengths 0, {said}; they were trained at "
+        "1.\n\n![Reward and judge at each strength](img/results-front.svg)\n"
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
 
 
 def _variance(output: Path) -> str:
@@ -209,7 +186,7 @@ def _overoptimised(output: Path, images: Path) -> str:
     }
     marks = {float(found.chosen_update): "kept", float(found.num_updates): "stopped"}
     drawn = {name: _own_range(points) for name, points in curves.items()}
-    (images / "results-overoptimised.svg").write_text(_lines(drawn, "update", marks), encoding="utf-8")
+    (images / "results-overoptimised.svg").write_text(lines(drawn, "update", marks), encoding="utf-8")
     gold = dict(curves["gold"])
     start, best = gold[0], max(gold.values())
     kept, last = gold[found.chosen_update], gold[max(gold)]

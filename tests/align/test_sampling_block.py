@@ -1,13 +1,15 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pydantic import ValidationError
 
+from align.errors import UserError
 from align.models.sd import SDConfig, StableDiffusion
 from align.sampling import SamplingConfig, rollout
-from samplers import DPMpp2M, Heun, Rng, cfg, ddim, sample
+from samplers import DPMpp2M, FlowSchedule, Heun, Rng, cfg, ddim, grids, sample
 
 PROMPTS = ["a red circle", "two stars"]
 
@@ -29,6 +31,10 @@ def model(tiny_sd_factory):
         ({"step_rule": "dpmpp_2m", "eta": 0.5}, r"eta\n  is 0.5, and dpmpp_2m has no eta"),
         ({"spacing": "karras"}, r"spacing\n  is karras.* Use euler, heun or dpmpp_2m"),
         ({"step_rule": "lcm", "num_steps": 4, "spacing": "trailing"}, r"spacing\n  .* its own times"),
+        ({"num_steps": 2, "timesteps": [800]}, r"timesteps\n  are 1, and num_steps is 2"),
+        ({"num_steps": 2, "timesteps": [400, 800]}, r"timesteps\n  .* less than the one before"),
+        ({"num_steps": 1, "timesteps": [800], "step_rule": "euler"}, r"timesteps\n  .* Use ddim"),
+        ({"num_steps": 1, "timesteps": [800], "spacing": "leading"}, r"timesteps\n  .*spacing=leading"),
         ({"guidance_interval": (0.7, 0.2)}, r"guidance_interval\n  .* low <= high"),
         ({"eta": 1.5}, r"eta\n  is 1.5"),
         ({"num_step": 8}, r"num_step\n  unknown key"),
@@ -138,3 +144,17 @@ def test_checking_a_sampling_block_needs_no_torch():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_timesteps_by_hand_are_entries_of_the_table(model):
+    own = SamplingConfig(num_steps=4, spacing="trailing").grid(model)
+    said = SamplingConfig(num_steps=4, timesteps=(999, 749, 499, 249)).grid(model)
+    assert torch.equal(said.times, own.times) and said.init_scale == own.init_scale
+    with pytest.raises(UserError, match=r"timesteps=\[1000\]: the model's table ends at 999"):
+        SamplingConfig(num_steps=1, timesteps=(1000,)).grid(model)
+
+
+def test_a_flow_model_has_no_table():
+    model = SimpleNamespace(schedule=FlowSchedule(), grids=lambda *_: grids.flow(1), latent_shape=lambda *_: (4, 8, 8))
+    with pytest.raises(UserError, match="no table of times"):
+        SamplingConfig(num_steps=1, timesteps=(800,)).grid(model)  # type: ignore[arg-type]

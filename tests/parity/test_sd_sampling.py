@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from align.models.sd import SDConfig, StableDiffusion
+from align.sampling import SamplingConfig, rollout
 from samplers import DPMpp2M, Rng, VPSchedule, cfg, ddim, euler, euler_ancestral, lcm, sample
 
 diffusers = pytest.importorskip("diffusers")
@@ -213,3 +214,19 @@ def test_pixels_are_the_pipelines_images(pipelines):
     expected = theirs(pipeline, config, "ddim", "leading", 7, z, 5.0, output_type="pt")
     assert pixels.shape == (2, 3, 32, 32)
     torch.testing.assert_close(pixels, expected, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("timesteps", [[800], [800, 400]])
+def test_timesteps_by_hand(pipelines, timesteps):
+    """TCDScheduler, of Hyper-SD, takes them too; at its eta = 0 it steps as DDIM."""
+    pipeline, config = pipelines(torch.float64)
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    pipeline.scheduler = diffusers.DDIMScheduler.from_config(config)
+    model = StableDiffusion(SDConfig(checkpoint="tiny"), pipeline)
+    block = SamplingConfig(num_steps=len(timesteps), timesteps=tuple(timesteps), guidance_scale=5.0)
+    found = rollout(block, model, model.denoiser(), PROMPTS, Rng(0, [0, 1]), x_T=z).x0
+    pipeline.scheduler = diffusers.TCDScheduler.from_config(config)
+    expected = pipeline(
+        PROMPTS, latents=z.clone(), timesteps=timesteps, guidance_scale=5.0, eta=0.0, output_type="latent"
+    ).images
+    assert float((found - expected).norm() / expected.norm()) < 3e-7

@@ -16,7 +16,7 @@ from align.shapes.embedded import FOLDER, names, resolve
 from align.shapes.judge import judge
 from align.shapes.prompts import prompts
 from align.shapes.scene import render_batch
-from samplers import Rng
+from samplers import Prediction, Rng
 
 
 def test_shapes_sd_draws_what_is_asked_in_a_stock_pipeline():
@@ -60,6 +60,15 @@ def test_shapes_flow_draws_what_is_asked_in_a_stock_pipeline():
     options = {"num_inference_steps": 10, "guidance_scale": 2.0, "output_type": "pt"}
     verdicts = judge(pipe(prompt=captions, generator=torch.Generator().manual_seed(0), **options).images, captions)
     assert sum(v.graded for v in verdicts) / 48 > 0.55  # docs/shapes-figures.md has the figure itself, of 20 steps
+
+
+def test_a_recipe_takes_shapes_flow_for_shapes_sd_by_the_checkpoint_alone():
+    from align.config import load_recipe
+
+    recipe = load_recipe("draft/shapes", ["model.checkpoint=embedded:shapes-flow"])
+    model = build(MODELS, recipe.model)
+    assert model.kind == Prediction.FLOW and model.latent_shape() == (4, 8, 8)
+    assert model.text.encode(["a red circle"]).tensors["text"].abs().sum() > 0
 
 
 def pictures(count: int):
