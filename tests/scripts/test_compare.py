@@ -74,6 +74,13 @@ def test_costs_and_runs(tmp_path, monkeypatch, recipe):
     mine.measure(FIRST, Method(recipe), 11)
     assert len(calls) == made == 2, "what has been measured is not measured again"
 
+    monkeypatch.setattr(measure, "STRENGTHS", (0.0, 1.0))
+    mine.sweep(FIRST, Method(recipe), 11)
+    gains = json.loads((tmp_path / FIRST / "seed-11" / "sweep.json").read_text())
+    scores = told["wall-clock"]["scores"]
+    gain = sum(scores["after"]["pick"]) / 2 - sum(scores["before"]["pick"]) / 2
+    assert gains == {"0": {"pick": 0.0}, "1": {"pick": pytest.approx(gain, abs=1e-9)}} and gain != 0
+
 
 def test_each_budget_gives_its_own_number_of_updates(tmp_path, monkeypatch):
     """Twice as slow and three times as costly: a half and a third of the updates, the shorter run first."""
@@ -122,8 +129,11 @@ def test_the_page_is_what_was_measured(tmp_path):
         for seed in (11, 12):
             before = torch.rand(40)
             scores = {
-                "before": {"gold": before.tolist()},
-                "after": {"gold": (before + gain + 0.1 * torch.randn(40)).tolist()},
+                "before": {"gold": before.tolist(), "pick": before.tolist()},
+                "after": {
+                    "gold": (before + gain + 0.1 * torch.randn(40)).tolist(),
+                    "pick": (before + 0.5).tolist(),
+                },
             }
             for column in measure.COLUMNS:
                 path = tmp_path / "runs" / name / f"seed-{seed}" / f"{column}.json"
@@ -134,13 +144,19 @@ def test_the_page_is_what_was_measured(tmp_path):
         path = tmp_path / "runs" / name / "variance.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"norm": norm, "relative": relative, "batches": 4, "rows": 2}))
+        told = {strength: {"pick": float(strength), "judge_graded": norm} for strength in ("0.5", "1")}
+        (path.parent / "seed-11").mkdir(exist_ok=True)
+        (path.parent / "seed-11" / "sweep.json").write_text(json.dumps(told))
     overoptimised(tmp_path / "runs" / "overoptimised")
+    (tmp_path / "runs" / "reno").mkdir()
+    (tmp_path / "runs" / "reno" / "table.md").write_text("| score | ReNO |\n")
     written = page.write(tmp_path / "runs", tmp_path / "results.md").read_text()
     assert "LV lower the variance holds here" in written and "grows with K does NOT hold here" in written
     assert (
         "ends the run after update 60 and keeps the adapter of update 20: gold 1.400, 80 % of the best gain" in written
     )
     assert "is 2.000 there and 7.000 at the end" in written
+    assert "at the strengths 0, 0.5, 1; they were trained at 1." in written and "| score | ReNO |" in written
     files = [tmp_path / "runs" / "draft-1" / f"seed-{s}" / "wall-clock.json" for s in (11, 12)]
     told = [json.loads(file.read_text())["scores"] for file in files]
     mean = (
@@ -156,6 +172,8 @@ def test_the_page_is_what_was_measured(tmp_path):
         "results-forward-equivalents.svg",
         "results-speed.svg",
         "results-overoptimised.svg",
+        "results-proxy.svg",
+        "results-front.svg",
     ):
         assert f"img/{figure}" in written
         xml.dom.minidom.parse(str(tmp_path / "img" / figure))
