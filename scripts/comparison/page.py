@@ -19,12 +19,10 @@ LABELS = ("gold", "judge", "judge_graded", "pick", "clip")
 
 def write(output: Path, page: Path) -> Path:
     """Writes the page and docs/img/results-*.svg; raises if nothing has been measured."""
-    found = {column: _gains(output, column) for column in COLUMNS}
-    if not any(found.values()):
-        raise SystemExit(f"{output} holds no measurements: python scripts/compare.py run")
+    found = {column: gains for column in COLUMNS if (gains := _gains(output, column))}
     images = page.parent / "img"
     images.mkdir(parents=True, exist_ok=True)
-    parts = [HEAD]
+    parts = [HEAD] if found else []
     for column, gains in found.items():
         figure = f"results-{column}.svg"
         (images / figure).write_text(forest(gains, column), encoding="utf-8")
@@ -33,15 +31,21 @@ def write(output: Path, page: Path) -> Path:
             _table(gains),
             f"![Gain in gold utility at equal {column}](img/{figure})\n",
         ]
-    parts += [_proxy(found[COLUMNS[0]], images), _front(output, images)]
-    parts += [_speed(output, images), _variance(output), _overoptimised(output, images), _reno(output)]
-    page.write_text("\n".join(part for part in parts if part), encoding="utf-8")
+    parts += [_proxy(found[COLUMNS[0]], images)] if COLUMNS[0] in found else []
+    parts += [_front(output, images), _speed(output, images), _variance(output)]
+    parts += [_overoptimised(output, images), _reno(output)]
+    if not any(parts):
+        raise SystemExit(f"{output} holds no measurements: python scripts/compare.py run")
+    page.write_text("\n".join(part for part in (TITLE, *parts) if part), encoding="utf-8")
     return page
 
 
-HEAD = """# Results on the shapes world
+TITLE = """# Results on the shapes world
 
 Written by `python scripts/compare.py write` from measured runs; not edited by hand.
+"""
+
+HEAD = """## Methods
 
 Every method trains the embedded model on the embedded preference reward (`pick`), or picks by it. The budget is what
 DRaFT-1 spends in its recipe's updates: in wall-clock seconds within updates, and in forward-equivalents of the network
