@@ -9,7 +9,7 @@ import yaml
 
 from align.config import Recipe
 from align.models._pipeline import PipelineModel
-from align.registry import EMBEDDED, MODELS
+from align.registry import EMBEDDED, model_family
 from align.summary import Summary
 
 FILE_NAME = "README.md"
@@ -104,9 +104,9 @@ def recommended_strength(found: Summary) -> float:
 def base_licence(recipe: Recipe) -> str | None:
     """The licence of the model's weights where its family knows the checkpoint; an adapter comes under it too."""
     base = _base(recipe)
-    published = getattr(MODELS.get(recipe.model.name), "published", ())  # type: ignore[attr-defined]
     if base.startswith(EMBEDDED):
         return "apache-2.0"
+    published = getattr(model_family(recipe.model), "published", ())
     return next((entry.licence for entry in published if entry.checkpoint == base), None)
 
 
@@ -131,8 +131,8 @@ def _use(recipe: Recipe, found: Summary, repo: str | None, prompt: str) -> Seque
     base, lines = _base(recipe), ["from diffusers import DiffusionPipeline"]
     place = json.dumps(base) if is_hub_id(base) else '"FOLDER_OF_THE_BASE_MODEL"'
     if base.startswith(EMBEDDED):
-        lines.append("from align.shapes.embedded import resolve")
-        place = f"resolve({json.dumps(base)})"
+        lines = ["import torch", *lines, "from align.shapes.embedded import resolve"]
+        place = f"resolve({json.dumps(base)}), torch_dtype=torch.float32"  # kept in half precision, run on any CPU
     if revision := getattr(recipe.model, "revision", None):
         place += f", revision={json.dumps(revision)}"
     lines += ["", f"pipeline = DiffusionPipeline.from_pretrained({place})"]
@@ -155,7 +155,7 @@ def _use(recipe: Recipe, found: Summary, repo: str | None, prompt: str) -> Seque
 
 def _loading(recipe: Recipe, repo: str | None, strength: float) -> list[str]:
     """The adapter onto `pipeline`; a family that diffusers has no LoRA loader for brings its own way."""
-    family: Any = MODELS.get(recipe.model.name)  # type: ignore[attr-defined]  # every component has one
+    family = model_family(recipe.model)
     if getattr(family, "load_adapter", PipelineModel.load_adapter) is PipelineModel.load_adapter:
         place = json.dumps(repo or "THIS_FOLDER")
         return [

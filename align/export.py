@@ -16,7 +16,7 @@ from align.adapter_file import DOWN, MAGNITUDE, UP, AdapterFile
 from align.config import Recipe, load_recipe
 from align.errors import UserError
 from align.models._base import Dtypes
-from align.registry import MODELS, build, resolve_embedded
+from align.registry import MODELS, build, model_family
 from align.trainable import Adapter
 
 SAID = {"kohya": {"ss_network_module": "networks.lora"}}
@@ -57,7 +57,7 @@ def _layout(format: str) -> Callable[..., Path]:
     """Writes the format that the model's family has a layout of that name for."""
 
     def write(file: AdapterFile, recipe: Recipe, folder: Path, name: str, strength: float) -> Path:
-        layouts = family(recipe).layouts
+        layouts = model_family(recipe.model).layouts
         if format not in layouts:
             known = ", ".join([*layouts, "peft", "merged"])
             raise UserError(
@@ -116,12 +116,6 @@ FORMATS: dict[str, Callable[..., Path]] = {
     "peft": _peft,
     "merged": _merged,
 }
-
-
-def family(recipe: Recipe) -> Any:
-    """The class of the recipe's model."""
-    found = MODELS.get(recipe.model.name)  # type: ignore[attr-defined]  # every component has one
-    return found.family(resolve_embedded(recipe.model)) if hasattr(found, "family") else found
 
 
 def in_float32(config: Any) -> Any:

@@ -84,6 +84,12 @@ def resolve_embedded(value: C) -> C:
     return _resolved(value)
 
 
+def model_family(config: ComponentConfig) -> Any:
+    """The class of the model that `config` builds: where it looks at its checkpoint to know, the class it finds."""
+    found = MODELS.get(config.name)  # type: ignore[attr-defined]  # every component has one
+    return found.family(resolve_embedded(config)) if hasattr(found, "family") else found
+
+
 def _resolved(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(EMBEDDED):
         from align.shapes.embedded import resolve

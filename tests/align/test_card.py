@@ -4,6 +4,7 @@ import yaml
 from huggingface_hub import ModelCardData
 from run_toys import summary
 
+import align
 from align import card
 from align.config import load_recipe
 
@@ -57,6 +58,18 @@ def test_a_licence_that_the_hub_has_no_name_for_is_named_in_words():
     mine = load_recipe("draft/sd15_aesthetic", {"model.checkpoint": "me/model"})
     assert "license" not in read(card.text(mine, summary()))[0]
     assert read(card.text(mine, summary(), licence="mit"))[0]["license"] == "mit"
+
+
+def test_the_lines_for_the_embedded_model_draw_an_image(tmp_path):
+    run = align.train(
+        "draft/shapes",
+        {"train": {"num_updates": 1, "batch_size": 1}, "hooks": {}, "evaluate": None, "output": str(tmp_path / "run")},
+    )
+    _, body = read((run.output / "adapter" / "README.md").read_text())
+    code = body.split("```python")[1].split("```")[0].replace("THIS_FOLDER", str(run.output / "adapter"))
+    found: dict = {}
+    exec(compile(code, "card", "exec"), found)
+    assert found["image"].size == (32, 32)
 
 
 def test_a_base_that_was_put_together_is_put_together_again():
