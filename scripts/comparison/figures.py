@@ -70,13 +70,11 @@ def lines(series: Mapping[str, charts.Points], x_label: str, marks: Mapping[floa
     return _svg(charts.WIDTH, charts.HEIGHT + 24 + 15 * ((len(series) - 1) // 4), parts)
 
 
-def points(
-    series: Mapping[str, charts.Points], x_label: str, y_label: str, *, joined: bool = False, zero: bool = True
-) -> str:
-    """Named points, or paths of them with a ring at the last, in a square of two measures."""
+def points(series: Mapping[str, charts.Points], x_label: str, y_label: str, *, joined: bool = False) -> str:
+    """Named points, or paths of them, in a square of two measures that holds (0, 0); rings where colours run out."""
     left, top, side, row = 60, 14, 420, 16
     everything = [point for line in series.values() for point in line]
-    ends = [[0.0] * zero + [p[axis] for p in everything] for axis in (0, 1)]
+    ends = [[0.0, *(p[axis] for p in everything)] for axis in (0, 1)]
     low, high = [min(values) for values in ends], [max(values) for values in ends]
     pad = [0.05 * ((b - a) or 1.0) for a, b in zip(low, high, strict=True)]
 

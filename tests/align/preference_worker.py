@@ -1,4 +1,4 @@
-"""Run by test_preference_runs.py under torchrun: one short run of each preference method.
+"""Run under torchrun by test_preference_runs.py and test_guard_run.py: one short run of each recipe of a file.
 
 usage: preference_worker.py RECIPES.json OUTPUT_FOLDER
 """
