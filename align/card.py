@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from align.config import Recipe
+from align.models._network import is_file
 from align.models._pipeline import PipelineModel
 from align.registry import EMBEDDED, model_family
 from align.summary import Summary
@@ -136,6 +137,8 @@ def _use(recipe: Recipe, found: Summary, repo: str | None, prompt: str) -> Seque
     if revision := getattr(recipe.model, "revision", None):
         place += f", revision={json.dumps(revision)}"
     lines += ["", f"pipeline = DiffusionPipeline.from_pretrained({place})"]
+    if network := getattr(recipe.model, "network", None):
+        lines += _network(str(network), model_family(recipe.model).network_name)
     if merged := getattr(recipe.model, "base_adapter", None):
         path, _, file = str(merged).partition(":")
         weight = f", weight_name={json.dumps(file)}" if file else ""
@@ -151,6 +154,21 @@ def _use(recipe: Recipe, found: Summary, repo: str | None, prompt: str) -> Seque
         "```",
         "",
     ]
+
+
+def _network(source: str, part: str) -> list[str]:
+    """The lines that put a network of its own into `pipeline`."""
+    if is_file(source):
+        repo, _, file = source.rpartition(":")
+        place = f"hf_hub_download({json.dumps(repo)}, {json.dumps(file)})" if repo else '"FILE_OF_THE_NETWORK"'
+        imports = ["from huggingface_hub import hf_hub_download"] if repo else []
+        return [
+            *imports,
+            "from safetensors.torch import load_file",
+            f"pipeline.{part}.load_state_dict(load_file({place}))",
+        ]
+    place = json.dumps(source) if is_hub_id(source) else '"FOLDER_OF_THE_NETWORK"'
+    return [f'pipeline.{part} = pipeline.{part}.from_pretrained({place}, subfolder="{part}")']
 
 
 def _loading(recipe: Recipe, repo: str | None, strength: float) -> list[str]:

@@ -59,7 +59,7 @@ def plan(
     of_rewards = [c for c in changes if c.partition(".")[0] in {name.partition("=")[0] for name in rewards}]
     said: dict[str, Any] = {} if seed is None else {"train.seed": seed}
     if model is not None:
-        said["model.checkpoint"] = model
+        said |= recipe_of(model)[1]
     loaded = load_recipe(_behind(chosen, recipe, model, noisy), said, on_disk=False)
     loaded = load_recipe(loaded, [c for c in changes if c not in of_rewards], on_disk=False)
     if any(arm.noise == "reno" for arm in everyone) and getattr(loaded.objective, "trains", "adapter") != "noise":
@@ -100,16 +100,21 @@ def _behind(chosen: Cast, recipe: str | None, model: str | None, noisy: bool) ->
         raise UserError("on which model? Give --recipe, or --model with a Hub id or a folder.")
     if model is None:
         return "reno/shapes"
-    name = recipe_of(model)
+    name, _ = recipe_of(model)
     if name != ANY or noisy:
         return name
     return {**load_recipe(ANY, on_disk=False).dump(), "rewards": {}, "sampling": {}}
 
 
+def _name(model: Any) -> str:
+    """What recipes are found by."""
+    return str(getattr(model, "network", None) or getattr(model, "checkpoint", ""))
+
+
 def _optimising(recipe: Recipe) -> Recipe:
     """`recipe` with the way in which noise is optimised for its model."""
     tree = recipe.dump()
-    made_for = load_recipe(recipe_of(str(getattr(recipe.model, "checkpoint", ""))), on_disk=False).dump()
+    made_for = load_recipe(recipe_of(_name(recipe.model))[0], on_disk=False).dump()
     train = {**made_for["train"], "seed": recipe.train.seed, "mixed_precision": recipe.train.mixed_precision}
     return load_recipe(
         {**tree, "objective": made_for["objective"], "optim": made_for["optim"], "train": train}, on_disk=False

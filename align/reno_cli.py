@@ -101,7 +101,8 @@ def redraw(
     """Draw an image again from its noise: the same model gives the same image, another one its own of it."""
     from align.reno_run import drawn_again
 
-    typer.echo(drawn_again(noise, recipe_of(model) if model else None, model, output, change or ()))
+    recipe, chosen = recipe_of(model) if model else (None, {})
+    typer.echo(drawn_again(noise, recipe, chosen, output, change or ()))
 
 
 def assembled(
@@ -121,26 +122,29 @@ def assembled(
         raise UserError('there is no prompt. Write one, as in `align reno "a red circle"`, or give --prompts FILE.')
     if prompts and file is not None:
         raise UserError("prompts are given twice, as arguments and by --prompts. Give one of the two.")
-    name = recipe or (recipe_of(model) if model else RECIPE)
+    name, chosen = recipe_of(model) if model else (RECIPE, {})
     said: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     said |= {"data.prompts": list(prompts) if prompts else file, "data.count": None if prompts else count}
-    if model is not None:
-        said["model.checkpoint"] = model
+    said |= chosen
     if rewards:
-        said["rewards"] = weighted(rewards, load_recipe(name, on_disk=False).dump()["rewards"])
+        said["rewards"] = weighted(rewards, load_recipe(recipe or name, on_disk=False).dump()["rewards"])
     # Two passes: --set speaks of what the options above have made.
-    return load_recipe(load_recipe(name, said, on_disk=False), change or ())
+    return load_recipe(load_recipe(recipe or name, said, on_disk=False), change or ())
 
 
-def recipe_of(model: str) -> str:
-    """The recipe made for this checkpoint, or the one for any."""
+def recipe_of(model: str) -> tuple[str, dict[str, str]]:
+    """The recipe made for this checkpoint or bare network, or the one for any; and the changes that put it there."""
     from align import recipes
     from align.source import Source
 
     for name, path in recipes.names().items():
-        if name.startswith("reno/") and Source.read(path).tree.get("model", {}).get("checkpoint") == model:
-            return name
-    return "reno/any"
+        if name.startswith("reno/"):
+            block = Source.read(path).tree.get("model", {})
+            if model == block.get("checkpoint"):
+                return name, {"model.checkpoint": model}
+            if model == block.get("network"):
+                return name, {f"model.{key}": block[key] for key in ("checkpoint", "network")}
+    return "reno/any", {"model.checkpoint": model}
 
 
 def weighted(said: list[str], known: dict[str, Any]) -> dict[str, Any]:

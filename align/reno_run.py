@@ -6,7 +6,7 @@ as many forward-equivalents (network, decoder and rewards together; a backward p
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -167,19 +167,19 @@ class Session:
 
 
 def drawn_again(
-    noise: Path, recipe: str | None, checkpoint: str | None, output: Path | None, overrides: Sequence[str] = ()
+    noise: Path, recipe: str | None, model: Mapping[str, str], output: Path | None, overrides: Sequence[str] = ()
 ) -> Path:
-    """Draws the image of a stored noise: as it was, or by the sampling of `recipe` with the model `checkpoint`."""
+    """Draws the image of a stored noise: as it was, or by the sampling of `recipe` with the model of those changes."""
     x_T, said = read_noise(noise)
     own = yaml.safe_load(said["recipe"])
     settings = own if recipe is None else {**load_recipe(recipe, on_disk=False).dump(), "train": own["train"]}
-    loaded = load_recipe(settings, {"model.checkpoint": checkpoint} if checkpoint else {}, on_disk=False)
+    loaded = load_recipe(settings, model, on_disk=False)
     studio = Studio(load_recipe(loaded, overrides))
     asked = tuple(studio.model.latent_shape(studio.recipe.sampling.image_size))
     if asked != tuple(x_T.shape):
         raise UserError(
-            f"{noise}: is noise of shape {tuple(x_T.shape)}, and {checkpoint} takes {asked}. Choose a model of the "
-            "same latents, or --set sampling.image_size."
+            f"{noise}: is noise of shape {tuple(x_T.shape)}, and {studio.model.source} takes {asked}. Choose a model "
+            "of the same latents, or --set sampling.image_size."
         )
     pixels = studio.levels(Row(int(said["index"]), said["prompt"]), x_T.to(studio.accelerator.device))
     path = output or noise.with_name(f"{noise.stem}-{'again' if recipe is None else 'redrawn'}.png")

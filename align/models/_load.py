@@ -11,6 +11,7 @@ from pydantic import Field
 
 from align.errors import UserError
 from align.models._base import Dtypes
+from align.models._network import is_file
 from align.models._options import Attention, missing_package
 from align.models._quantize import Quantize, missing
 from align.registry import EMBEDDED, ComponentConfig
@@ -31,6 +32,9 @@ class CheckpointConfig(ComponentConfig):
     """Precision of each component."""
     attention: Attention = "sdpa"
     """Attention kernel of the network; the last two need their package and a GPU."""
+    network: str | None = None
+    """A network in place of the checkpoint's, such as a distilled one published without its pipeline: a folder or
+    Hub id (its subfolder unet or transformer, or itself), a .safetensors file, or `owner/name:file.safetensors`."""
     base_adapter: str | None = None
     """An adapter that becomes part of the frozen base, such as a few-step one (LCM-LoRA, Hyper-SD): a folder, a file,
     a Hub id, or `owner/name:file.safetensors`. What is trained comes on top, and is used with it."""
@@ -47,6 +51,8 @@ class CheckpointConfig(ComponentConfig):
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if not self.checkpoint.startswith(EMBEDDED) and _nowhere(self.checkpoint):
             yield ".checkpoint", f"{self.checkpoint}: {NOWHERE}"
+        if self.network is not None and not is_file(self.network) and _nowhere(self.network):
+            yield ".network", f"{self.network}: {NOWHERE}"
         if problem := missing_package(self.attention):
             yield ".attention", problem
         if self.quantize is not None and (problem := missing(self.quantize)):
@@ -63,18 +69,18 @@ def _nowhere(checkpoint: str) -> bool:
 
 
 def load_pipeline(
-    config: CheckpointConfig, class_names: Sequence[str], dtypes: dict[str, torch.dtype], **absent: None
+    config: CheckpointConfig, class_names: Sequence[str], dtypes: dict[str, torch.dtype], **given: Any
 ) -> Any:
     """The checkpoint's pipeline, whose class is one of diffusers' `class_names`; the first is a single file's.
 
-    dtypes: pipeline component -> dtype; absent: components to leave out.
+    dtypes: pipeline component -> dtype; given: components that are not read from it; None leaves one out.
     """
     import diffusers
 
     pipeline_class = getattr(diffusers, class_names[0])
     path = Path(config.checkpoint).expanduser()
     if path.is_file() or path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
-        return _from_file(config, path, pipeline_class, dtypes, absent)
+        return _from_file(config, path, pipeline_class, dtypes, given)
     found = pipeline_class_name(config)
     if found not in class_names:
         raise UserError(
@@ -82,18 +88,18 @@ def load_pipeline(
             f"needs a {' or '.join(class_names)}. Change one of the two, or set model.name=auto."
         )
     pipeline_class = getattr(diffusers, found)
-    absent = _saved_without(_index(config), pipeline_class) | absent
+    given = _saved_without(_index(config), pipeline_class) | given
     with _without_bars() if path.is_dir() else nullcontext():
         return _trying(
             config,
             lambda: pipeline_class.from_pretrained(
                 path if path.is_dir() else config.checkpoint,
-                **{_dtype_keyword(): dtypes},
+                **{dtype_keyword(): dtypes},
                 use_safetensors=True,
                 local_files_only=path.is_dir(),
                 revision=config.revision,
                 variant=config.variant,
-                **absent,
+                **given,
             ),
         )
 
@@ -115,7 +121,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def _from_file(
-    config: CheckpointConfig, path: Path, pipeline_class: Any, dtypes: dict[str, torch.dtype], absent: dict[str, None]
+    config: CheckpointConfig, path: Path, pipeline_class: Any, dtypes: dict[str, torch.dtype], given: dict[str, Any]
 ) -> Any:
     if path.suffix != ".safetensors":
         raise UserError(
@@ -138,7 +144,7 @@ def _from_file(
     pipeline = _trying(
         config,
         lambda: pipeline_class.from_single_file(
-            str(path), config=folder, local_files_only=folder is not None, revision=config.revision, **absent
+            str(path), config=folder, local_files_only=folder is not None, revision=config.revision, **given
         ),
         hint="" if folder else "If the Hub cannot be reached, set model.config_dir to a local diffusers folder.",
     )
@@ -191,7 +197,7 @@ def _where(config: CheckpointConfig) -> str:
     return f"model.checkpoint={config.checkpoint}"
 
 
-def _dtype_keyword() -> str:
+def dtype_keyword() -> str:
     """diffusers 0.4x renamed torch_dtype to dtype and warns of the old name; older ones ignore the new one."""
     from diffusers.utils import deprecation_utils
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from align.models._base import DiffusionModel, dtype_of
 from align.models._load import CheckpointConfig, load_pipeline
+from align.models._network import is_file, load_network, load_weights
 from align.models._options import merge_adapter, set_attention
 from align.models._published import Published
 from align.models._quantize import quantise
@@ -39,8 +40,7 @@ class PipelineModel(DiffusionModel):
 
     def __init__(self, config: Any, pipeline: Any = None):
         if pipeline is None:
-            absent = dict.fromkeys((*self.unused, *self.left_out(config)))
-            pipeline = load_pipeline(config, self.pipelines, self._dtypes(config, absent), **absent)
+            pipeline = self._loaded(config)
         if config.base_adapter is not None:
             merge_adapter(pipeline, config.base_adapter)
         self.source = config.checkpoint
@@ -60,6 +60,17 @@ class PipelineModel(DiffusionModel):
             self.network.enable_gradient_checkpointing()  # type: ignore[operator]
             if pipeline.vae._supports_gradient_checkpointing:
                 pipeline.vae.enable_gradient_checkpointing()
+
+    def _loaded(self, config: Any) -> Any:
+        absent = dict.fromkeys((*self.unused, *self.left_out(config)))
+        dtypes, given = self._dtypes(config, absent), {}
+        if config.network is not None and not is_file(config.network):
+            dtype = dtypes[self.network_name]
+            given[self.network_name] = load_network(config.network, self.network_class, self.network_name, dtype)
+        pipeline = load_pipeline(config, self.pipelines, dtypes, **absent, **given)
+        if config.network is not None and is_file(config.network):
+            load_weights(getattr(pipeline, self.network_name), config.network)
+        return pipeline
 
     def left_out(self, config: Any) -> tuple[str, ...]:
         """Components that this config asks not to load."""

@@ -81,6 +81,17 @@ def test_a_base_that_was_put_together_is_put_together_again():
     assert code.index("unload_lora_weights") < code.index("THIS_FOLDER")
 
 
+def test_a_network_of_its_own_is_put_into_the_pipeline():
+    def code(network):
+        recipe = load_recipe("draft/sd15_aesthetic", {"model.network": network}, on_disk=False)
+        return read(card.text(recipe, summary()))[1].split("```")[1]
+
+    assert 'pipeline.unet = pipeline.unet.from_pretrained("latent/dpo", subfolder="unet")' in code("latent/dpo")
+    said = code("latent/few:one-step.safetensors")
+    assert 'pipeline.unet.load_state_dict(load_file(hf_hub_download("latent/few", "one-step.safetensors")))' in said
+    assert said.index("pipeline = ") < said.index("pipeline.unet") < said.index("THIS_FOLDER")
+
+
 def test_a_pipeline_without_a_lora_loader_is_told_another_way():
     from diffusers import PixArtSigmaPipeline
 

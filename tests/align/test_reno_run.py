@@ -78,18 +78,18 @@ def test_a_run_leaves_pictures_that_know_where_they_come_from(model, studio, tmp
 def test_the_noise_draws_the_very_image_again(model, studio, tmp_path):
     outcome = next(session(model, studio, tmp_path, **{"train.seed": 7}).run())
     noise = (tmp_path / outcome.file).with_suffix(".safetensors")
-    again = drawn_again(noise, None, None, None)
+    again = drawn_again(noise, None, {}, None)
     with Image.open(tmp_path / outcome.file) as first, Image.open(again) as second:
         assert first.tobytes() == second.tobytes()
     with Image.open(tmp_path / f"{noise.stem}-start.png") as start, Image.open(again) as second:
         assert start.tobytes() != second.tobytes()
-    more_steps = drawn_again(noise, None, None, tmp_path / "more.png", ["sampling.num_steps=4"])
+    more_steps = drawn_again(noise, None, {}, tmp_path / "more.png", ["sampling.num_steps=4"])
     with Image.open(more_steps) as other, Image.open(again) as second:
         assert other.tobytes() != second.tobytes()
     with pytest.raises(UserError, match=r"takes \(4, 12, 12\)"):
-        drawn_again(noise, None, None, None, ["sampling.image_size=[48, 48]"])
+        drawn_again(noise, None, {}, None, ["sampling.image_size=[48, 48]"])
     with pytest.raises(UserError, match="is no noise"):
-        drawn_again(tmp_path / outcome.file, None, None, None)
+        drawn_again(tmp_path / outcome.file, None, {}, None)
 
 
 def test_what_is_there_is_not_made_again(model, studio, tmp_path, monkeypatch):
@@ -231,7 +231,11 @@ def test_settings_on_the_command_line():
     with pytest.raises(UserError, match="given twice"):
         assembled(None, None, ["a"], "b.txt", None, None, {}, None)
     own = load_recipe(RECIPE).model.checkpoint
-    assert recipe_of(own) == RECIPE and recipe_of("somebody/model") == "reno/any"
+    assert recipe_of(own)[0] == RECIPE
+    assert recipe_of("somebody/model") == ("reno/any", {"model.checkpoint": "somebody/model"})
+    bare = "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512"  # a network without its pipeline
+    chosen = assembled(None, bare, ["a red star"], None, None, None, {}, None).model
+    assert (chosen.name, chosen.checkpoint, chosen.network) == ("pixart", "PixArt-alpha/PixArt-XL-2-512x512", bare)
     loaded = assembled(None, None, ["a red star"], None, None, None, {"optim.lr": None}, ["optim.momentum=0.5"])
     assert loaded.data.prompts == ["a red star"] and loaded.optim.momentum == 0.5
     assert loaded.optim.lr == load_recipe(RECIPE).optim.lr
