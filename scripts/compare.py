@@ -3,7 +3,7 @@
 python scripts/compare.py run                        # all methods; goes on where it was ended
 python scripts/compare.py run draft-1 refl --seeds 11 --updates 20
 python scripts/compare.py run --add "spo-8=spo/shapes sampling.num_steps=8"
-python scripts/compare.py sweep                      # then: variance, overoptimise, reno
+python scripts/compare.py sweep                      # then: variance, overoptimise, reno, draw
 python scripts/compare.py write                      # from what there is
 
 The budget is what the first method (draft-1) spends in its recipe's updates. Every method gets as many updates as it
@@ -104,6 +104,18 @@ def reno(output: Output = OUTPUT, prompts: int = 64) -> None:
         str(output / "reno"),
     ]
     subprocess.run([sys.executable, "-m", "align", "reno", *asked], cwd=ROOT, check=True)
+
+
+@app.command()
+def draw(output: Output = OUTPUT, seed: int = 11, prompts: int = 384, images: Path = ROOT / "docs" / "img") -> None:
+    """Draw the first report prompts before and after each method."""
+    from scripts.comparison.draw import draw as draw_sheet
+    from scripts.comparison.measure import Bench
+    from scripts.comparison.methods import METHODS
+
+    for name in METHODS:
+        if path := draw_sheet(Bench(output, num_prompts=prompts), name, seed, images):
+            typer.echo(path)
 
 
 @app.command()

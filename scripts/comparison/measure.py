@@ -122,18 +122,18 @@ class Bench:
         folder = self.output / name / f"seed-{seed}"
         if (folder / "sweep.json").is_file() or not (folder / "run" / "adapter").is_dir():
             return
-        painter = self._trained(method, seed, folder / "run")
+        painter = self.trained(method, seed, folder / "run")
         before, gains = self._base(painter), {}
         for strength in STRENGTHS:
             with painter.policy.adapter.scaled(strength):
-                after = _judged(painter, "train", self._prompts())
+                after = _judged(painter, "train", self.prompts())
             gains[f"{strength:g}"] = {k: statistics.fmean(after[k]) - statistics.fmean(before[k]) for k in after}
         _dump(folder / "sweep.json", gains)
 
     @torch.no_grad()
     def _best_of(self, folder: Path, method: Method, seed: int, budget: dict[str, float]) -> None:
         recipe = load_recipe(method.recipe, (*method.changes, *self._common(seed)))
-        painter, prompts = self._painter(recipe, seed), self._prompts()
+        painter, prompts = self._painter(recipe, seed), self.prompts()
         trained = Composite({label: build(REWARDS, config) for label, config in recipe.rewards.items()})
         with FlopCounterMode(display=False) as counter:
             painter.score("reference", prompts[:32], trained, stream="report")
@@ -147,7 +147,8 @@ class Bench:
                 scores = {"before": self._base(painter), "after": _best(painter, prompts, trained, number)}
                 _dump(folder / f"{column}.json", {"updates": number, "scores": scores, "curve": []})
 
-    def _prompts(self) -> list[str]:
+    def prompts(self) -> list[str]:
+        """Those that every method is reported on."""
         return load_prompts(PROMPTS, count=self.num_prompts, key="compare")
 
     def _painter(self, recipe: Recipe, seed: int) -> Painter:
@@ -156,14 +157,14 @@ class Bench:
         sampling = load_recipe(first.recipe, first.changes).sampling
         return Painter(_policy(recipe, seed), sampling, Accelerator(cpu=True), seed=seed)
 
-    def _trained(self, method: Method, seed: int, run: Path) -> Painter:
+    def trained(self, method: Method, seed: int, run: Path) -> Painter:
         return self._painter(load_recipe(method.recipe, (*method.changes, f"adapter.init={run / 'adapter'}")), seed)
 
     def _base(self, painter: Painter) -> dict[str, list[float]]:
         """Scores of the base model on the report prompts at this seed, for every method."""
         path = self.output / "base" / f"{painter.seed}.json"
         if not path.is_file():
-            _dump(path, _judged(painter, "reference", self._prompts()))
+            _dump(path, _judged(painter, "reference", self.prompts()))
         scores: dict[str, list[float]] = json.loads(path.read_text())
         return scores
 
@@ -188,8 +189,8 @@ class Bench:
         return (f"train.seed={seed}", "hooks={}", "evaluate=null", "train.keep_checkpoints=1")
 
     def _keep(self, folder: Path, column: str, method: Method, seed: int, run: Run, length: int) -> None:
-        painter = self._trained(method, seed, run.output)
-        scores = {"before": self._base(painter), "after": _judged(painter, "train", self._prompts())}
+        painter = self.trained(method, seed, run.output)
+        scores = {"before": self._base(painter), "after": _judged(painter, "train", self.prompts())}
         seconds, curve = 0.0, []
         for record in run.metrics:
             seconds += record["seconds"]
@@ -245,18 +246,18 @@ def _randomise(adapter: Adapter, scale: float = 0.02) -> None:
             parameter += scale * torch.randn(parameter.shape, generator=generator)
 
 
-def _judges() -> Composite:
+def judges() -> Composite:
     return Composite({label: build(REWARDS, REWARDS.config_class(c["name"])(**c)) for label, c in JUDGES.items()})
 
 
 def _judged(painter: Painter, role: str, prompts: list[str]) -> dict[str, list[float]]:
-    scores, _ = painter.score(role, prompts, _judges(), stream="report")
+    scores, _ = painter.score(role, prompts, judges(), stream="report")
     return {label: values.tolist() for label, values in scores.items()}
 
 
 def _best(painter: Painter, prompts: list[str], trained: Composite, number: int) -> dict[str, list[float]]:
     """Scores of the best of `number` noises by the trained rewards."""
-    judges, scores = _judges(), {label: [] for label in JUDGES}
+    watching, scores = judges(), {label: [] for label in JUDGES}
     for start in range(0, len(prompts), painter.batch_size):
         rows = list(range(start, min(start + painter.batch_size, len(prompts))))
         chosen = [prompts[i] for i in rows]
@@ -267,7 +268,7 @@ def _best(painter: Painter, prompts: list[str], trained: Composite, number: int)
             score = trained.combine(trained(others, chosen))
             images = torch.where((score > total)[:, None, None, None], others, images)
             total = torch.maximum(score, total)
-        for label, values in judges(images, chosen).items():
+        for label, values in watching(images, chosen).items():
             scores[label].extend(values.tolist())
     return scores
 

@@ -89,14 +89,15 @@ def _signed(value: Interval) -> str:
 
 
 def _speed(output: Path, images: Path) -> str:
-    """The trained reward over the seconds, mean of the seeds, for the lengths of the gradient window."""
+    """The trained reward over the seconds, mean of the seeds, for the lengths of the gradient window. Seconds are
+    updates times what one costs: those of the runs themselves also tell what else the machine did."""
     series = {}
     for name in ("draft-1", "draft-5", "draft-full", "draft-lv", "refl", "drtune"):
         curves = [json.loads(p.read_text())["curve"] for p in sorted(output.glob(f"{name}/seed-*/{COLUMNS[0]}.json"))]
         rows = [rows for rows in zip(*curves, strict=False) if all(row[2] is not None for row in rows)]
         if rows:
-            mean = [(sum(r[1] for r in row) / len(row), sum(r[2] for r in row) / len(row)) for row in rows]
-            series[name] = charts.running_mean(mean)
+            each = json.loads((output / name / "cost.json").read_text())[COLUMNS[0]]
+            series[name] = charts.running_mean([(row[0][0] * each, _mean(r[2] for r in row)) for row in rows])
     if not series:
         return ""
     (images / "results-speed.svg").write_text(lines(series, "seconds in updates", {}), encoding="utf-8")

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from align.statistics import interval
 from align.summary import Summary
-from scripts.comparison import measure, page
+from scripts.comparison import draw, measure, page
 from scripts.comparison.methods import FIRST, METHODS, Method, parse
 
 
@@ -73,6 +74,10 @@ def test_costs_and_runs(tmp_path, monkeypatch, recipe):
     made = len(calls)
     mine.measure(FIRST, Method(recipe), 11)
     assert len(calls) == made == 2, "what has been measured is not measured again"
+    monkeypatch.setattr(draw, "METHODS", {FIRST: Method(recipe)})
+    drawn = draw.draw(mine, FIRST, 11, tmp_path, count=2, verdict="pick")
+    assert drawn is not None and Image.open(drawn).width > 4 * 128
+    assert draw.draw(mine, FIRST, 12, tmp_path) is None, "not trained"
 
     monkeypatch.setattr(measure, "STRENGTHS", (0.0, 1.0))
     mine.sweep(FIRST, Method(recipe), 11)
@@ -140,6 +145,7 @@ def test_the_page_is_what_was_measured(tmp_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 curve = [[i, 0.5 * i, gain * i, 1.0] for i in (1, 2, 3)]
                 path.write_text(json.dumps({"updates": 7, "scores": scores, "curve": curve}))
+        (tmp_path / "runs" / name / "cost.json").write_text(json.dumps({"wall-clock": 0.5}))
     for name, norm, relative in (("draft-1", 2.0, 5.0), ("draft-lv", 2.0, 3.0), ("draft-5", 1.0, 3.0)):
         path = tmp_path / "runs" / name / "variance.json"
         path.parent.mkdir(exist_ok=True)
