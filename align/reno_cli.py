@@ -140,7 +140,7 @@ def recipe_of(model: str) -> tuple[str, dict[str, str]]:
     for name, path in recipes.names().items():
         if name.startswith("reno/"):
             block = Source.read(path).tree.get("model", {})
-            if model == block.get("checkpoint"):
+            if model == block.get("checkpoint") and "network" not in block:
                 return name, {"model.checkpoint": model}
             if model == block.get("network"):
                 return name, {f"model.{key}": block[key] for key in ("checkpoint", "network")}

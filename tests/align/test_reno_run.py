@@ -233,9 +233,11 @@ def test_settings_on_the_command_line():
     own = load_recipe(RECIPE).model.checkpoint
     assert recipe_of(own)[0] == RECIPE
     assert recipe_of("somebody/model") == ("reno/any", {"model.checkpoint": "somebody/model"})
+    base = "PixArt-alpha/PixArt-XL-2-512x512"
+    assert recipe_of(base) == ("reno/any", {"model.checkpoint": base}), "not its distilled network"
     bare = "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512"  # a network without its pipeline
     chosen = assembled(None, bare, ["a red star"], None, None, None, {}, None).model
-    assert (chosen.name, chosen.checkpoint, chosen.network) == ("pixart", "PixArt-alpha/PixArt-XL-2-512x512", bare)
+    assert (chosen.name, chosen.checkpoint, chosen.network) == ("pixart", base, bare)
     loaded = assembled(None, None, ["a red star"], None, None, None, {"optim.lr": None}, ["optim.momentum=0.5"])
     assert loaded.data.prompts == ["a red star"] and loaded.optim.momentum == 0.5
     assert loaded.optim.lr == load_recipe(RECIPE).optim.lr
