@@ -49,8 +49,7 @@ def run(
         raise typer.BadParameter(f"{', '.join(unknown)}: known are {', '.join(methods)}.")
     bench = Bench(output, num_prompts=prompts, updates=updates)
     for name in names or methods:  # one after the other: whatever else the machine does meets them alike
-        if methods[name].trained:
-            bench.cost(name, methods[name])
+        bench.cost(name, methods[name])
     for seed in map(int, seeds.split(",")):
         for name in names or methods:
             bench.measure(name, methods[name], seed)

@@ -60,7 +60,7 @@ class Bench:
         folder = self.output / name / f"seed-{seed}"
         budget = self.budget()
         if not method.trained:
-            self._best_of(folder, method, seed, budget)
+            self._best_of(folder, name, method, seed, budget)
             return
         cost = self.cost(name, method)
         lengths = {column: max(1, round(budget[column] / cost[column])) for column in COLUMNS}
@@ -80,9 +80,11 @@ class Bench:
         return {column: updates * self.cost(FIRST, first)[column] for column in COLUMNS}
 
     def cost(self, name: str, method: Method) -> dict[str, float]:
-        """Seconds and forward-equivalents of one update, measured once."""
+        """Seconds and forward-equivalents of one update, or of one image to choose among; measured once."""
         path = self.output / name / "cost.json"
-        if not path.is_file():
+        if not path.is_file() and not method.trained:
+            _dump(path, self._cost_of_candidate(method))
+        elif not path.is_file():
             trial = self.output / name / "trial"
             changes = (*self._common(0), f"train.num_updates={TRIAL}", f"output={trial}")
             with counted() as rows:
@@ -131,21 +133,31 @@ class Bench:
         _dump(folder / "sweep.json", gains)
 
     @torch.no_grad()
-    def _best_of(self, folder: Path, method: Method, seed: int, budget: dict[str, float]) -> None:
-        recipe = load_recipe(method.recipe, (*method.changes, *self._common(seed)))
-        painter, prompts = self._painter(recipe, seed), self.prompts()
-        trained = Composite({label: build(REWARDS, config) for label, config in recipe.rewards.items()})
-        with FlopCounterMode(display=False) as counter:
-            painter.score("reference", prompts[:32], trained, stream="report")
-        flops = counter.get_total_flops() / 32 / self._units(method)["network"]
-        began = time.perf_counter()
-        painter.score("reference", prompts[:32], trained, stream="report")
-        each = {"forward-equivalents": flops, "wall-clock": (time.perf_counter() - began) / 32}
+    def _best_of(self, folder: Path, name: str, method: Method, seed: int, budget: dict[str, float]) -> None:
+        painter, trained = self._candidates(method, seed)
+        prompts, each = self.prompts(), self.cost(name, method)
         numbers = {column: max(1, round(budget[column] / each[column] / self.num_prompts)) for column in COLUMNS}
         for column, number in numbers.items():
             if not (folder / f"{column}.json").is_file():
                 scores = {"before": self._base(painter), "after": _best(painter, prompts, trained, number)}
                 _dump(folder / f"{column}.json", {"updates": number, "scores": scores, "curve": []})
+
+    @torch.no_grad()
+    def _cost_of_candidate(self, method: Method) -> dict[str, float]:
+        """Seconds and forward-equivalents of one image and its score."""
+        (painter, trained), prompts = self._candidates(method, 0), self.prompts()[:32]
+        with FlopCounterMode(display=False) as counter:
+            painter.score("reference", prompts, trained, stream="report")
+        began = time.perf_counter()
+        painter.score("reference", prompts, trained, stream="report")
+        spent = {"wall-clock": time.perf_counter() - began}
+        spent["forward-equivalents"] = counter.get_total_flops() / self._units(method)["network"]
+        return {column: value / len(prompts) for column, value in spent.items()}
+
+    def _candidates(self, method: Method, seed: int) -> tuple[Painter, Composite]:
+        """What draws them, and what chooses among them."""
+        recipe = load_recipe(method.recipe, (*method.changes, *self._common(seed)))
+        return self._painter(recipe, seed), Composite({k: build(REWARDS, c) for k, c in recipe.rewards.items()})
 
     def prompts(self) -> list[str]:
         """Those that every method is reported on."""

@@ -18,6 +18,19 @@ from scripts.comparison import draw, measure, page
 from scripts.comparison.methods import FIRST, METHODS, Method, parse
 
 
+def test_what_chooses_among_images_pays_for_each(tmp_path, monkeypatch, recipe):
+    """By hand: 3 forwards and a decoded image; as many of them as the budget of 2 prompts pays."""
+    mine, chooser = bench(tmp_path, monkeypatch, recipe), Method(recipe, trained=False)
+    cost = mine.cost("best", chooser)
+    assert cost["forward-equivalents"] == pytest.approx(3 + mine._units(chooser)["decode"], rel=0.05)
+    monkeypatch.setattr(mine, "budget", lambda: {column: 6 * each for column, each in cost.items()})
+    mine.measure("best", chooser, 11)
+    for column in measure.COLUMNS:
+        told = json.loads((tmp_path / "best" / "seed-11" / f"{column}.json").read_text())
+        before, after = (told["scores"][when]["pick"] for when in ("before", "after"))
+        assert told["updates"] == 3 and all(b <= a for b, a in zip(before, after, strict=True)) and before != after
+
+
 def test_every_method_is_a_recipe_that_loads():
     from align.config import load_recipe
 
@@ -173,6 +186,10 @@ def test_the_page_is_what_was_measured(tmp_path):
     expected = interval(mean)
     assert f"| draft-1 | 7 | 2 | {expected.mean:+.3f} [{expected.low:+.3f}, {expected.high:+.3f}] |" in written
     assert written.index("| draft-1 |") < written.index("| x & y |"), "best first"
+    assert "K = 1 gains" not in written, "of all steps nothing was measured"
+    (tmp_path / "runs" / "x & y").rename(tmp_path / "runs" / "draft-full")
+    written = page.write(tmp_path / "runs", tmp_path / "results.md").read_text()
+    assert "K = 1 gains" in written and "than all steps. The papers' claim" in written
     for figure in (
         "results-wall-clock.svg",
         "results-forward-equivalents.svg",
