@@ -5,9 +5,9 @@
     FOLDER/text-DIGEST/     a row a prompt: the tensors of its Cond, one row each
     FOLDER/contents.json    {image: [size, mtime, hash]}: what was hashed and has not changed is not read again
 
-DIGEST is of everything else that the numbers depend on: the weights, the views, the seed of random crops. Posteriors
-are kept, not samples: the noise of the autoencoder is drawn anew whenever a pair is used. A pair that cannot be used
-(an image missing or damaged, a second size) is counted by its reason here, before the first update.
+DIGEST is of everything else that the numbers depend on: the weights, the views, the seed where crops are random.
+Posteriors are kept, not samples: the noise of the autoencoder is drawn anew whenever a pair is used. A pair that cannot
+be used (an image missing or damaged, a second size) is counted by its reason here, before the first update.
 """
 
 import hashlib
@@ -46,7 +46,8 @@ class PairCache:
         self.sizes = buckets(views, views.image_size or model.image_size)
         for size in self.sizes:
             model.latent_shape(size)  # refuses what is no multiple of the codec's factor
-        said = [_weights_digest(model.codec.vae), views.model_dump(mode="json"), self.sizes, two_sizes, around.seed]
+        crops = around.seed if views.crop == "random" else None
+        said = [_weights_digest(model.codec.vae), views.model_dump(mode="json"), self.sizes, two_sizes, crops]
         self.images = TensorStore(folder / f"images-{digest(said)}")
         self._stores: dict[Path, TensorStore] = {}
         self._network: str | None = None
@@ -203,9 +204,9 @@ def digest(value: Any) -> str:
 
 
 def _weights_digest(module: nn.Module) -> str:
-    """Of all weights but an adapter's."""
+    """Of all weights but an adapter's; the same whichever layers carry one."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in ((n, t) for n, t in module.state_dict().items() if ".lora_" not in n):
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(f"{name.replace('.base_layer', '')}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

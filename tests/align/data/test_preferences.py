@@ -13,6 +13,10 @@ from align.data._store import TensorStore
 from align.data._views import ViewConfig, buckets, nearest, offsets, pixels, view
 from align.data.preferences import PreferencesConfig
 from align.errors import UserError
+from align.lora import AdapterConfig
+from align.models.sd import SDConfig, StableDiffusion
+from align.policy import Policy
+from align.trainable import Adapter
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +177,24 @@ def test_a_second_run_encodes_nothing_and_a_changed_image_alone_is_encoded_again
     assert counts == {"images": 14, "prompts": 7}
     prepared(policy, tmp_path, views={"image_size": [24, 24]})
     assert counts == {"images": 26, "prompts": 7}
+    prepared(policy, tmp_path, seed=1)
+    assert counts == {"images": 26, "prompts": 7}, "another seed sees the same centres"
+    for seed in (0, 1):
+        prepared(policy, tmp_path, seed=seed, views={"crop": "random"})
+    assert counts == {"images": 50, "prompts": 7}, "random crops are a seed's own"
+
+
+def test_what_the_base_makes_is_kept_whatever_layers_an_adapter_is_on(tiny_sd_factory, tmp_path):
+    write_pairs(tmp_path)
+    folders = []
+    for targets in (["to_q"], ["to_k", "to_v"]):
+        model = StableDiffusion(SDConfig(checkpoint="tiny"), pipeline=tiny_sd_factory())
+        policy = Policy(model, Adapter(AdapterConfig(rank=2), model.network, targets, seed=0))
+        folders.append(prepared(policy, tmp_path).cache.store("inverted", {}).folder)
+    with torch.no_grad():
+        next(model.network.parameters()).add_(1.0)
+    folders.append(prepared(policy, tmp_path).cache.store("inverted", {}).folder)
+    assert folders[0] == folders[1] != folders[2]
 
 
 def test_a_damaged_shard_is_made_again(policy, tmp_path, monkeypatch):
