@@ -106,14 +106,13 @@ def reno(output: Output = OUTPUT, prompts: int = 64) -> None:
 
 
 @app.command()
-def draw(output: Output = OUTPUT, seed: int = 11, prompts: int = 384, images: Path = ROOT / "docs" / "img") -> None:
-    """Draw the first report prompts before and after each method."""
+def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path = ROOT / "docs" / "img") -> None:
+    """Draw the first report prompts before and after methods."""
     from scripts.comparison.draw import draw as draw_sheet
     from scripts.comparison.measure import Bench
-    from scripts.comparison.methods import METHODS
 
-    for name in METHODS:
-        if path := draw_sheet(Bench(output, num_prompts=prompts), name, seed, images):
+    for name in names:
+        if path := draw_sheet(Bench(output, num_prompts=16), name, seed, images):
             typer.echo(path)
 
 

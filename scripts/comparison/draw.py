@@ -21,5 +21,5 @@ def draw(bench: Bench, name: str, seed: int, images: Path, *, count: int = 8, ve
             scores, drawn = painter.score(role, prompts, judges(), stream="report", num_images=count)
             told.append((scores[verdict], drawn))
     path = images / f"method-{name}.png"
-    before_after(verdict, prompts, *told).quantize(256).save(path, optimize=True)
+    before_after(verdict, prompts, *told).save(path, optimize=True)
     return path

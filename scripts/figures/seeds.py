@@ -4,6 +4,7 @@ Finished runs are read, unfinished ones resumed. No seed is left out. The last r
 t-interval; the rows above have bootstrap intervals over report prompts.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def table(reports: dict[int, dict]) -> list[str]:
 def main(recipes: list[str], seeds: str = "10,11,12,13,14", output: Path = ROOT / "outputs" / "seeds") -> None:
     """Train what is missing and write docs/<recipe>-seeds.md, with slashes as hyphens."""
     import align
+    from align.evaluate import PICTURE
     from align.versions import hardware
 
     for recipe in recipes:
@@ -60,8 +62,11 @@ def main(recipes: list[str], seeds: str = "10,11,12,13,14", output: Path = ROOT 
             "",
             *lines,
         ]
-        name = recipe.replace("/", "-") + "-seeds.md"
-        (ROOT / "docs" / name).write_text("\n".join(text) + "\n")
+        name, first = recipe.replace("/", "-"), next(iter(reports))
+        drawn = output / name / str(first) / PICTURE
+        shutil.copyfile(drawn, ROOT / "docs" / "img" / f"{name}-seed.png")
+        text += ["", f"![Report prompts before and after, seed {first}](img/{name}-seed.png)"]
+        (ROOT / "docs" / f"{name}-seeds.md").write_text("\n".join(text) + "\n")
 
 
 if __name__ == "__main__":
