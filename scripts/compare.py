@@ -57,12 +57,12 @@ def run(
 
 @app.command()
 def variance(output: Output = OUTPUT, batches: int = 16, rows: int = 16) -> None:
-    """Measure the norm and the variance of each reward gradient at the start of training."""
+    """Measure the norm and the variance of each gradient at the start of training."""
     from scripts.comparison.measure import Bench
-    from scripts.comparison.methods import METHODS, REWARD_GRADIENTS
+    from scripts.comparison.methods import METHODS, OF_PAIRS, REWARD_GRADIENTS
 
     bench = Bench(output)
-    for name in REWARD_GRADIENTS:
+    for name in (*REWARD_GRADIENTS, *OF_PAIRS):
         bench.variance(name, METHODS[name], batches=batches, rows=rows)
 
 

@@ -11,7 +11,7 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import align
 from align.config import Recipe, load_recipe
 from align.data._base import micro_batches
+from align.data._workplace import Workplace
 from align.data.prompts import load_prompts
 from align.models._codec import KLCodec
 from align.objectives._base import Parts
@@ -157,7 +158,7 @@ class Bench:
     def _candidates(self, method: Method, seed: int) -> tuple[Painter, Composite]:
         """What draws them, and what chooses among them."""
         recipe = load_recipe(method.recipe, (*method.changes, *self._common(seed)))
-        return self._painter(recipe, seed), Composite({k: build(REWARDS, c) for k, c in recipe.rewards.items()})
+        return self._painter(recipe, seed), _composite(recipe.rewards)
 
     def prompts(self) -> list[str]:
         """Those that every method is reported on."""
@@ -245,9 +246,17 @@ def _policy(recipe: Recipe, seed: int) -> Policy:
 
 def _parts(recipe: Recipe, *, seed: int) -> tuple[Policy, Any, Any]:
     policy = _policy(recipe, seed)
-    rewards = Composite({label: build(REWARDS, c) for label, c in recipe.rewards.items()}, recipe.combine)
+    rewards = _composite(recipe.rewards, recipe.combine) if recipe.rewards else None
     objective = build(OBJECTIVES, recipe.objective, Parts(policy.model, recipe.sampling, rewards, seed))
-    return policy, objective, build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
+    source = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
+    if hasattr(source, "prepare"):
+        painter = Painter(policy, recipe.sampling, Accelerator(cpu=True), seed=seed)
+        source.prepare(Workplace(painter, rewards, _composite, print))
+    return policy, objective, source
+
+
+def _composite(configs: Mapping[str, Any], *combine: Any) -> Composite:
+    return Composite({label: build(REWARDS, config) for label, config in configs.items()}, *combine)
 
 
 def _randomise(adapter: Adapter, scale: float = 0.02) -> None:

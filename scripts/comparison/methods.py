@@ -38,6 +38,8 @@ METHODS = {
     "best-of-n": Method("draft/shapes", trained=False),
 }
 REWARD_GRADIENTS = [name for name, method in METHODS.items() if method.recipe.split("/")[0] in BY_GRADIENT]
+OF_PAIRS = ["diffusion-dpo", "inversion-dpo-anchored"]
+"""Those whose gradients are compared with each other: a random noise of each image, or the one it is inverted to."""
 FIRST = "draft-1"
 """Its recipe's updates are the budget."""
 

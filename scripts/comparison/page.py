@@ -179,6 +179,7 @@ def _variance(output: Path) -> str:
     ]
     pairs = [
         ("the further noises of LV lower the variance", "draft-lv", "draft-1", "relative"),
+        ("inverted paths lower the variance of Diffusion-DPO", "inversion-dpo-anchored", "diffusion-dpo", "relative"),
         ("the gradient grows with K", "draft-1", "draft-5", "norm"),
         ("the gradient grows with K, to all steps", "draft-5", "draft-full", "norm"),
     ]

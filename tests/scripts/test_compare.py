@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pair_toys import write_pairs
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -98,6 +99,18 @@ def test_costs_and_runs(tmp_path, monkeypatch, recipe):
     scores = told["wall-clock"]["scores"]
     gain = sum(scores["after"]["pick"]) / 2 - sum(scores["before"]["pick"]) / 2
     assert gains == {"0": {"pick": 0.0}, "1": {"pick": pytest.approx(gain, abs=1e-9)}} and gain != 0
+
+
+def test_gradients_of_rewards_and_of_pairs_are_measured(tmp_path, monkeypatch, recipe):
+    """Half the noise with four times the rows: the variance of a mean of independent rows."""
+    mine, pairs = bench(tmp_path, monkeypatch, recipe), write_pairs(tmp_path / "pairs", 24)
+    data = f"data={{name: preferences, pairs: {pairs}}}"
+    for name, *changes in (("reward",), ("pairs", "objective=diffusion_dpo", data, "rewards={}")):
+        found = {}
+        for rows in (2, 8):
+            mine.variance(f"{name}-{rows}", Method(recipe, tuple(changes)), batches=32, rows=rows)
+            found[rows] = json.loads((tmp_path / f"{name}-{rows}" / "variance.json").read_text())
+        assert 2 < found[2]["variance"] / found[8]["variance"] < 8 and found[2]["norm"] > 0
 
 
 def test_each_budget_gives_its_own_number_of_updates(tmp_path, monkeypatch):
