@@ -98,26 +98,27 @@ class Bench:
         return json.loads(path.read_text())
 
     def variance(self, name: str, method: Method, *, batches: int, rows: int) -> None:
-        """Norm and relative variance of the gradient of one batch, at the same parameters for every method."""
+        """Norm, variance and squared mean of a batch's gradient at the fresh adapter, where that of A is zero."""
         path = self.output / name / "variance.json"
         if path.is_file():
             return
         recipe = load_recipe(method.recipe, (*method.changes, f"train.batch_size={rows}"))
         policy, objective, source = _parts(recipe, seed=0)
-        _randomise(policy.adapter)
         found, stream = [], iter(source)
         for _ in range(batches):
             (batch,) = micro_batches(next(stream), None)
             loss = objective(policy, batch).per_sample.mean()
             gradients = torch.autograd.grad(loss, policy.adapter.parameters())
             found.append(torch.cat([g.flatten() for g in gradients]).double())
-        stacked = torch.stack(found)
-        mean, norms = stacked.mean(0), stacked.norm(dim=1)
-        spread = (stacked - mean).square().sum(1).sum() / (batches - 1)
-        signal = mean.square().sum() - spread / batches  # unbiased |E g|^2
+        products = torch.stack(found) @ torch.stack(found).T  # (batches, batches)
+        off = products - products.diag().diag()
+        signal = float(off.sum()) / (batches * (batches - 1))  # of |E g|^2, unbiased
+        without = (off.sum() - 2 * off.sum(1)) / ((batches - 1) * (batches - 2))  # each batch left out in turn
+        error = float(((without - without.mean()).square().sum() * (batches - 1) / batches).sqrt())  # jackknife
+        squares = float(products.diag().mean())
         _dump(path, {
-            "norm": float(norms.mean()), "variance": float(spread), "signal": float(signal),
-            "relative": float(spread / signal.clamp(min=1e-30)), "batches": batches, "rows": rows,
+            "norm": squares**0.5, "variance": squares - signal, "signal": signal, "signal_error": error,
+            "batches": batches, "rows": rows,
         })  # fmt: skip
 
     def sweep(self, name: str, method: Method, seed: int) -> None:
@@ -257,14 +258,6 @@ def _parts(recipe: Recipe, *, seed: int) -> tuple[Policy, Any, Any]:
 
 def _composite(configs: Mapping[str, Any], *combine: Any) -> Composite:
     return Composite({label: build(REWARDS, config) for label, config in configs.items()}, *combine)
-
-
-def _randomise(adapter: Adapter, scale: float = 0.02) -> None:
-    """A fresh adapter has B = 0, where the gradient of A vanishes."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
 
 
 def judges() -> Composite:

@@ -105,10 +105,12 @@ def _speed(output: Path, images: Path) -> str:
     told = _difference(output, COLUMNS[0], "draft-1", "draft-full", "pick")
     if told is None:
         return text
-    verdict = "holds here" if told.low > 0 else "does NOT hold here" if told.high < 0 else "is not decided here"
+    claim = _claim(
+        "small K learns faster per second than all steps", True if told.low > 0 else None if told.high > 0 else False
+    )
     return (
         f"{text}\nAt equal {COLUMNS[0]}, on the report prompts, K = 1 gains {_signed(told)} more of the trained reward "
-        f"than all steps. The papers' claim that small K learns faster per second than all steps {verdict}.\n"
+        f"than all steps. {claim}\n"
     )
 
 
@@ -128,8 +130,9 @@ def _at(points: charts.Points, x: float) -> float:
     return [y for place, y in points if place <= x][-1]
 
 
-def _claim(claim: str, holds: bool) -> str:
-    return f"The papers' claim that {claim} {'holds' if holds else 'does NOT hold'} here."
+def _claim(claim: str, holds: bool | None) -> str:
+    said = "is not decided" if holds is None else "holds" if holds else "does NOT hold"
+    return f"The papers' claim that {claim} {said} here."
 
 
 def _proxy(gains: Mapping[str, Mapping[str, Any]], images: Path) -> str:
@@ -172,23 +175,41 @@ def _variance(output: Path) -> str:
     rows = {p.parent.name: json.loads(p.read_text()) for p in sorted(output.glob("*/variance.json"))}
     if not rows:
         return ""
-    lines = ["## The gradient at the start\n", "One update's gradient at the same parameters, over batches.\n"]
-    lines += ["| method | norm | variance / squared norm of the mean | batches x rows |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | {r['norm']:.3g} | {r['relative']:.3g} | {r['batches']} x {r['rows']} |" for name, r in rows.items()
+    lines = [
+        "## The gradient at the start\n",
+        "A batch's gradient at the fresh adapter, over batches. The noise of it is",
     ]
-    pairs = [
-        ("the further noises of LV lower the variance", "draft-lv", "draft-1", "relative"),
-        ("inverted paths lower the variance of Diffusion-DPO", "inversion-dpo-anchored", "diffusion-dpo", "relative"),
-        ("the gradient grows with K", "draft-1", "draft-5", "norm"),
-        ("the gradient grows with K, to all steps", "draft-5", "draft-full", "norm"),
-    ]
-    lines += [
-        "\n" + _claim(claim, rows[low][key] < rows[high][key])
-        for claim, low, high, key in pairs
-        if {low, high} <= rows.keys()
-    ]
+    lines += ["its variance over the squared norm of its mean, with a 95 % jackknife interval.\n"]
+    lines += ["| method | root of the mean squared norm | noise | batches x rows |", "|---|---|---|---|"]
+    noise = {name: _noise(r) for name, r in rows.items()}
+    for name, r in rows.items():
+        middle, low, high = noise[name]
+        lines.append(
+            f"| {name} | {r['norm']:.3g} | {middle:.3g} [{low:.3g}, {high:.3g}] | {r['batches']} x {r['rows']} |"
+        )
+    for claim, less, more in (
+        ("the further noises of LV lower the variance", "draft-lv", "draft-1"),
+        ("inverted paths lower the variance of Diffusion-DPO", "inversion-dpo-anchored", "diffusion-dpo"),
+    ):
+        if {less, more} <= rows.keys():
+            (_, low, high), (_, low_of_more, high_of_more) = noise[less], noise[more]
+            lines.append("\n" + _claim(claim, True if high < low_of_more else False if low > high_of_more else None))
+    for claim, less, more in (
+        ("the gradient grows with K", "draft-1", "draft-5"),
+        ("the gradient grows with K, to all steps", "draft-5", "draft-full"),
+    ):
+        if {less, more} <= rows.keys():
+            lines.append("\n" + _claim(claim, rows[less]["norm"] < rows[more]["norm"]))
     return "\n".join(lines) + "\n"
+
+
+def _noise(row: Mapping[str, float]) -> tuple[float, float, float]:
+    """Variance over squared mean, and its interval; infinite where the mean is not told from none."""
+    half = 1.96 * row["signal_error"]
+    return tuple(  # type: ignore[return-value]
+        row["variance"] / signal if signal > 0 else float("inf")
+        for signal in (row["signal"], row["signal"] + half, row["signal"] - half)
+    )
 
 
 def _overoptimised(output: Path, images: Path) -> str:
@@ -201,6 +222,7 @@ def _overoptimised(output: Path, images: Path) -> str:
         "trained reward": charts.running_mean([(r["step"], r["reward/total"]) for r in records if "reward/total" in r]),
         "guard's held-out reward": [(r["step"], r["guard/score"]) for r in records if "guard/score" in r],
         "gold": [(r["step"], r["panel/gold"]) for r in records if "panel/gold" in r],
+        "judge": [(r["step"], r["panel/judge"]) for r in records if "panel/judge" in r],
     }
     marks = {float(found.chosen_update): "kept", float(found.num_updates): "stopped"}
     drawn = {name: _own_range(points) for name, points in curves.items()}
@@ -210,14 +232,17 @@ def _overoptimised(output: Path, images: Path) -> str:
     kept, last = gold[found.chosen_update], gold[max(gold)]
     trained = curves["trained reward"]
     reward = [_at(trained, step) for step in (found.chosen_update or trained[0][0], trained[-1][0])]
+    judge = dict(curves["judge"])
+    said = f"{judge[0]:.0%} at the start, {judge[found.chosen_update]:.0%} there and {judge[max(judge)]:.0%} at the end"
     share = 100 * (kept - start) / (best - start) if best > start else float("nan")
     return (
         "## Over-optimisation, and the guard\n\n"
         f"DRaFT-5 too fast and for too long. Gold utility starts at {start:.3f}, is {best:.3f} at its best and "
         f"{last:.3f} at the end. The guard, which sees neither judge nor gold, ends the run after update "
         f"{found.num_updates} and keeps the adapter of update {found.chosen_update}: gold {kept:.3f}, {share:.0f} % of "
-        f"the best gain. The trained reward (running mean) is {reward[0]:.3f} there and {reward[1]:.3f} at the end.\n\n"
-        "![Each curve on its own range: trained reward, held-out reward, gold](img/results-overoptimised.svg)\n"
+        f"the best gain. The judge passes {said}. The trained reward (running mean) is "
+        f"{reward[0]:.3f} there and {reward[1]:.3f} at the end.\n\n"
+        "![Each curve on its own range: trained reward, held-out reward, gold, judge](img/results-overoptimised.svg)\n"
     )
 
 

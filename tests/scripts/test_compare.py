@@ -140,7 +140,8 @@ def overoptimised(folder: Path) -> None:
     """Gold 1.2 -> 1.4 -> 1.45 -> 1.0 over 80 updates; the guard keeps update 20 and stops after 60."""
     gold = {0: 1.2, 20: 1.4, 40: 1.45, 60: 1.3, 80: 1.0}
     lines = [
-        json.dumps({"step": s, "panel/gold": g, "guard/score": g, "reward/total": s / 10}) for s, g in gold.items()
+        json.dumps({"step": s, "panel/gold": g, "panel/judge": g / 2, "guard/score": g, "reward/total": s / 10})
+        for s, g in gold.items()
     ]
     for name in ("guarded", "free"):
         (folder / name).mkdir(parents=True)
@@ -175,7 +176,8 @@ def test_the_page_is_what_was_measured(tmp_path):
     for name, norm, relative in (("draft-1", 2.0, 5.0), ("draft-lv", 2.0, 3.0), ("draft-5", 1.0, 3.0)):
         path = tmp_path / "runs" / name / "variance.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"norm": norm, "relative": relative, "batches": 4, "rows": 2}))
+        measured = {"norm": norm, "variance": relative, "signal": 1.0, "signal_error": 0.1}
+        path.write_text(json.dumps({**measured, "batches": 4, "rows": 2}))
         told = {strength: {"pick": float(strength), "judge_graded": norm} for strength in ("0.5", "1")}
         (path.parent / "seed-11").mkdir(exist_ok=True)
         (path.parent / "seed-11" / "sweep.json").write_text(json.dumps(told))
