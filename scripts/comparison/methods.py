@@ -37,7 +37,9 @@ METHODS = {
     "spo-spm": Method("spo/shapes_spm"),
     "best-of-n": Method("draft/shapes", trained=False),
 }
-REWARD_GRADIENTS = [name for name, method in METHODS.items() if method.recipe.split("/")[0] in BY_GRADIENT]
+REWARD_GRADIENTS = [
+    name for name, method in METHODS.items() if method.trained and method.recipe.split("/")[0] in BY_GRADIENT
+]
 OF_PAIRS = ["diffusion-dpo", "inversion-dpo-anchored"]
 """Those whose gradients are compared with each other: a random noise of each image, or the one it is inverted to."""
 FIRST = "draft-1"
