@@ -220,7 +220,7 @@ def _overoptimised(output: Path, images: Path) -> str:
     found, records = summary.read(guarded), metrics.read(free / metrics.FILE_NAME)
     curves = {
         "trained reward": charts.running_mean([(r["step"], r["reward/total"]) for r in records if "reward/total" in r]),
-        "guard's held-out reward": [(r["step"], r["guard/score"]) for r in records if "guard/score" in r],
+        "held-out reward": [(r["step"], r["guard/score"]) for r in records if "guard/score" in r],
         "gold": [(r["step"], r["panel/gold"]) for r in records if "panel/gold" in r],
         "judge": [(r["step"], r["panel/judge"]) for r in records if "panel/judge" in r],
     }
