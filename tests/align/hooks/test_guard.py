@@ -148,6 +148,7 @@ SMOOTH = torch.nn.functional.interpolate(torch.rand(4, 3, 2, 2), size=(8, 8), mo
         (textured(), ALIKE, "the images of a prompt differ by 0 %"),
         (textured(), torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(4, 3, 8, 8), "chroma is 1"),
         (SMOOTH, (SMOOTH + CHECKED) / 2, "detail is"),
+        (textured(), textured().mean(1, keepdim=True).expand(-1, 3, -1, -1), "chroma is 0"),  # a fall is a shift too
     ],
 )
 def test_images_that_go_astray_are_no_progress_however_high_the_score(before, after, message):
