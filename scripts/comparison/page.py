@@ -48,14 +48,14 @@ Written by `python scripts/compare.py write` from measured runs; not edited by h
 HEAD = """## Methods
 
 Every method trains the embedded model on the embedded preference reward (`pick`), or picks by it. The budget is what
-DRaFT-1 spends in its recipe's updates: in wall-clock seconds within updates, and in forward-equivalents of the network
-(rows of network, decoder and reward, each 1 forward, 1 recomputed and 2 backward, decoder and reward at their share of
-the network's floating-point operations). Scores are differences to the base on report prompts at the same seeds,
-averaged over seeds for each prompt, with 95 % bootstrap intervals over prompts; no guard, the last adapter. `gold`,
-`judge` and `judge_graded` know the truth and no method sees them. Best-of-n pays its cost for every new image again,
-the others once. DPO, Inversion-DPO and the step-aware judge of spo-spm learn from pairs of the base model's own images
-that gold's noisy voters labelled; to make those pairs, to invert them and to train that judge is paid beforehand and
-not in these columns.
+DRaFT-1 spends in the updates of its row: in wall-clock seconds within updates, and in forward-equivalents of the
+network (rows of network, decoder and reward, each 1 forward, 1 recomputed and 2 backward, decoder and reward at their
+share of the network's floating-point operations). Scores are differences to the base on report prompts at the same
+seeds, averaged over seeds for each prompt, with 95 % bootstrap intervals over prompts; no guard, the last adapter.
+`gold`, `judge` and `judge_graded` know the truth and no method sees them. Best-of-n pays its cost for every new image
+again, the others once. DPO, Inversion-DPO and the step-aware judge of spo-spm learn from pairs of the base model's
+own images that gold's noisy voters labelled; to make those pairs, to invert them and to train that judge is paid
+beforehand and not in these columns.
 """
 
 
