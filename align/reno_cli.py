@@ -17,7 +17,7 @@ Count = Annotated[int | None, typer.Option(min=1, help="Only the first so many o
 Model = Annotated[str | None, typer.Option(help="Hub id or folder of any model family; default: the embedded one.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Settings; default: those made for the model.")]
 Rewards = Annotated[list[str] | None, typer.Option("--reward", help="name=weight; only the named ones are used.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Images of each prompt.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Images of each prompt; default: as the recipe says.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
 Batch = Annotated[int | None, typer.Option(min=1, help="Images optimised at once, over all processes.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the images.")]
@@ -33,7 +33,7 @@ def reno(
     recipe: RecipeOption = None,
     reward: Rewards = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Updates of each image's noise.")] = None,
-    seeds: Seeds = 1,
+    seeds: Seeds = None,
     seed: Seed = 0,
     batch: Batch = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
@@ -56,6 +56,7 @@ def reno(
     few = len(session.rows()) <= FEW
     outcomes = _told(session, output, frames=few if path is None else path, compare=compare, again=again)
     if session.accelerator.is_main_process and outcomes:
+        _say_best(output, outcomes)
         typer.echo(f"report  {reno_report.write(output, outcomes)}")
     if compare and session.accelerator.is_main_process and (table := reno_table.write(output, outcomes)):
         typer.echo(table.read_text(encoding="utf-8"))
@@ -75,7 +76,7 @@ def best_of(
     reward: Rewards = None,
     n: Annotated[int | None, typer.Option("-n", min=1, help="Random noises an image; default 16.")] = None,
     budget: Annotated[str | None, typer.Option(help="Instead of -n: time for each batch of images.")] = None,
-    seeds: Seeds = 1,
+    seeds: Seeds = None,
     seed: Seed = 0,
     batch: Batch = None,
     output: Output = Path("best-of"),
@@ -89,7 +90,10 @@ def best_of(
 
     time = seconds(budget)
     extent = {"count": None if time else n or 16, "seconds": time}
-    _told(Session(loaded, output, _say), output, method="best-of", again=again, **extent)
+    session = Session(loaded, output, _say)
+    outcomes = _told(session, output, method="best-of", again=again, **extent)
+    if session.accelerator.is_main_process:
+        _say_best(output, outcomes)
 
 
 def redraw(
@@ -186,6 +190,17 @@ def _told(session: Any, output: Path, **options: Any) -> list[Any]:
                 f"{outcome.iterations} at {outcome.iteration}, {outcome.seconds:.1f} s"
             )
     return outcomes
+
+
+def _say_best(output: Path, outcomes: list[Any]) -> None:
+    """Of a prompt with several images, which one the rewards like best."""
+    images: dict[str, list[Any]] = {}
+    for outcome in outcomes:
+        images.setdefault(outcome.prompt, []).append(outcome)
+    for prompt, made in images.items():
+        if len(made) > 1:
+            best = max(made, key=lambda outcome: outcome.best["total"])
+            _say(f"best of {len(made)} of {prompt!r}: {output / best.file}  reward {best.best['total']:.3f}")
 
 
 def _say(text: str) -> None:

@@ -92,16 +92,8 @@ def overoptimise(output: Output = OUTPUT, seed: int = 11) -> None:
 @app.command()
 def reno(output: Output = OUTPUT, prompts: int = 64) -> None:
     """Optimise the noise of the embedded few-step model, beside best-of-n at equal cost."""
-    asked = [
-        "--prompts",
-        "shapes:report",
-        "--count",
-        str(prompts),
-        "--compare",
-        "--no-path",
-        "-o",
-        str(output / "reno"),
-    ]
+    asked = ["--prompts", "shapes:report", "--count", str(prompts), "--seeds", "1"]
+    asked += ["--compare", "--no-path", "-o", str(output / "reno")]
     subprocess.run([sys.executable, "-m", "align", "reno", *asked], cwd=ROOT, check=True)
 
 

