@@ -11,8 +11,8 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from align.config import Recipe, load_recipe
 from align.data._base import micro_batches
 from align.data._workplace import Workplace
 from align.data.prompts import load_prompts
-from align.models._codec import KLCodec
+from align.models._step_aware import StepAwareClip
 from align.objectives._base import Parts
 from align.painter import Painter
 from align.policy import Policy
@@ -33,6 +33,7 @@ from align.registry import DATA, MODELS, OBJECTIVES, REWARDS, build
 from align.run import Run
 from align.trainable import Adapter
 from rewards import Composite
+from scripts.comparison.counting import counted, operations
 from scripts.comparison.methods import FIRST, METHODS, Method
 
 TRIAL = 6  # updates from which the cost of one is measured
@@ -187,15 +188,16 @@ class Bench:
         "network" the latter themselves."""
         recipe = load_recipe(method.recipe, method.changes)
         model = build(MODELS, recipe.model)
-        rewards = Composite({label: build(REWARDS, config) for label, config in recipe.rewards.items()})
         cond, t = model.text.encode(["a red circle"]), torch.tensor(0.5, dtype=torch.float64)
         x = torch.zeros(1, *model.latent_shape(recipe.sampling.image_size))
         image = model.codec.decode(x)
-        network = _operations(lambda: model.denoiser()(x, t, cond))
-        units = {"network": network, "decode": _operations(lambda: model.codec.decode(x)) / network, "reward": 0.0}
-        if recipe.rewards:
-            rewards(image, ["a red circle"])  # prompts are encoded once
-            units["reward"] = _operations(lambda: rewards(image, ["a red circle"])) / network
+        network = operations(lambda: model.denoiser()(x, t, cond))
+        units = {"network": network, "decode": operations(lambda: model.codec.decode(x)) / network, "reward": 0.0}
+        spm = getattr(recipe.data, "spm", None)
+        if spm is not None or recipe.rewards:
+            judge = _composite(recipe.rewards) if spm is None else partial(StepAwareClip.load(spm), t=torch.zeros(1))
+            judge(image, ["a red circle"])  # prompts are encoded once
+            units["reward"] = operations(lambda: judge(image, ["a red circle"])) / network
         return units
 
     def _common(self, seed: int) -> tuple[str, ...]:
@@ -210,34 +212,6 @@ class Bench:
             seconds += record["seconds"]
             curve.append([record["step"], seconds, record.get("reward/total"), record["grad_norm"]])
         _dump(folder / f"{column}.json", {"updates": length, "scores": scores, "curve": curve})
-
-
-@contextmanager
-def counted() -> Iterator[dict[str, float]]:
-    """Inside, decoded and scored images are counted as forward-equivalents of their own networks: a forward 1, what is
-    decoded with gradient is decoded again (1), a backward 2."""
-    rows = {"decode": 0.0, "reward": 0.0}
-    decode, score = KLCodec.decode, Composite.forward
-
-    def decoding(self: KLCodec, x0: torch.Tensor) -> torch.Tensor:
-        rows["decode"] += len(x0) * (4 if torch.is_grad_enabled() and x0.requires_grad else 1)
-        return decode(self, x0)
-
-    def scoring(self: Composite, images: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        rows["reward"] += len(images) * (3 if torch.is_grad_enabled() and images.requires_grad else 1)
-        return score(self, images, prompts)
-
-    KLCodec.decode, Composite.forward = decoding, scoring  # type: ignore[method-assign]
-    try:
-        yield rows
-    finally:
-        KLCodec.decode, Composite.forward = decode, score  # type: ignore[method-assign]
-
-
-def _operations(call: Callable[[], Any]) -> float:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops())
 
 
 def _policy(recipe: Recipe, seed: int) -> Policy:

@@ -13,9 +13,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from align.models._step_aware import StepAwareClip
 from align.statistics import interval
 from align.summary import Summary
-from scripts.comparison import draw, measure, page
+from scripts.comparison import counting, draw, measure, page
 from scripts.comparison.methods import FIRST, METHODS, Method, parse
 
 
@@ -99,6 +100,21 @@ def test_costs_and_runs(tmp_path, monkeypatch, recipe):
     scores = told["wall-clock"]["scores"]
     gain = sum(scores["after"]["pick"]) / 2 - sum(scores["before"]["pick"]) / 2
     assert gains == {"0": {"pick": 0.0}, "1": {"pick": pytest.approx(gain, abs=1e-9)}} and gain != 0
+
+
+def test_an_update_on_pairs_has_a_cost(tmp_path, monkeypatch, recipe):
+    """By hand: 2 pairs, 4 rows forward under the reference, forward and backward (2) under the policy."""
+    mine, pairs = bench(tmp_path, monkeypatch, recipe), write_pairs(tmp_path / "pairs", 4)
+    data = f"data={{name: preferences, pairs: {pairs}}}"
+    cost = mine.cost("pairs", Method(recipe, ("objective=diffusion_dpo", data, "rewards={}")))
+    assert cost["forward-equivalents"] == pytest.approx(4 * (1 + 1 + 2)) and cost["wall-clock"] > 0
+
+
+def test_what_a_step_aware_model_judges_is_counted():
+    judge = StepAwareClip("embedded:shapes-clip")
+    with counting.counted() as rows:
+        judge(torch.rand(3, 3, 64, 64), ["a", "b", "c"], torch.zeros(3))
+    assert rows == {"decode": 0, "reward": 3}
 
 
 def test_gradients_of_rewards_and_of_pairs_are_measured(tmp_path, monkeypatch, recipe):
