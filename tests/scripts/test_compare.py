@@ -14,6 +14,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from align.models._step_aware import StepAwareClip
+from align.shapes.embedded import resolve
 from align.statistics import interval
 from align.summary import Summary
 from scripts.comparison import counting, draw, measure, page
@@ -111,7 +112,7 @@ def test_an_update_on_pairs_has_a_cost(tmp_path, monkeypatch, recipe):
 
 
 def test_what_a_step_aware_model_judges_is_counted():
-    judge = StepAwareClip("embedded:shapes-clip")
+    judge = StepAwareClip(str(resolve("embedded:shapes-clip")))
     with counting.counted() as rows:
         judge(torch.rand(3, 3, 64, 64), ["a", "b", "c"], torch.zeros(3))
     assert rows == {"decode": 0, "reward": 3}
