@@ -32,7 +32,7 @@ def write(output: Path, page: Path) -> Path:
             f"![Gain in gold utility at equal {column}](img/{figure})\n",
         ]
     parts += [_proxy(found[COLUMNS[0]], images)] if COLUMNS[0] in found else []
-    parts += [_front(output, images), _speed(output, images), _variance(output)]
+    parts += [_against(output), _front(output, images), _speed(output, images), _variance(output)]
     parts += [_overoptimised(output, images), _reno(output)]
     if not any(parts):
         raise SystemExit(f"{output} holds no measurements: python scripts/compare.py run")
@@ -44,6 +44,14 @@ TITLE = """# Results on the shapes world
 
 Written by `python scripts/compare.py write` from measured runs; not edited by hand.
 """
+
+RIVALS = {
+    "spo-tweedie": "SPO learns faster than DPO",
+    "spo-spm": "SPO learns faster than DPO",
+    "inversion-dpo-anchored": "Inversion-DPO learns faster than Diffusion-DPO",
+    "inversion-dpo-residual": "Inversion-DPO learns faster than Diffusion-DPO",
+}
+"""What the papers say of them."""
 
 HEAD = """## Methods
 
@@ -112,6 +120,18 @@ def _speed(output: Path, images: Path) -> str:
         f"{text}\nAt equal {COLUMNS[0]}, on the report prompts, K = 1 gains {_signed(told)} more of the trained reward "
         f"than all steps. {claim}\n"
     )
+
+
+def _against(output: Path) -> str:
+    """Methods of preferences against Diffusion-DPO, at equal cost."""
+    said = []
+    for name, claim in RIVALS.items():
+        for column in COLUMNS:
+            told = _difference(output, column, name, "diffusion-dpo", "gold")
+            if told is not None:
+                holds = True if told.low > 0 else None if told.high > 0 else False
+                said.append(f"- At equal {column}, {name} gains {_signed(told)} more gold. {_claim(claim, holds)}")
+    return "## Against Diffusion-DPO\n\n" + "\n".join(said) + "\n" if said else ""
 
 
 def _difference(output: Path, column: str, first: str, second: str, label: str) -> Interval | None:

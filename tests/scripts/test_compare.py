@@ -1,6 +1,7 @@
 """The comparison: costs that can be checked by hand, runs that are not repeated, a page from what was measured."""
 
 import json
+import shutil
 import sys
 import xml.dom.minidom
 from pathlib import Path
@@ -219,9 +220,15 @@ def test_the_page_is_what_was_measured(tmp_path):
     assert f"| draft-1 | 7 | 2 | {expected.mean:+.3f} [{expected.low:+.3f}, {expected.high:+.3f}] |" in written
     assert written.index("| draft-1 |") < written.index("| x & y |"), "best first"
     assert "K = 1 gains" not in written, "of all steps nothing was measured"
+    assert "## Against" not in written, "of DPO nothing was measured"
+    shutil.copytree(tmp_path / "runs" / "draft-1", tmp_path / "runs" / "spo-tweedie")
+    shutil.copytree(tmp_path / "runs" / "x & y", tmp_path / "runs" / "diffusion-dpo")
+    shutil.copytree(tmp_path / "runs" / "x & y", tmp_path / "runs" / "inversion-dpo-anchored")
     (tmp_path / "runs" / "x & y").rename(tmp_path / "runs" / "draft-full")
     written = page.write(tmp_path / "runs", tmp_path / "results.md").read_text()
     assert "K = 1 gains" in written and "than all steps. The papers' claim" in written
+    assert "more gold. The papers' claim that SPO learns faster than DPO holds here" in written
+    assert "inversion-dpo-anchored gains +0.000 [+0.000, +0.000] more gold. The papers' claim" in written
     for figure in (
         "results-wall-clock.svg",
         "results-forward-equivalents.svg",
