@@ -34,7 +34,7 @@ METHODS = {
     "inversion-dpo-anchored": Method("inversion_dpo/shapes"),
     "inversion-dpo-residual": Method("inversion_dpo/shapes_residual"),
     "spo-tweedie": Method("spo/shapes"),
-    "spo-spm": Method("spo/shapes_spm"),
+    "spo-spm": Method("spo/shapes_spm", ("optim.schedule=constant",)),  # so the second column's run goes on the first's
     "best-of-n": Method("draft/shapes", trained=False),
 }
 REWARD_GRADIENTS = [
