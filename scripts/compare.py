@@ -68,14 +68,14 @@ def variance(output: Output = OUTPUT, batches: int = 16, rows: int = 16) -> None
 
 @app.command()
 def sweep(output: Output = OUTPUT, seeds: str = SEEDS, prompts: int = 384) -> None:
-    """Turn each trained adapter up and down, and measure."""
+    """Turn trained adapters up and down, and measure."""
     from scripts.comparison.measure import Bench
-    from scripts.comparison.methods import METHODS
+    from scripts.comparison.methods import FRONT, METHODS
 
     bench = Bench(output, num_prompts=prompts)
     for seed in map(int, seeds.split(",")):
-        for name, method in METHODS.items():
-            bench.sweep(name, method, seed)
+        for name in FRONT:
+            bench.sweep(name, METHODS[name], seed)
 
 
 @app.command()

@@ -42,6 +42,17 @@ REWARD_GRADIENTS = [
 ]
 OF_PAIRS = ["diffusion-dpo", "inversion-dpo-anchored"]
 """Those whose gradients are compared with each other: a random noise of each image, or the one it is inverted to."""
+FRONT = (
+    "draft-1",
+    "draft-5",
+    "alignprop-contiguous",
+    "refl",
+    "drtune",
+    "diffusion-dpo",
+    "inversion-dpo-anchored",
+    "spo-tweedie",
+)
+"""Those that are turned up and down, one or two of a kind: more lines would hide each other."""
 FIRST = "draft-1"
 """Its recipe's updates are the budget."""
 

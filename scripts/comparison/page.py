@@ -13,6 +13,7 @@ from align.hooks import metrics
 from align.statistics import Interval, interval
 from scripts.comparison.figures import forest, lines, points
 from scripts.comparison.measure import COLUMNS
+from scripts.comparison.methods import FRONT
 
 LABELS = ("gold", "judge", "judge_graded", "pick", "clip")
 
@@ -131,7 +132,8 @@ def _against(output: Path) -> str:
             if told is not None:
                 holds = True if told.low > 0 else None if told.high > 0 else False
                 said.append(f"- At equal {column}, {name} gains {_signed(told)} more gold. {_claim(claim, holds)}")
-    return "## Against Diffusion-DPO\n\n" + "\n".join(said) + "\n" if said else ""
+    head = "## Against Diffusion-DPO\n\nEach by its own recipe: rates, batches and betas differ.\n\n"
+    return head + "\n".join(said) + "\n" if said else ""
 
 
 def _difference(output: Path, column: str, first: str, second: str, label: str) -> Interval | None:
@@ -168,7 +170,7 @@ def _proxy(gains: Mapping[str, Mapping[str, Any]], images: Path) -> str:
 def _front(output: Path, images: Path) -> str:
     """Each adapter turned up from the base to more than it was trained at."""
     series, said = {}, ""
-    for folder in sorted(path for path in output.glob("*") if path.is_dir()):
+    for folder in (output / name for name in FRONT):
         sweeps = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*/sweep.json"))]
         if sweeps:
             strengths = sorted(sweeps[0], key=float)
@@ -176,14 +178,14 @@ def _front(output: Path, images: Path) -> str:
                 label: [_mean(s[k][label] for s in sweeps) for k in strengths] for label in ("pick", "judge_graded")
             }
             series[folder.name] = [(0.0, 0.0), *zip(gains["pick"], gains["judge_graded"], strict=True)]
-            said = ", ".join(strengths)
+            said = f"at the strengths 0, {', '.join(strengths)}; they were trained at 1. Seeds: {len(sweeps)}."
     if not series:
         return ""
     drawn = points(series, "gain in the trained reward, pick", "gain in the graded judge", joined=True)
     (images / "results-front.svg").write_text(drawn, encoding="utf-8")
     return (
-        f"## The front of reward and fidelity\n\nThe last adapters at the strengths 0, {said}; they were trained at "
-        "1.\n\n![Reward and judge at each strength](img/results-front.svg)\n"
+        f"## The front of reward and fidelity\n\nThe last adapters {said}\n\n"
+        "![Reward and judge at each strength](img/results-front.svg)\n"
     )
 
 
