@@ -178,7 +178,8 @@ def _front(output: Path, images: Path) -> str:
                 label: [_mean(s[k][label] for s in sweeps) for k in strengths] for label in ("pick", "judge_graded")
             }
             series[folder.name] = [(0.0, 0.0), *zip(gains["pick"], gains["judge_graded"], strict=True)]
-            said = f"at the strengths 0, {', '.join(strengths)}; they were trained at 1. Means of {len(sweeps)} seeds, no intervals."
+            said = f"at the strengths 0, {', '.join(strengths)}; they were trained at 1. "
+            said += f"Means of {len(sweeps)} seeds, no intervals."
     if not series:
         return ""
     drawn = points(series, "gain in the trained reward, pick", "gain in the graded judge", joined=True)
