@@ -14,6 +14,7 @@ from align.models._layouts import transformer
 from align.models._load import CheckpointConfig
 from align.models._pipeline import PipelineModel
 from align.models._published import Published, flow_vae
+from align.models._shared_tokens import count_tokens
 from align.models._text import CachedTextEncoder
 from align.models._tokens import Tokenizer
 from samplers import FlowSchedule, Prediction
@@ -75,6 +76,8 @@ class StableDiffusion3(PipelineModel):
     """The bundle of a StableDiffusion3Pipeline."""
 
     Config = SD3Config
+    num_equal = 1
+    """Tokens at the text's end that are all the same: the zeros in place of T5's states."""
     pipelines = ("StableDiffusion3Pipeline",)
     network_class = "SD3Transformer2DModel"
     text_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -124,15 +127,29 @@ class StableDiffusion3(PipelineModel):
         self.image_size = (network.sample_size * self.codec.factor, network.sample_size * self.codec.factor)
 
     def encoder(self, config: SD3Config, pipeline: Any) -> SD3Text:
+        if pipeline.text_encoder_3 is None and config.attention == "sdpa":
+            self.num_equal = config.t5_tokens
+            count_tokens(pipeline.transformer)
         return SD3Text(pipeline, config.t5_tokens)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
-        """See `DiffusionModel.predict`. The transformer is told 1000 t."""
+        """See `DiffusionModel.predict`. The transformer is told 1000 t.
+
+        The zeros in place of T5's states go through as one token where they outnumber all others. Where they do not, a
+        kernel without mask is worth more.
+        """
         dtype = self.network_dtype
+        text, count = cond.tensors["text"], self.num_equal
+        others = text.shape[1] - count + x_t[0, 0].numel() // self.patch**2
+        if count > others:
+            text = text[:, : text.shape[1] - count + 1]
+        else:
+            count = 1
         return network(
             x_t.to(dtype),
             timestep=rows_of_t(t, x_t, 1000.0),
-            encoder_hidden_states=cond.tensors["text"].to(dtype),
+            encoder_hidden_states=text.to(dtype),
             pooled_projections=cond.tensors["pooled"].to(dtype),
+            joint_attention_kwargs={"last_count": count} if count > 1 else None,
             return_dict=False,
         )[0].to(x_t.dtype)

@@ -4,40 +4,17 @@ While it trains, a linear head on the tokens of the middle block names shape and
 picture; it is thrown away (representation alignment, Yu et al., arXiv 2410.06940, with known labels for features).
 """
 
-import math
-
 import torch
-import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextModelWithProjection
 
+from align.models._shared_tokens import count_tokens
 from scripts.pretrain import clip, sd, text, vae
 from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
 
 GUIDANCE = 2.0
 EMPTY = 256  # zero tokens that the stock pipeline puts in place of the third encoder's
-
-
-class LastCounts(TorchFunctionMode):
-    """Attention in which the last key counts `times` times.
-
-    Equal tokens stay equal through the network and share one attention: log(times) on the logit of one is the same
-    as `times` of them, at a quarter of the cost.
-    """
-
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self.bias = math.log(times)
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention:
-            mask = args[0].new_zeros(1, 1, 1, args[1].shape[2])
-            mask[..., -1] = self.bias
-            kwargs["attn_mask"] = mask
-        return func(*args, **kwargs)
 
 
 def build() -> SD3Transformer2DModel:
@@ -97,6 +74,7 @@ def load() -> StableDiffusion3Pipeline:
 def main(steps: int = 8500, batch: int = 64, seed: int = 0) -> None:
     torch.manual_seed(seed)
     transformer, head = build(), clip.build_head()
+    count_tokens(transformer)
     tokens: list[Tensor] = []
     transformer.transformer_blocks[2].register_forward_hook(lambda *call: tokens.append(call[2][1]))
     data, captions = sd.latents(seed)
@@ -118,8 +96,9 @@ def main(steps: int = 8500, batch: int = 64, seed: int = 0) -> None:
         t = torch.sigmoid(torch.randn(batch, generator=g))
         x, noise = data[rows].float(), torch.randn(batch, 4, 8, 8, generator=g)
         x_t = torch.lerp(x, noise, t[:, None, None, None])
-        with LastCounts(EMPTY):
-            out = transformer(x_t, embeds[words], pooled[words], t * 1000, return_dict=False)[0]
+        out = transformer(
+            x_t, embeds[words], pooled[words], t * 1000, joint_attention_kwargs={"last_count": EMPTY}, return_dict=False
+        )[0]
         naming = clip.dense(head, tokens.pop(), labels[rows])
         return (out - (noise - x)).pow(2).mean() + 0.2 * naming
 
