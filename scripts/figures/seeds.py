@@ -4,9 +4,11 @@ Finished runs are read, unfinished ones resumed. No seed is left out. The last r
 t-interval; the rows above have bootstrap intervals over report prompts.
 """
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from scipy import stats
@@ -35,17 +37,25 @@ def table(reports: dict[int, dict]) -> list[str]:
     return [*lines, "| mean | " + " | ".join(cells) + " |"]
 
 
-def main(recipes: list[str], seeds: str = "10,11,12,13,14", output: Path = ROOT / "outputs" / "seeds") -> None:
+def main(
+    recipes: list[str],
+    seeds: str = "10,11,12,13,14",
+    output: Path = ROOT / "outputs" / "seeds",
+    change: Annotated[list[str] | None, typer.Option(help="A setting of the recipe: model.checkpoint=...")] = None,
+    suffix: Annotated[str, typer.Option(help="Of the page's name, for what was changed.")] = "",
+) -> None:
     """Train what is missing and write docs/<recipe>-seeds.md, with slashes as hyphens."""
     import align
     from align.evaluate import PICTURE
     from align.versions import hardware
 
+    changes = change or []
     for recipe in recipes:
+        name = "-".join(part for part in (*recipe.split("/"), suffix) if part)
+        options = [f"--change={one}" for one in changes] + ([f"--suffix={suffix}"] if suffix else [])
         reports, lines = {}, []
         for seed in map(int, seeds.split(",")):
-            folder = output / recipe.replace("/", "-") / str(seed)
-            run = align.train(recipe, {"train.seed": seed, "output": str(folder)})
+            run = align.train(recipe, [*changes, f"train.seed={seed}", f"output={output / name / str(seed)}"])
             if run.interrupted:
                 raise SystemExit(130)
             reports[seed] = run.report.scores
@@ -53,16 +63,17 @@ def main(recipes: list[str], seeds: str = "10,11,12,13,14", output: Path = ROOT 
             lines.append(f"Seed {seed}: {cost.num_updates} updates, {cost.seconds:.0f} s, chosen {cost.chosen_update}.")
         count = next(iter(next(iter(reports.values())).values())).num_prompts
         text = [
-            f"# {recipe} on seeds {seeds}",
+            " ".join([f"# {recipe}", *changes, f"on seeds {seeds}"]),
             "",
-            f"Written by `python scripts/figures/seeds.py {recipe}` on {hardware()}. Before -> after and the paired",
-            f"difference with its 95 % interval on {count} report prompts a seed; sd: of the base model's images.",
+            f"Written by `python scripts/figures/seeds.py {shlex.join([recipe, *options])}` on {hardware()}.",
+            f"Before -> after and the paired difference with its 95 % interval on {count} report prompts a seed;",
+            "sd: of the base model's images.",
             "",
             *table(reports),
             "",
             *lines,
         ]
-        name, first = recipe.replace("/", "-"), next(iter(reports))
+        first = next(iter(reports))
         drawn = output / name / str(first) / PICTURE
         shutil.copyfile(drawn, ROOT / "docs" / "img" / f"{name}-seed.png")
         text += ["", f"![Report prompts before and after, seed {first}](img/{name}-seed.png)"]

@@ -87,6 +87,12 @@ def test_gradients_are_those_of_all_the_zeros_whether_blocks_are_computed_again_
         assert float((found - expected).norm() / expected.norm()) < 1e-4
 
 
+def test_a_compiled_network_gives_the_same_gradient():
+    model = wrap(pipeline(dual=True))
+    model.network.compile(backend="aot_eager")
+    assert torch.equal(gradient(model), gradient(wrap(pipeline(dual=True))))
+
+
 def test_the_bundles_own_pipeline_is_the_stock_one():
     model, built = wrap(pipeline()), pipeline()
     again = model.to_pipeline()
