@@ -151,7 +151,7 @@ class Guard(Hook):
             "best_score": held.score,
             "events": self.events,
             "sweep": [{"strength": strength, **_told(m)} for strength, m in sorted(found.items())],
-            "recommended_strength": recommended(found),
+            **({"recommended_strength": recommended(found)} if found else {}),  # nothing tried, nothing said
             "seconds": self.seconds,
         }
 

@@ -210,7 +210,13 @@ def test_the_sweep_recommends_the_best_strength_without_alarm():
 def test_where_nothing_improved_there_is_nothing_to_sweep():
     hook = guard(scores(1.0, 0.5))
     found = hook.conclude(play(hook, 1), lambda: None)
-    assert (found["sweep"], found["recommended_strength"], found["best_update"]) == ([], 1.0, 0)
+    assert (found["sweep"], found["best_update"]) == ([], 0) and "recommended_strength" not in found
+
+
+def test_without_strengths_to_try_none_is_recommended():
+    hook = guard(scores(0.0, 1.0), sweep=())
+    found = hook.conclude(play(hook, 1), lambda: None)
+    assert found["best_update"] == 1 and found["sweep"] == [] and "recommended_strength" not in found
 
 
 def test_a_reward_that_is_trained_on_may_not_be_its_own_guard():
