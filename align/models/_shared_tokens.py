@@ -3,7 +3,7 @@
     sum over n equal keys k of exp(q k) v  =  exp(q k + log n) v
 
 Exact but for rounding, for tokens that know nothing of their place, such as the zeros that Stable Diffusion 3 puts
-where T5's states are missing.
+where T5's states are missing. An adapter's dropout draws one mask for all of them.
 """
 
 import math
@@ -51,6 +51,6 @@ class CountedAttention:
             return self.processor(attn, hidden_states, encoder_hidden_states, attention_mask)
 
 
-def count_tokens(network: Any) -> None:
+def accept_last_count(network: Any) -> None:
     """Makes a diffusers network with joint attention take joint_attention_kwargs={"last_count": n}."""
     network.set_attn_processor({name: CountedAttention(p) for name, p in network.attn_processors.items()})

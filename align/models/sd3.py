@@ -14,7 +14,7 @@ from align.models._layouts import transformer
 from align.models._load import CheckpointConfig
 from align.models._pipeline import PipelineModel
 from align.models._published import Published, flow_vae
-from align.models._shared_tokens import count_tokens
+from align.models._shared_tokens import accept_last_count
 from align.models._text import CachedTextEncoder
 from align.models._tokens import Tokenizer
 from samplers import FlowSchedule, Prediction
@@ -76,8 +76,6 @@ class StableDiffusion3(PipelineModel):
     """The bundle of a StableDiffusion3Pipeline."""
 
     Config = SD3Config
-    num_equal = 1
-    """Tokens at the text's end that are all the same: the zeros in place of T5's states."""
     pipelines = ("StableDiffusion3Pipeline",)
     network_class = "SD3Transformer2DModel"
     text_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -88,6 +86,8 @@ class StableDiffusion3(PipelineModel):
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
     layouts: ClassVar = {"comfyui": transformer}
+    num_equal = 1
+    """Tokens at the text's end that are all the same: the zeros in place of T5's states."""
     published = (
         Published(
             "stabilityai/stable-diffusion-3-medium-diffusers",
@@ -129,14 +129,14 @@ class StableDiffusion3(PipelineModel):
     def encoder(self, config: SD3Config, pipeline: Any) -> SD3Text:
         if pipeline.text_encoder_3 is None and config.attention == "sdpa":
             self.num_equal = config.t5_tokens
-            count_tokens(pipeline.transformer)
+            accept_last_count(pipeline.transformer)
         return SD3Text(pipeline, config.t5_tokens)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         """See `DiffusionModel.predict`. The transformer is told 1000 t.
 
-        The zeros in place of T5's states go through as one token where they outnumber all others. Where they do not, a
-        kernel without mask is worth more.
+        The zeros in place of T5's states go through as one token where they outnumber all others. Where they do not,
+        less is saved, and the mask that it takes keeps torch from its flash kernel.
         """
         dtype = self.network_dtype
         text, count = cond.tensors["text"], self.num_equal

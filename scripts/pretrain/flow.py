@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
-from align.models._shared_tokens import count_tokens
+from align.models._shared_tokens import accept_last_count
 from scripts.pretrain import clip, sd, text, vae
 from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
 
@@ -74,7 +74,7 @@ def load() -> StableDiffusion3Pipeline:
 def main(steps: int = 8500, batch: int = 64, seed: int = 0) -> None:
     torch.manual_seed(seed)
     transformer, head = build(), clip.build_head()
-    count_tokens(transformer)
+    accept_last_count(transformer)
     tokens: list[Tensor] = []
     transformer.transformer_blocks[2].register_forward_hook(lambda *call: tokens.append(call[2][1]))
     data, captions = sd.latents(seed)
