@@ -1,5 +1,6 @@
 """Stage flow: a rectified-flow transformer of Stable Diffusion 3's kind, on the same latents; no third text encoder.
 
+It trains in two rounds: times of a logit-normal first, then more of the noisy ones, where a caption is obeyed or not.
 While it trains, a linear head on the tokens of the middle block names shape and colour under each of them in the clean
 picture; it is thrown away (representation alignment, Yu et al., arXiv 2410.06940, with known labels for features).
 """
@@ -13,7 +14,7 @@ from align.models._shared_tokens import accept_last_count
 from scripts.pretrain import clip, sd, text, vae
 from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
 
-GUIDANCE = 2.0
+GUIDANCE, NOISY = 2.0, 2.0
 EMPTY = 256  # zero tokens that the stock pipeline puts in place of the third encoder's
 
 
@@ -71,10 +72,29 @@ def load() -> StableDiffusion3Pipeline:
     return pipe
 
 
-def main(steps: int = 8500, batch: int = 64, seed: int = 0) -> None:
+def times(batch: int, g: torch.Generator, noisy: bool) -> Tensor:
+    """(B,) times in [0, 1]: logit-normal, or for the second round stratified with a shift of NOISY (Esser et al. 2024,
+    arXiv 2403.03206)."""
+    if not noisy:
+        return torch.sigmoid(torch.randn(batch, generator=g))
+    even = (torch.arange(batch) + torch.rand(batch, generator=g)) / batch
+    return NOISY * even / (1 + (NOISY - 1) * even)
+
+
+def main(steps: int = 8500, more: int = 7500, batch: int = 64, seed: int = 0) -> None:
+    """Both rounds; a transformer in WORK/out/flow is taken for the first round's."""
+    first = {} if (WORK / "out" / "flow").exists() else run("flow", steps, batch, seed)
+    record("flow", {"first round": first, "second round": run("flow-noisy", more, batch, seed)})
+
+
+def run(name: str, steps: int, batch: int, seed: int) -> dict:
+    """One round, saved to WORK/out/flow; its figures."""
+    noisy = name == "flow-noisy"
     torch.manual_seed(seed)
-    transformer, head = build(), clip.build_head()
+    transformer, head = load().transformer.train() if noisy else build(), clip.build_head()
     accept_last_count(transformer)
+    for block in transformer.transformer_blocks:
+        block.compile()
     tokens: list[Tensor] = []
     transformer.transformer_blocks[2].register_forward_hook(lambda *call: tokens.append(call[2][1]))
     data, captions = sd.latents(seed)
@@ -89,11 +109,11 @@ def main(steps: int = 8500, batch: int = 64, seed: int = 0) -> None:
         )
 
     def loss(step: int) -> Tensor:
-        g = generator(seed, 6, step)
+        g = generator(seed, 26 if noisy else 6, step)
         rows = torch.randint(len(data), (batch,), generator=g)
         words = index[rows].clone()
         words[torch.rand(batch, generator=g) < sd.DROP] = 0
-        t = torch.sigmoid(torch.randn(batch, generator=g))
+        t = times(batch, g, noisy)
         x, noise = data[rows].float(), torch.randn(batch, 4, 8, 8, generator=g)
         x_t = torch.lerp(x, noise, t[:, None, None, None])
         out = transformer(
@@ -104,12 +124,14 @@ def main(steps: int = 8500, batch: int = 64, seed: int = 0) -> None:
 
     def look(step: int) -> None:
         if (step + 1) % 2000 == 0:
-            with torch.no_grad():
-                print(step + 1, sd.judged(pipe, 96, num_inference_steps=20, guidance_scale=GUIDANCE), flush=True)
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                print(step + 1, sd.judged(pipe, 192, num_inference_steps=20, guidance_scale=GUIDANCE), flush=True)
             tokens.clear()
 
-    figures = train("flow", {"flow": transformer, "head": head}, loss, steps=steps, lr=1.5e-3, ema=0.998, after=look)
+    modules, lr = {"flow": transformer, "head": head}, 1e-3 if noisy else 1.5e-3
+    figures = train(name, modules, loss, steps=steps, lr=lr, ema=0.998, after=look)
     pipe = pipeline(transformer)
     pipe.save_pretrained(WORK / "out" / "flow")
     figures |= {"parameters": parameters([transformer])}
-    record("flow", figures | {"judge": sd.judged(pipe, 192, num_inference_steps=20, guidance_scale=GUIDANCE)})
+    with torch.compiler.set_stance("force_eager"):
+        return figures | {"judge": sd.judged(pipe, 192, num_inference_steps=20, guidance_scale=GUIDANCE)}
