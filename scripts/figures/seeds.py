@@ -37,6 +37,16 @@ def table(reports: dict[int, dict]) -> list[str]:
     return [*lines, "| mean | " + " | ".join(cells) + " |"]
 
 
+def finished(recipe):
+    """The run of `recipe` in its folder, if it came to its end; else None."""
+    from align import Run
+    from align.summary import FILE_NAME
+
+    run = Run(Path(recipe.output))
+    done = (run.output / FILE_NAME).exists() and run.recipe.dump() | {"output": ""} == recipe.dump() | {"output": ""}
+    return run if done else None
+
+
 def main(
     recipes: list[str],
     seeds: str = "10,11,12,13,14",
@@ -55,7 +65,8 @@ def main(
         options = [f"--change={one}" for one in changes] + ([f"--suffix={suffix}"] if suffix else [])
         reports, lines = {}, []
         for seed in map(int, seeds.split(",")):
-            run = align.train(recipe, [*changes, f"train.seed={seed}", f"output={output / name / str(seed)}"])
+            wanted = align.load_recipe(recipe, [*changes, f"train.seed={seed}", f"output={output / name / str(seed)}"])
+            run = finished(wanted) or align.train(wanted)
             if run.interrupted:
                 raise SystemExit(130)
             reports[seed] = run.report.scores

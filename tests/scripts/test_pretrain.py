@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from scripts.pretrain import common, pick
+from scripts.pretrain import common, flow, pick
 
 
 def run(steps_until: int, folder: Path, monkeypatch) -> nn.Linear:
@@ -38,6 +38,14 @@ def test_draw_depends_on_its_key_alone():
     assert common.draw(5, 1, 2) == common.draw(5, 1, 2)
     assert common.draw(5, 1, 2) != common.draw(5, 1, 3)
     assert sum(common.MIX.values()) == pytest.approx(1)
+
+
+def test_the_flow_models_second_round_sees_the_noisy_times_more_often():
+    even = torch.arange(4000) / 4000
+    t = flow.times(4000, common.generator(0), noisy=True)  # shifted by 2: the share below t is t / (2 - t)
+    torch.testing.assert_close((t < even[:, None]).float().mean(1), even / (2 - even), atol=1e-3, rtol=0)
+    first = flow.times(4000, common.generator(0), noisy=False)
+    assert abs(first.logit().mean()) < 0.06 and abs(first.logit().std() - 1) < 0.05  # four standard errors
 
 
 def test_votes_of_a_clear_preference_are_learnt_and_of_none_are_not():
