@@ -64,7 +64,8 @@ seeds, averaged over seeds for each prompt, with 95 % bootstrap intervals over p
 `gold`, `judge` and `judge_graded` know the truth and no method sees them. Best-of-n pays its cost for every new image
 again, the others once. DPO, Inversion-DPO and the step-aware judge of spo-spm learn from pairs of the base model's
 own images that gold's noisy voters labelled; to make those pairs, to invert them and to train that judge is paid
-beforehand and not in these columns.
+beforehand and not in these columns. Those pairs ask for the six skills in equal shares, as the report does; DRaFT, the
+other reward gradients and SPO take `shapes:train` as it is, 83 % of which asks for a position or an attribution.
 """
 
 
