@@ -8,10 +8,13 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from scipy import stats
+
+if TYPE_CHECKING:
+    from align import Recipe, Run
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -37,7 +40,7 @@ def table(reports: dict[int, dict]) -> list[str]:
     return [*lines, "| mean | " + " | ".join(cells) + " |"]
 
 
-def finished(recipe):
+def finished(recipe: "Recipe") -> "Run | None":
     """The run of `recipe` in its folder, if it came to its end; else None."""
     from align import Run
     from align.summary import FILE_NAME
@@ -62,7 +65,8 @@ def main(
     changes = change or []
     for recipe in recipes:
         name = "-".join(part for part in (*recipe.split("/"), suffix) if part)
-        options = [f"--change={one}" for one in changes] + ([f"--suffix={suffix}"] if suffix else [])
+        options = [f"--seeds={seeds}", *(f"--change={one}" for one in changes)]
+        options += [f"--suffix={suffix}"] if suffix else []
         reports, lines = {}, []
         for seed in map(int, seeds.split(",")):
             wanted = align.load_recipe(recipe, [*changes, f"train.seed={seed}", f"output={output / name / str(seed)}"])

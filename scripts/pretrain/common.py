@@ -129,8 +129,16 @@ def parameters(modules: Iterable[nn.Module]) -> int:
 def record(name: str, figures: dict) -> None:
     """Keep a stage's figures beside its checkpoint's, in WORK/figures.json, and print them."""
     WORK.mkdir(parents=True, exist_ok=True)
-    file = WORK / "figures.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
-    known[name] = figures
-    file.write_text(json.dumps(known, indent=1))
+    known = _figures() | {name: figures}
+    (WORK / "figures.json").write_text(json.dumps(known, indent=1))
     print(name, json.dumps(figures))
+
+
+def recorded(name: str) -> dict:
+    """A stage's figures as they were recorded; {} if none were."""
+    return _figures().get(name, {})
+
+
+def _figures() -> dict:
+    file = WORK / "figures.json"
+    return json.loads(file.read_text()) if file.exists() else {}

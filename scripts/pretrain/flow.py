@@ -12,7 +12,7 @@ from transformers import CLIPTextModelWithProjection
 
 from align.models._shared_tokens import accept_last_count
 from scripts.pretrain import clip, sd, text, vae
-from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
+from scripts.pretrain.common import WORK, draw, generator, parameters, record, recorded, train
 
 GUIDANCE, NOISY = 2.0, 2.0
 EMPTY = 256  # zero tokens that the stock pipeline puts in place of the third encoder's
@@ -83,8 +83,9 @@ def times(batch: int, g: torch.Generator, noisy: bool) -> Tensor:
 
 def main(steps: int = 8500, more: int = 7500, batch: int = 64, seed: int = 0) -> None:
     """Both rounds; a transformer in WORK/out/flow is taken for the first round's."""
-    first = {} if (WORK / "out" / "flow").exists() else run("flow", steps, batch, seed)
-    record("flow", {"first round": first, "second round": run("flow-noisy", more, batch, seed)})
+    if not (WORK / "out" / "flow").exists():
+        record("flow", {"first round": run("flow", steps, batch, seed)})
+    record("flow", recorded("flow") | {"second round": run("flow-noisy", more, batch, seed)})
 
 
 def run(name: str, steps: int, batch: int, seed: int) -> dict:

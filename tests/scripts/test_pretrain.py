@@ -40,6 +40,15 @@ def test_draw_depends_on_its_key_alone():
     assert sum(common.MIX.values()) == pytest.approx(1)
 
 
+def test_figures_are_kept_between_the_rounds_of_a_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "WORK", tmp_path)
+    assert common.recorded("flow") == {}
+    common.record("sd", {"steps": 1})
+    common.record("flow", {"first round": 2})
+    common.record("flow", common.recorded("flow") | {"second round": 3})
+    assert common.recorded("flow") == {"first round": 2, "second round": 3} and common.recorded("sd") == {"steps": 1}
+
+
 def test_the_flow_models_second_round_sees_the_noisy_times_more_often():
     even = torch.arange(4000) / 4000
     t = flow.times(4000, common.generator(0), noisy=True)  # shifted by 2: the share below t is t / (2 - t)
