@@ -96,8 +96,7 @@ def write(
         seconds_per_update=statistics.median(seconds) if seconds else 0.0,
         network_calls=calls.forward + calls.recompute,
         forward_equivalents=calls.forward_equivalents,
-        peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        / (1024**2 if sys.platform == "darwin" else 1024),
+        peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_UNITS_PER_MIB,
         peak_gpu_mib=torch.cuda.max_memory_allocated() / 1024**2 if torch.cuda.is_available() else None,
         hardware=hardware(),
         versions=versions(),

@@ -19,7 +19,7 @@ class Dtypes(ComponentConfig):
     """The precision of each frozen component; adapters are fp32 whatever is chosen here."""
 
     network: Dtype = "auto"
-    """auto is bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU."""
+    """auto is bf16 on a GPU (torch emulates it where the hardware has none: slow; choose fp16 there), fp32 on a CPU."""
     text: Dtype = "auto"
     """auto as for the network."""
     vae: Dtype = "auto"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -20,6 +20,8 @@ from align.registry import EMBEDDED, ComponentConfig
 class CheckpointConfig(ComponentConfig):
     """Where a model comes from and how it is held in memory; the fields that all families share."""
 
+    sdpa_only: ClassVar[str] = ""
+    """Why the family's attention has no other kernel, where it has none."""
     checkpoint: str
     """Hub id, local diffusers folder, or one .safetensors file."""
     config_dir: str | None = None
@@ -53,10 +55,16 @@ class CheckpointConfig(ComponentConfig):
             yield ".checkpoint", f"{self.checkpoint}: {NOWHERE}"
         if self.network is not None and not is_file(self.network) and _nowhere(self.network):
             yield ".network", f"{self.network}: {NOWHERE}"
-        if problem := missing_package(self.attention):
+        if problem := self.attention_problem():
             yield ".attention", problem
         if self.quantize is not None and (problem := missing(self.quantize)):
             yield ".quantize", problem
+
+    def attention_problem(self) -> str | None:
+        """What stands in the way of the kernel asked for, as far as the family and the packages go."""
+        if self.sdpa_only and self.attention != "sdpa":
+            return f"{self.sdpa_only} Use sdpa."
+        return missing_package(self.attention)
 
 
 NOWHERE = "no such folder or file, and not a Hub id (owner/name) either. Check the path."

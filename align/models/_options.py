@@ -26,8 +26,6 @@ def set_attention(network: Any, attention: str) -> None:
     """Switches every attention layer of a diffusers network to the kernel."""
     if attention == "sdpa":
         return
-    if problem := missing_package(attention):
-        raise UserError(f"model.attention={attention}: {problem}")
     if not torch.cuda.is_available():
         raise UserError(f"model.attention={attention}: its kernels need a CUDA device, and there is none. Use sdpa.")
     if any(hasattr(getattr(module, "processor", None), "_attention_backend") for module in network.modules()):

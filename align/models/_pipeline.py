@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from align.errors import UserError
 from align.models._base import DiffusionModel, dtype_of
 from align.models._load import CheckpointConfig, load_pipeline
 from align.models._network import is_file, load_network, load_weights
@@ -39,6 +40,8 @@ class PipelineModel(DiffusionModel):
     """What `align models` lists, and what the tests hold the family to."""
 
     def __init__(self, config: Any, pipeline: Any = None):
+        if problem := config.attention_problem():  # a recipe's check knows the family only where it is named
+            raise UserError(f"model.attention={config.attention}: {problem}")
         if pipeline is None:
             pipeline = self._loaded(config)
         if config.base_adapter is not None:
@@ -97,7 +100,9 @@ class PipelineModel(DiffusionModel):
             name: module if dtype_of(module) == dtype else copy.deepcopy(module).to(dtype)
             for name, module in self.components().items()
         }
-        return type(self._pipeline)(**{**self._pipeline.components, **modules}, **self.constructor)
+        parts = self._pipeline.components
+        flags = {k: v for k, v in self._pipeline.config.items() if k not in parts and not k.startswith("_")}
+        return type(self._pipeline)(**{**parts, **modules, **flags, **self.constructor})  # flags: is_distilled, ...
 
     def to(self, device: torch.device | str) -> "PipelineModel":
         """Move every module, off-loaded text encoders only in name; dtypes stay."""

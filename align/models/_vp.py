@@ -22,7 +22,12 @@ KINDS = {"epsilon": Prediction.EPSILON, "v_prediction": Prediction.V, "sample": 
 
 
 def vp_kind(checkpoint: str, scheduler: Mapping[str, Any]) -> Prediction:
-    """The prediction that a scheduler config names."""
+    """The prediction that a scheduler config names; one without a table of betas is refused."""
+    if scheduler.get("beta_schedule") is None and scheduler.get("trained_betas") is None:
+        raise UserError(
+            f"model.checkpoint={checkpoint}: its scheduler has no beta_schedule (EDM's and a flow's have none), so its "
+            "noise is not the one that this family is trained on. Use a checkpoint whose scheduler has one."
+        )
     named = scheduler.get("prediction_type", "epsilon")
     if named not in KINDS:
         raise UserError(
@@ -39,6 +44,11 @@ def vp_kind(checkpoint: str, scheduler: Mapping[str, Any]) -> Prediction:
 
 def unet_image_size(checkpoint: str, unet: Any, codec: Codec) -> tuple[int, int]:
     """(height, width) in pixels that a UNet was trained at; one that takes more than latents is refused."""
+    if unet.config.time_cond_proj_dim is not None:
+        raise UserError(
+            f"model.checkpoint={checkpoint}: its network is told the guidance scale (time_cond_proj_dim), as LCM's "
+            "distilled networks are, which is not supported. Use the base model with the LCM-LoRA as base_adapter."
+        )
     if unet.config.in_channels != codec.channels:
         raise UserError(
             f"model.checkpoint={checkpoint}: its network takes {unet.config.in_channels} channels, its latents have "

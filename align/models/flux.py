@@ -22,11 +22,7 @@ from samplers import FlowSchedule, Prediction
 SAMPLE_SIZE = 128  # latents a side that it was trained at: FluxPipeline.default_sample_size
 SHIFT = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, **SHIFT}
-COMMON: dict[str, Any] = {
-    "latent": (16, 128, 128),
-    "cond": {"text": (512, 4096), "pooled": (768,)},
-    "vae": flow_vae(0.3611, 0.1159),
-}
+COMMON: dict[str, Any] = {"latent": (16, 128, 128), "vae": flow_vae(0.3611, 0.1159)}
 
 
 class FluxConfig(CheckpointConfig):
@@ -36,8 +32,9 @@ class FluxConfig(CheckpointConfig):
     guidance: float = Field(default=3.5, ge=0)
     """The distilled guidance that FLUX.1-dev is told, an input of the network (schnell has none). It stands in for
     sampling.guidance_scale, which is 1 then."""
-    t5_tokens: int = Field(default=512, ge=1)
-    """Length that prompts are padded and cut to for T5."""
+    t5_tokens: int | None = Field(default=None, ge=1)
+    """Length that prompts are padded and cut to for T5, which reads the padding too. Default: 512 for dev, 256 for
+    schnell, which was not trained at more."""
 
 
 class FluxText(CachedTextEncoder):
@@ -78,6 +75,7 @@ class Flux(PipelineModel):
             "flux-1-dev-non-commercial-license",
             scheduler={**FLOW, "shift": 3.0, "use_dynamic_shifting": True},
             sampling={"num_steps": 28, "step_rule": "euler", "guidance_scale": 1.0},
+            cond={"text": (512, 4096), "pooled": (768,)},
             network={"guidance_embeds": True},
             **COMMON,
         ),
@@ -86,6 +84,7 @@ class Flux(PipelineModel):
             "apache-2.0",
             scheduler={**FLOW, "shift": 1.0, "use_dynamic_shifting": False},
             sampling={"num_steps": 4, "step_rule": "euler", "guidance_scale": 1.0},
+            cond={"text": (256, 4096), "pooled": (768,)},
             **COMMON,
         ),
     )
@@ -99,7 +98,7 @@ class Flux(PipelineModel):
         self.guidance = config.guidance if pipeline.transformer.config.guidance_embeds else None
 
     def encoder(self, config: FluxConfig, pipeline: Any) -> FluxText:
-        return FluxText(pipeline, config.t5_tokens)
+        return FluxText(pipeline, config.t5_tokens or (256 if self.guidance is None else 512))
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         """See `DiffusionModel.predict`. Image tokens are told their row and column, text tokens the origin."""

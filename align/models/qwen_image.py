@@ -29,6 +29,7 @@ class QwenImageConfig(CheckpointConfig):
     """A Qwen-Image checkpoint."""
 
     name: Literal["qwen_image"] = "qwen_image"
+    sdpa_only: ClassVar[str] = "Qwen-Image masks the padding of prompts, which the other kernels ignore or refuse."
     text_tokens: int = Field(default=512, ge=1)
     """Length that prompts are padded and cut to."""
 

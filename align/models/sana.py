@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -32,6 +32,7 @@ class SanaConfig(CheckpointConfig):
     """A Sana checkpoint."""
 
     name: Literal["sana"] = "sana"
+    sdpa_only: ClassVar[str] = "Sana's attention is linear, which the other kernels would replace by a softmax."
     text_tokens: int = Field(default=300, ge=2)
     """Length that prompts are padded and cut to."""
 
@@ -123,7 +124,13 @@ class Sana(PipelineModel):
         network = pipeline.transformer.config
         self.kind = Prediction.FLOW
         self.schedule = FlowSchedule()
-        self.grids = SanaGrids(dict(pipeline.scheduler.config))
+        scheduler = dict(pipeline.scheduler.config)
+        if not scheduler.get("use_flow_sigmas"):
+            raise UserError(
+                f"model.checkpoint={config.checkpoint}: its scheduler has no use_flow_sigmas, and of a Sana only "
+                "DPMSolverMultistepScheduler with it is known. Give the checkpoint that scheduler, flow_shift included."
+            )
+        self.grids = SanaGrids(scheduler)
         self.codec = DCCodec(pipeline.vae, chunk=config.decode_chunk)
         self.patch = network.patch_size
         self.image_size = (network.sample_size * self.codec.factor, network.sample_size * self.codec.factor)

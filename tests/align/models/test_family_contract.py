@@ -302,6 +302,17 @@ def test_a_saved_pipeline_loads_as_this_family_and_by_auto(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", FIRST, ids=ids)
+def test_a_pipeline_made_of_a_model_keeps_the_flags_of_its_own(case):
+    """FLUX.2-klein's is_distilled and SDXL's force_zeros_for_empty_prompt change what a stock call computes."""
+    pipeline = fresh(case)
+    flags = {name: not value for name, value in pipeline.config.items() if isinstance(value, bool)}
+    pipeline.register_to_config(**flags)  # none as its class would have it
+    model = wrap(case, pipeline)
+    made = model.to_pipeline().config
+    assert {name: made[name] for name in flags} == {**flags, **model.constructor}
+
+
+@pytest.mark.parametrize("case", FIRST, ids=ids)
 def test_targets_exist_and_sizes_must_fit(case):
     model = wrap(case, built(case))
     names = [name for name, _ in model.network.named_modules()]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_families import flux, pixart, sd, sdxl
+from tiny_families import flux, pixart, sana, sd, sdxl
 
 from align.errors import UserError
 from align.lora import AdapterConfig
@@ -10,12 +10,13 @@ from align.models import _options
 from align.models.auto import AutoConfig
 from align.models.flux import Flux, FluxConfig
 from align.models.pixart import PixArt, PixArtConfig
+from align.models.sana import Sana, SanaConfig
 from align.models.sd import SDConfig, StableDiffusion
 from align.models.sdxl import SDXLConfig, StableDiffusionXL
 from align.registry import MODELS
 from align.trainable import Adapter
 
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 
 PROMPTS = ["a red circle", "two stars"]
 
@@ -39,10 +40,42 @@ def test_a_kernel_whose_package_is_missing_is_refused(monkeypatch):
 
 
 def test_a_kernel_without_a_gpu_is_refused(monkeypatch):
-    monkeypatch.setattr(_options, "missing_package", lambda attention: None)
+    monkeypatch.setattr(_options, "PACKAGES", {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="need a CUDA device"):
         StableDiffusion(SDConfig(checkpoint="tiny", attention="xformers"), tiny_sd())
+
+
+@pytest.mark.parametrize("family", ["qwen_image", "sana", "z_image"])
+def test_a_kernel_that_would_change_what_a_family_computes_is_refused(family, monkeypatch, tmp_path):
+    monkeypatch.setattr(_options, "PACKAGES", {})
+    found = MODELS.get(family)
+    ((key, problem),) = found.Config(checkpoint="a/b", attention="xformers").conflicts({})
+    assert key == ".attention" and "Use sdpa" in problem
+    (tmp_path / "model_index.json").write_text(f'{{"_class_name": "{found.pipelines[0]}"}}')
+    with pytest.raises(UserError, match=r"model\.attention=flash: .* Use sdpa"):  # before any weights are read
+        MODELS.get("auto")(AutoConfig(checkpoint=str(tmp_path), attention="flash"))
+
+
+def test_a_checkpoint_of_another_process_than_the_familys_is_refused():
+    """Playground 2.5's EDM scheduler has no betas; LCM's distilled UNets are told the guidance scale."""
+    edm = tiny_sd()
+    edm.scheduler = diffusers.EDMDPMSolverMultistepScheduler()
+    with pytest.raises(UserError, match="no beta_schedule"):
+        StableDiffusion(SDConfig(checkpoint="tiny"), edm)
+    distilled = tiny_sd()
+    distilled.unet.register_to_config(time_cond_proj_dim=8)
+    with pytest.raises(UserError, match="told the guidance scale"):
+        StableDiffusion(SDConfig(checkpoint="tiny"), distilled)
+    shifted = sana.build(Sana.published[0])
+    shifted.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    with pytest.raises(UserError, match="no use_flow_sigmas"):
+        Sana(SanaConfig(checkpoint="tiny"), shifted)
+
+
+def test_schnells_t5_is_as_long_as_it_was_trained_with():
+    lengths = [Flux(FluxConfig(checkpoint="tiny"), flux.build(one)).text.t5_tokenizer.length for one in Flux.published]
+    assert lengths == [512, 256]
 
 
 def test_a_base_adapter_is_part_of_the_base(tmp_path):

@@ -115,6 +115,7 @@ def test_a_large_picture_and_a_model_with_t5_take_the_plain_way():
 
 
 def test_kernels_that_take_no_count_get_all_the_zeros(monkeypatch):
+    monkeypatch.setattr("align.models._options.PACKAGES", {})
     monkeypatch.setattr("align.models._pipeline.set_attention", lambda *_: None)  # it asks for a GPU
     assert wrap(pipeline(), attention="xformers").num_equal == 1
     assert wrap(pipeline()).num_equal == NUM_ZEROS
