@@ -1,10 +1,15 @@
 """The grids of the families on a VP table, from their diffusers scheduler config."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from samplers import Grid, VPSchedule, grids
+
+logger = logging.getLogger(__name__)
+UNKNOWN = ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+"""Spacings of diffusers' schedulers that no family here was published with."""
 
 
 @dataclass(frozen=True)
@@ -13,6 +18,12 @@ class VPGrids:
 
     schedule: VPSchedule
     config: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for name in UNKNOWN:
+            if self.config.get(name):
+                taken = self.config.get("timestep_spacing", "leading")
+                logger.warning("the scheduler's %s is not followed: its steps are spaced %s here", name, taken)
 
     def __call__(self, num_steps: int, latent_shape: Sequence[int], step_rule: str, spacing: str | None = None) -> Grid:
         """`latent_shape` is part of the protocol for families whose times depend on it; not so here."""

@@ -81,3 +81,10 @@ def test_the_models_own_spacing_is_the_default_and_can_be_overridden():
     grids = model_grids(diffusers.DDIMScheduler(**BETAS, timestep_spacing="trailing"))
     assert grids(10, (4, 8, 8), "ddim").times[0] == 1
     assert grids(10, (4, 8, 8), "ddim", "leading").times[0] < 1
+
+
+def test_a_spacing_that_is_not_followed_is_said(caplog):
+    VPGrids(VPSchedule.from_config(BETAS), {**BETAS, "use_karras_sigmas": True})
+    assert not caplog.records
+    VPGrids(VPSchedule.from_config(BETAS), {**BETAS, "use_beta_sigmas": True})
+    assert "use_beta_sigmas is not followed: its steps are spaced leading here" in caplog.text
