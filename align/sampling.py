@@ -166,7 +166,8 @@ class SamplingConfig(ComponentConfig):
 
 
 def _by_hand(timesteps: Sequence[int], schedule: "Schedule", own: "Grid") -> "Grid":
-    """The times of these entries of the table, and `own`'s last, where images end."""
+    """The times of these entries of the table, then 0: a step from times of one's own ends at the image it predicts,
+    and not, as DDIM of a table without set_alpha_to_one, at the noise of the table's first entry."""
     import torch
 
     from samplers import Grid, VPSchedule
@@ -178,7 +179,7 @@ def _by_hand(timesteps: Sequence[int], schedule: "Schedule", own: "Grid") -> "Gr
         raise UserError(
             f"sampling.timesteps={list(timesteps)}: the model's table ends at {last}. Begin there or lower."
         )
-    return Grid(torch.cat([schedule.time(timesteps), own.times[-1:]]), own.init_scale)
+    return Grid(torch.cat([schedule.time(timesteps), own.times.new_zeros(1)]), own.init_scale)
 
 
 def rollout(

@@ -156,6 +156,8 @@ class Preprocess:
         size = config.get("size", {"shortest_edge": 224}) if config.get("do_resize", True) else None
         if isinstance(size, Mapping):
             size = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
+        elif isinstance(size, int) and not config.get("do_center_crop", False):
+            size = (size, size)  # an old ViT's: nothing would make its sides equal afterwards
         crop = config.get("crop_size", size) if config.get("do_center_crop", False) else None
         if isinstance(crop, Mapping):
             crop = (crop["height"], crop["width"])

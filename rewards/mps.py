@@ -37,7 +37,7 @@ CRITERIA = (
 class MPSConfig(RewardConfig):
     name: Literal["mps"] = "mps"
     weights: str | None = None
-    """The file of the weights, MPS_overall_checkpoint.pth, which its authors give out by hand; needed."""
+    """The file of the weights, MPS_overall_checkpoint.pth, linked in its authors' README (Google Drive); needed."""
     model: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     """Where the CLIP's config, tokenizer and preprocessing are: a folder or a Hub id in HF's format."""
     criteria: str = CRITERIA
@@ -68,8 +68,8 @@ class MPS(Reward):
         super().__init__(config)
         if config.weights is None:
             raise RewardError(
-                "reward mps: its weights are on no hub: get MPS_overall_checkpoint.pth by way of "
-                "https://github.com/Kwai-Kolors/MPS and set weights to the file."
+                "reward mps: its authors have its weights on no hub: get MPS_overall_checkpoint.pth, linked in the README "
+                "of https://github.com/Kwai-Kolors/MPS, and set weights to the file."
             )
         file = given_file("mps", "weights", config.weights)
         network = Network(config)

@@ -1,5 +1,7 @@
 """Preprocessing against PIL, torchvision and HF, pixel by pixel."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,17 @@ def test_quantise_rounds_clips_and_passes_the_gradient():
     torch.testing.assert_close(quantise(x) * 255, torch.tensor([0.0, 0, 76, 128, 255, 255]), rtol=0, atol=1e-4)
     quantise(x).sum().backward()
     assert x.grad is not None and torch.equal(x.grad, torch.ones(6))
+
+
+@pytest.mark.parametrize("file", [{"size": 24}, {"size": 24, "do_center_crop": False, "resample": 2}])
+def test_an_old_vits_plain_size_is_both_sides(file, tmp_path):
+    """As transformers reads the 2021 file of facebook/dino-vits16; of a CLIP's it is the short side, then cropped."""
+    from transformers import ViTImageProcessorPil
+
+    saved = {"feature_extractor_type": "ViTFeatureExtractor"} | file
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(saved))
+    expected = ViTImageProcessorPil.from_pretrained(tmp_path)(smooth(30, 50), return_tensors="pt")["pixel_values"]
+    assert Preprocess.from_hf(file)(to_tensor(smooth(30, 50))).shape == expected.shape == (1, 3, 24, 24)
 
 
 def test_reading_a_checkpoints_preprocessor_config(tiny_clip):
