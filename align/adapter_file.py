@@ -74,7 +74,9 @@ def read(path: Path) -> AdapterFile:
     layers, magnitudes = {}, {}
     for name in downs:
         a, b = tensors[f"{name}{DOWN}"].float(), tensors[f"{name}{UP}"].float()
-        alpha = float(tensors.get(f"{name}{ALPHA}", said.get(f"{component}.lora_alpha", len(a))))
+        patterns = said.get(f"{component}.alpha_pattern") or {}
+        otherwise = patterns.get(name.removeprefix(f"{component}."), said.get(f"{component}.lora_alpha", len(a)))
+        alpha = float(tensors.get(f"{name}{ALPHA}", otherwise))
         scale = alpha / (len(a) ** 0.5 if said.get(f"{component}.use_rslora") else len(a))
         module = name.removeprefix(f"{component}.")
         layers[module] = (a, b * scale)

@@ -15,8 +15,13 @@ from align.summary import Summary
 
 FILE_NAME = "README.md"
 TAG = "diffalign"  # by this a published repository is known to be one of ours
-HUB_LICENCES = ("apache-2.0", "mit", "creativeml-openrail-m", "openrail", "openrail++", "cc-by-4.0", "cc-by-nc-4.0")
-"""Licences that the Hub has a name for; it takes any other as license: other, license_name: NAME."""
+HUB_LICENCES = (
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "unlicense", "cc0-1.0"),
+    *("openrail", "openrail++", "creativeml-openrail-m", "bigscience-openrail-m", "gemma"),
+    *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"),
+    *("gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0"),
+)
+"""Those of the Hub's names for licences that weights commonly have; others go as license: other, license_name: NAME."""
 
 
 class Shown(NamedTuple):

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional
 
+from align import processes
 from align.errors import UserError
 from align.evaluate_arms import Arm
 from align.evaluate_draw import Built, Easel
@@ -48,7 +49,7 @@ class Session:
     def __init__(self, plan: Plan, output: Path, say: Callable[[str], None], accelerator: Accelerator | None = None):
         self.plan = plan
         self.folder = Folder(output)
-        self.accelerator = accelerator or Accelerator(mixed_precision="no")
+        self.accelerator = accelerator or processes.join()
         self.say = say if self.accelerator.is_main_process else lambda text: None
         self.chunks = [
             Chunk(start, plan.items[start : start + plan.batch_size])

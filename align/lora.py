@@ -94,7 +94,21 @@ def inject(network: nn.Module, config: AdapterConfig, targets: list[str] | str, 
     for parameter in parameters(network):
         if parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
-    return [module for module in network.modules() if isinstance(module, LoraLayer)]
+    layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
+    for layer in layers if config.dora else []:
+        _measure_norms(layer)
+    return layers
+
+
+@torch.no_grad()
+def _measure_norms(layer: Any) -> None:
+    """DoRA's norms of the base weight in float32, as a forward pass takes them: PEFT begins with those in the weight's
+    dtype, and in bf16 a fresh adapter would not be the identity."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    norms = dequantize_module_weight(layer.get_base_layer()).float().flatten(1).norm(dim=1)
+    magnitude = layer.lora_magnitude_vector[NAME].weight
+    magnitude.data = norms.view_as(magnitude)
 
 
 def parameters(network: nn.Module) -> list[nn.Parameter]:
@@ -218,7 +232,8 @@ def load(network: nn.Module, source: str | Path, *, component: str = "unet") -> 
     for name in [n for n in tensors if n.endswith(".lora_B.weight")]:
         layer = name.removesuffix(".lora_B.weight")
         rank = tensors[name].shape[1]
-        alpha = float(alphas[layer] if layer in alphas else said.get("lora_alpha", rank))
+        patterns = said.get("alpha_pattern") or {}
+        alpha = float(alphas[layer] if layer in alphas else patterns.get(layer, said.get("lora_alpha", rank)))
         tensors[name] = tensors[name] * (_scale(alpha, rank, said.get("use_rslora", False)) / ours)
     set_peft_model_state_dict(network, tensors, adapter_name=NAME)  # type: ignore[arg-type]
 

@@ -97,8 +97,8 @@ def _hider(recipe: Recipe, run: Path) -> Any:
     found = sorted((place for place in places if Path(place).name), key=len, reverse=True)
 
     def hide(text: str) -> str:
-        for place in found:
-            text = text.replace(place, Path(place).name)
+        for place in found:  # whole paths only: /app is not in owner/app-x
+            text = re.sub(rf"(?<![\w.-]){re.escape(place)}(?![\w-])", Path(place).name, text)
         return text
 
     return hide

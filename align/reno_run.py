@@ -163,7 +163,8 @@ class Session:
             settings=f"{settings}, cut short" if self.interrupted else settings,
             **took,
         )
-        return Made(outcome, pixels, start, x_T, frames)
+        kept = None if frames is None else frames.cpu()
+        return Made(outcome, pixels, start, x_T.cpu(), kept)  # of no GPU: other processes read it
 
 
 def drawn_again(

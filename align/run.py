@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
-from align import card, evaluate, report, resume, summary
+from align import card, evaluate, processes, report, resume, summary
 from align.config import Recipe, load_recipe
 from align.data._workplace import Workplace
 from align.errors import UserError
@@ -104,7 +102,7 @@ class _Session:
             )
         self.recipe = recipe
         self.output = Path(recipe.output).expanduser()
-        self.accelerator = Accelerator(mixed_precision="no")  # autocast and scaling are the trainer's
+        self.accelerator = processes.join()
         asked, found = recipe.train.num_processes, self.accelerator.num_processes
         if asked not in (None, found):
             raise UserError(

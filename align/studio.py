@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from align import processes
 from align.config import Recipe
 from align.policy import Policy
 from align.registry import MODELS, REWARDS, build
@@ -51,7 +52,7 @@ class Studio:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator | None = None):
         self.recipe = recipe
-        self.accelerator = accelerator or Accelerator(mixed_precision="no")
+        self.accelerator = accelerator or processes.join()
         self.seed = recipe.train.seed
         self.model = build(MODELS, recipe.model).to(self.accelerator.device)
         self.policy = Policy(self.model, autocast=lambda: recipe.train.autocast(self.accelerator.device))

@@ -54,6 +54,8 @@ def update(
     context = prepare(policy, micro_batches, lambda rows: _gather(rows, accelerator)) if prepare else None
     optimiser.zero_grad(set_to_none=True)
     sums: dict[str, tuple[Tensor, int]] = {}
+    if scaler is not None:  # a process without rows unscales too, and has no scale before it has scaled something
+        scaler.scale(torch.zeros((), device=accelerator.device))
     trainable.train(True)
     for number, batch in enumerate(micro_batches):
         torch.manual_seed(hash((*seed, number, accelerator.process_index)) % 2**63)
@@ -91,7 +93,7 @@ def _add(sums: dict[str, tuple[Tensor, int]], loss: Loss) -> None:
     values["weight"] = loss.weight.sum(), rows
     for name, (value, number) in values.items():
         total, count = sums.get(name, (0.0, 0))
-        sums[name] = (total + value.float(), count + number)
+        sums[name] = (total + value.float().to(loss.per_sample.device), count + number)  # a metric may be of the CPU
 
 
 def _means(sums: dict[str, tuple[Tensor, int]], accelerator: Accelerator) -> tuple[dict[str, float], float]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import broadcast_object_list
 from pydantic import Field
 from torch import Tensor
 
@@ -56,7 +57,8 @@ class Drift(Hook):
         with torch.no_grad(), policy.uncounted(), state.average():
             if not self._points:
                 self._points = points(policy, self.painter.sampling, self.prompts, self.seed, self.config.num_times)
-            return float(gaps(policy, self.prompts, self._points).mean())
+            found = [float(gaps(policy, self.prompts, self._points).mean())]
+        return broadcast_object_list(found)[0]  # the main process's: an alarm must be one on all
 
 
 Point = tuple[Tensor, Tensor, Tensor]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from align.models._tokens import Tokenizer, clip_length
 from samplers import TensorCond
 
-MAX_CACHED_PROMPTS = 4096  # 0.5 GB of CPU memory at SD 1.5's 77 x 768 in bf16
+MAX_CACHED_BYTES = 2**32  # of CPU memory: 1,000 prompts of FLUX's T5, 36,000 of Stable Diffusion 1.5's CLIP in bf16
 
 
 class CachedTextEncoder:
@@ -23,6 +23,7 @@ class CachedTextEncoder:
         self.offloaded = False
         self.target: torch.device | None = None  # where off-loaded encoders encode, and their results are wanted
         self._cache: OrderedDict[tuple[str, str], dict[str, Tensor]] = OrderedDict()
+        self._bytes = 0
         self._hashed: tuple[tuple[int, ...], str] | None = None
 
     @property
@@ -73,8 +74,9 @@ class CachedTextEncoder:
         if key not in self._cache:
             with torch.no_grad():
                 self._cache[key] = {name: tensor.cpu() for name, tensor in self.embed([prompt]).items()}
-            if len(self._cache) > MAX_CACHED_PROMPTS:
-                self._cache.popitem(last=False)
+            self._bytes += _size(self._cache[key])
+            while self._bytes > MAX_CACHED_BYTES and len(self._cache) > 1:
+                self._bytes -= _size(self._cache.popitem(last=False)[1])
         self._cache.move_to_end(key)
         return self._cache[key]
 
@@ -89,6 +91,10 @@ class CachedTextEncoder:
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
             self._hashed = (state, digest.hexdigest())
         return self._hashed[1]
+
+
+def _size(row: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in row.values())
 
 
 class CLIPText(CachedTextEncoder):

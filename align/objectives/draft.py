@@ -38,6 +38,13 @@ class DraftConfig(RewardObjectiveConfig):
         sampling = recipe.get("sampling")
         if sampling is not None and sampling.window == "last" and sampling.last_k == 0:
             yield "sampling.last_k", "is 0: no step would carry the reward's gradient. Set it to 1 or more."
+        one = sampling is None or (sampling.window == "last" and sampling.last_k <= 1)
+        if self.kl and not one and getattr(recipe.get("model"), "checkpoint_blocks", False):
+            yield (
+                "model.checkpoint_blocks",
+                "cannot go with objective.kl over several steps: the reference's blocks would be recomputed with the "
+                "adapter on. Set it to false (sampling.checkpoint_steps saves most of the memory), or last_k to 1.",
+            )
 
 
 class Draft(RewardObjective):

@@ -60,6 +60,9 @@ class InversionDPO:
 
     def __init__(self, config: InversionDPOConfig, parts: Parts):
         self.config, self.seed = config, parts.seed
+        numel = torch.Size(parts.model.latent_shape()).numel()
+        size = 2 * (config.inversion.num_steps + 1) * numel * 4 / 1024**2
+        self.notes = [f"inversions: {size:.3g} MiB of disk for each pair that is visited"]
         self.alarm = Alarm(config.alarm if config.compare == "anchored" else None)
 
     def __call__(self, policy: Policy, batch: Any, context: Any = None) -> Loss:

@@ -88,6 +88,14 @@ def test_a_reference_call_between_forward_and_backward_changes_no_gradient():
         assert torch.equal(plain, mixed)
 
 
+def test_doras_norms_are_the_base_weights_to_float32_on_a_bfloat16_network():
+    """Rounded to bf16 they are off by 4e-3, and a fresh adapter changes what the network says."""
+    fresh = Adapter(AdapterConfig(rank=2, dora=True), base().bfloat16(), ["to_q", "to_out"], seed=0)
+    for layer in fresh.layers:
+        norms = layer.get_base_layer().weight.double().norm(dim=1)
+        torch.testing.assert_close(layer.lora_magnitude_vector["default"].weight.double(), norms, rtol=1e-6, atol=0)
+
+
 def test_masters_are_float32_on_a_bfloat16_network():
     policy = toy_policy(0, dtype=torch.bfloat16, rank=2)
     assert {p.dtype for p in policy.adapter.parameters()} == {torch.float32}

@@ -7,6 +7,7 @@ import torch
 from align_toys import randomise
 from safetensors.torch import load_file, save_file
 
+from align.adapter_file import read
 from align.errors import UserError
 from align.lora import FILE_NAME, METADATA_KEY, AdapterConfig
 from align.mix import Mixer, locate
@@ -141,7 +142,13 @@ def test_a_scale_is_read_wherever_a_file_says_it(tiny_sd_factory, tmp_path, said
         tensors |= {f"{layer}.alpha": torch.tensor(alpha) for layer in layers}
     written = {METADATA_KEY: json.dumps({f"unet.{key}": value for key, value in metadata.items()})}
     save_file(tensors, tmp_path / FILE_NAME, metadata=written)
-    torch.testing.assert_close(loaded(tiny_sd_factory, tmp_path), output(network), rtol=1e-5, atol=1e-5)
+    expected = output(network)
+    torch.testing.assert_close(loaded(tiny_sd_factory, tmp_path), expected, rtol=1e-5, atol=1e-5)
+    again = tiny_sd_factory().unet  # for training on, and by what export and merging read
+    Adapter(AdapterConfig(rank=4, init=str(tmp_path)), again, TARGETS, seed=1)
+    torch.testing.assert_close(output(again), expected, rtol=1e-5, atol=1e-5)
+    for name, (a, b) in read(tmp_path / FILE_NAME).layers.items():
+        torch.testing.assert_close(b @ a, added(network)[name], rtol=1e-5, atol=1e-6)
 
 
 def test_what_does_not_fit_is_said_in_a_line(tiny_sd_factory, tmp_path):

@@ -80,6 +80,14 @@ def test_no_folder_of_this_machine_is_published(run):
     assert "FOLDER_OF_THE_BASE_MODEL" in files["README.md"].decode()
 
 
+def test_a_folder_is_hidden_where_it_is_one_and_not_inside_a_name(run, monkeypatch, tmp_path):
+    (tmp_path / "app").mkdir()
+    monkeypatch.setattr(publish.Path, "cwd", lambda: Path("/app"))
+    hide = publish._hider(load_recipe(run / "recipe.yaml", on_disk=False), run)
+    assert hide("by owner/app-x in /app, /app/runs: file:///app.") == "by owner/app-x in app, app/runs: file://app."
+    assert str(run) not in hide(f"{run}/adapter")
+
+
 def test_an_update_replaces_what_was_published_and_nothing_else(hub, run, tmp_path):
     publishing(run)
     hub.repositories[REPO].files |= {"notes.md": b"mine", "images/0007-after.png": b"of an earlier run"}

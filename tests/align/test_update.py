@@ -1,13 +1,17 @@
 """One update: fp16's scaler, the moving average, and what an objective is given before it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
 from align_toys import Regression, toy_policy, weights
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from align.data.prompts import PromptBatch
 from align.ema import EMA
-from align.update import update
+from align.objectives._base import Loss
+from align.update import _add, update
 
 BATCH = PromptBatch(("a",) * 6, tuple(range(6)), 0)
 
@@ -102,3 +106,25 @@ def test_the_average_follows_its_recursion():
     with ema.applied():
         assert weight.item() == 0.75 * (0.75 * 1 + 0.25 * 2) + 0.25 * 4
     assert weight.item() == 4
+
+
+def test_a_metric_may_be_on_another_device_than_the_losses():
+    """On a GPU, the number of a step that was read is of the CPU; their sums are stacked."""
+    with FakeTensorMode():
+        losses = torch.zeros(2, device="cuda")
+        sums = {}
+        _add(sums, Loss(losses, torch.ones_like(losses), {"step_read": torch.tensor(3.0), "error": losses}))
+    assert {total.device.type for total, _ in sums.values()} == {"cuda"} and len(sums) == 4
+
+
+def test_a_process_without_rows_takes_part_in_a_scaled_update(monkeypatch):
+    policy = toy_policy(0, rank=2)
+    for parameter in policy.adapter.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    there = {"loss": (1.0, 2), "weight": (2.0, 2)}
+    monkeypatch.setattr("align.update.gather_object", lambda mine: [*mine, there])
+    two = SimpleNamespace(num_processes=2, process_index=1, device=torch.device("cpu"), reduce=lambda t, reduction: t)
+    optimiser = torch.optim.SGD(policy.adapter.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    done = update(Regression(), policy, policy.adapter, optimiser, [], two, seed=(0, 0), scaler=scaler)
+    assert done.outcome == "applied" and done.metrics["loss"] == 0.5

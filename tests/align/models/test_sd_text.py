@@ -73,7 +73,8 @@ def test_gradients_bypass_the_cache(text, calls):
 
 
 def test_the_cache_is_bounded_and_drops_the_oldest(text, calls, monkeypatch):
-    monkeypatch.setattr(_text, "MAX_CACHED_PROMPTS", 2)
+    text.encode(["a"])
+    monkeypatch.setattr(_text, "MAX_CACHED_BYTES", 2 * text._bytes)
     for prompt in ("a", "b", "a", "c"):  # b is the one not used for longest
         text.encode([prompt])
     calls.clear()

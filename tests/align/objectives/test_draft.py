@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from align.data.prompts import PromptBatch
+from align.models.sd import SDConfig
 from align.objectives._base import Parts
 from align.objectives.draft import Draft, DraftConfig
 from align.sampling import SamplingConfig
@@ -186,3 +187,12 @@ def test_a_recipe_without_gradient_steps_is_refused():
     ((key, text),) = DraftConfig().conflicts({"sampling": SamplingConfig(last_k=0)})
     assert key == "sampling.last_k" and "no step would carry" in text
     assert not list(DraftConfig().conflicts({"sampling": SamplingConfig(last_k=1)}))
+
+
+def test_a_reference_whose_blocks_are_recomputed_later_is_refused():
+    """They would be recomputed in the backward pass, where the adapter is on again."""
+    parts = {"sampling": SamplingConfig(last_k=2), "model": SDConfig(checkpoint="a/b", checkpoint_blocks=True)}
+    ((key, text),) = DraftConfig(kl=0.1).conflicts(parts)
+    assert key == "model.checkpoint_blocks" and "recomputed with the adapter on" in text
+    assert not list(DraftConfig().conflicts(parts))
+    assert not list(DraftConfig(kl=0.1).conflicts({**parts, "sampling": SamplingConfig(last_k=1)}))

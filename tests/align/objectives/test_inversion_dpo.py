@@ -62,10 +62,17 @@ def test_at_the_reference_only_the_published_form_has_no_gradient(fresh, folder,
     assert norm == 0 if compare == "published" else norm > 1e-3
 
 
+def test_what_a_pair_takes_of_the_disk_is_said(fresh, folder):
+    ours, batch = objective(fresh), batch_of(fresh, folder)
+    ours(fresh, batch)
+    held = batch.store("inverted", ours.config.inversion.model_dump(mode="json")).read(batch.keys[0])["states"]
+    assert ours.notes == [f"inversions: {held.nbytes / 1024**2:.3g} MiB of disk for each pair that is visited"]
+
+
 class Toy:
     """A policy on exact Gaussian denoisers; theta is added to the policy's predicted x0."""
 
-    model = SimpleNamespace(grids=lambda num_steps, *_: grids.flow(num_steps))
+    model = SimpleNamespace(grids=lambda num_steps, *_: grids.flow(num_steps), latent_shape=lambda: (4, 8, 8))
 
     def __init__(self, theta, std=0.7):
         self.roles = {
@@ -101,7 +108,7 @@ def test_the_residual_form_has_none_either_where_the_inversion_is_exact_and_ungu
             theta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
             inversion = {"num_steps": 8, "iterations": iterations}
             config = InversionDPOConfig(compare=compare, inversion=inversion, num_train_steps=8)
-            loss = InversionDPO(config, Parts(None, None, None, 0))(Toy(theta), ToyBatch())
+            loss = InversionDPO(config, Parts(Toy.model, None, None, 0))(Toy(theta), ToyBatch())
             norms[compare, iterations] = float(torch.autograd.grad(loss.per_sample.mean(), theta)[0].norm())
     assert norms["residual", 200] < 1e-6 * norms["residual", 0]
     assert norms["anchored", 200] > 0.1 * norms["anchored", 0]
