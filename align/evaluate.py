@@ -36,7 +36,8 @@ class EvaluateConfig(ComponentConfig):
     """{label: reward} to report besides the rewards trained on; differentiable or not."""
     sampling: SamplingConfig | None = None
     """Default: as in training."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    """Images drawn at once. Default: as many as four megapixels hold, 1 to 64."""
     num_pictures: int = Field(16, ge=1)
     """Prompts shown in the picture."""
     verdict: str | None = None

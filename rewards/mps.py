@@ -68,8 +68,8 @@ class MPS(Reward):
         super().__init__(config)
         if config.weights is None:
             raise RewardError(
-                "reward mps: its authors have its weights on no hub: get MPS_overall_checkpoint.pth, linked in the README "
-                "of https://github.com/Kwai-Kolors/MPS, and set weights to the file."
+                "reward mps: its weights are on no hub: get MPS_overall_checkpoint.pth, linked in the README of "
+                "https://github.com/Kwai-Kolors/MPS, and set weights to the file."
             )
         file = given_file("mps", "weights", config.weights)
         network = Network(config)

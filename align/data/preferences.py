@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from align.data._cache import NAMES, PairCache, digest
+from align.data._cache import NAMES, PairCache
 from align.data._make import MakeConfig, finished, make
 from align.data._pairs import Layout, Pair, Picture, read_pairs
 from align.data._store import TensorStore
@@ -102,11 +102,6 @@ class PairBatch:
     def views(self) -> tuple[int, ...]:
         """A number of each pair and its flip."""
         return tuple(2 * row + self.source.flipped(i) for row, i in zip(self.rows, self.indices, strict=True))
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """What identifies the prompt, the two images and their flip."""
-        return tuple(self.source.view_key(row, index) for row, index in zip(self.rows, self.indices, strict=True))
 
     def store(self, name: str, settings: Any) -> TensorStore | None:
         """Where an objective keeps what it makes of pairs with these settings; None in a rehearsal."""
@@ -218,9 +213,6 @@ class Preferences:
 
         q_w, q_l = Posterior(winner_mean, winner_logvar), Posterior(loser_mean, loser_logvar)
         return Pairs(q_w, q_l, self.cache.cond(batch.prompts), self.cache.cond([""]), sized)
-
-    def view_key(self, row: int, index: int) -> str:
-        return digest([self._keys[row], self.pairs[row].prompt, self.flipped(index)])
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "taken": dict(self._taken)}

@@ -8,14 +8,18 @@ from torch.utils.checkpoint import checkpoint
 
 from align.models._base import Posterior
 
+MEGAPIXEL = 2**20
+
 
 class KLCodec:
-    """x0 = (z - shift) scale for the autoencoder's own latents z. `chunk` rows are decoded, and recomputed, at once.
+    """x0 = (z - shift) scale for the autoencoder's own latents z.
+
+    `chunk` rows are decoded, and recomputed, at once; None: as many as a megapixel holds, 1 to 8.
 
     scale and shift are numbers, or (1, C, 1, 1) where the autoencoder has a mean and a deviation for each channel.
     """
 
-    def __init__(self, vae: Any, *, chunk: int = 8):
+    def __init__(self, vae: Any, *, chunk: int | None = None):
         self.vae = vae
         self.chunk = chunk
         self.factor, self.channels = self.sizes()
@@ -41,9 +45,11 @@ class KLCodec:
 
         Clamped, as a saved image is: pixels out of range pass no gradient.
         """
+        pixels = x0.shape[-2] * x0.shape[-1] * self.factor**2
+        parts = x0.split(self.chunk or max(1, min(8, MEGAPIXEL // pixels)))
         if not (torch.is_grad_enabled() and x0.requires_grad):
-            return torch.cat([self._decode(rows) for rows in x0.split(self.chunk)])
-        return torch.cat([checkpoint(self._decode, rows, use_reentrant=False) for rows in x0.split(self.chunk)])
+            return torch.cat([self._decode(rows) for rows in parts])
+        return torch.cat([checkpoint(self._decode, rows, use_reentrant=False) for rows in parts])
 
     def _decode(self, x0: Tensor) -> Tensor:
         scale, shift = self._scaling(x0)

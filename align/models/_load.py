@@ -47,8 +47,8 @@ class CheckpointConfig(ComponentConfig):
     """Keep the text encoders in CPU memory but while they encode prompts that were not encoded before."""
     checkpoint_blocks: bool = False
     """Also recompute each block of the network and of the decoder in the backward pass: less memory, more time."""
-    decode_chunk: int = Field(default=8, ge=1)
-    """Images decoded, and recomputed in the backward pass, at once."""
+    decode_chunk: int | None = Field(default=None, ge=1)
+    """Images decoded, and recomputed in the backward pass, at once. Default: as many as a megapixel holds, 1 to 8."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if not self.checkpoint.startswith(EMBEDDED) and _nowhere(self.checkpoint):

@@ -70,7 +70,7 @@ class Flux2Text(CachedTextEncoder):
 class Flux2Codec(KLCodec):
     """x0: each 2x2 of the autoencoder's latents as one, normalised by the running statistics of its batch norm."""
 
-    def __init__(self, vae: Any, *, chunk: int = 8):
+    def __init__(self, vae: Any, *, chunk: int | None = None):
         super().__init__(vae, chunk=chunk)
         variance = vae.bn.running_var + vae.config.batch_norm_eps
         self.scale, self.shift = variance.rsqrt().view(1, -1, 1, 1), vae.bn.running_mean.view(1, -1, 1, 1)

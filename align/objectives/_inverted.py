@@ -1,5 +1,7 @@
 """Images taken to noise by the reference: deterministic DDIM inversion, kept on disk beside the latents."""
 
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,29 +28,35 @@ class InversionConfig(ComponentConfig):
 def trajectories(config: InversionConfig, policy: Policy, batch: Any, pairs: Any) -> tuple[Tensor, Tensor]:
     """(times (N + 1,) float64 from data to noise, states (N + 1, 2 b, C, h, w), winners first).
 
-    The image is the mean of the autoencoder's posterior. A pair that is on disk already is not inverted again.
+    The image is the mean of the autoencoder's posterior. One that is on disk already is not inverted again, whichever
+    pair of its prompt it came in.
     """
-    model, count = policy.model, len(batch)
-    mean = pairs.winner.mean
+    model, undropped = policy.model, [False] * len(batch)
+    mean = torch.cat([pairs.winner.mean, pairs.loser.mean])
     grid = model.grids(config.num_steps, mean.shape[1:], "ddim", None)
-    store = batch.store("inverted", config.model_dump(mode="json"))
-    keys = batch.keys
+    store = batch.store("inversions", config.model_dump(mode="json"))
+    keys = _keys(mean, 2 * batch.prompts) if store is not None else [str(i) for i in range(len(mean))]
     if store is not None and any(key not in store for key in keys):
         store.scan()  # what the other processes have written
-    missing = [i for i, key in enumerate(keys) if store is None or key not in store]
-    made: dict[int, Tensor] = {}
+    missing = {key: i for i, key in enumerate(keys) if store is None or key not in store}
+    made: dict[str, Tensor] = {}
     if missing:
-        cond_w, cond_l = pairs.conds([False] * count)
-        rows = torch.tensor(missing, device=mean.device)
-        uncond_w, uncond_l = pairs.conds([True] * count)
-        uncond = uncond_w[missing].cat(uncond_l[missing])
-        denoiser = cfg(policy.role("reference"), uncond, config.guidance_scale)
-        x0 = torch.cat([mean[rows], pairs.loser.mean[rows]])
-        cond = cond_w[missing].cat(cond_l[missing])
-        found = invert(denoiser, x0, grid, cond, iterations=config.iterations)
-        states = torch.stack(found.states)
-        made = {i: states[:, [j, len(missing) + j]] for j, i in enumerate(missing)}
+        rows = list(missing.values())
+        cond_w, cond_l = pairs.conds(undropped)
+        uncond_w, uncond_l = pairs.conds([True] * len(batch))
+        denoiser = cfg(policy.role("reference"), uncond_w.cat(uncond_l)[rows], config.guidance_scale)
+        found = invert(denoiser, mean[rows], grid, cond_w.cat(cond_l)[rows], iterations=config.iterations)
+        made = dict(zip(missing, torch.stack(found.states).unbind(1), strict=True))
         if store is not None:
-            store.write({keys[i]: {"states": state} for i, state in made.items()})
-    both = [made[i] if i in made else store.read(key)["states"].to(mean) for i, key in enumerate(keys)]  # type: ignore[union-attr]
-    return grid.times.flip(0), torch.cat([torch.stack([s[:, side] for s in both], 1) for side in (0, 1)], 1)
+            store.write({key: {"states": states} for key, states in made.items()})
+    each = [made[key] if key in made else store.read(key)["states"].to(mean) for key in keys]  # type: ignore[union-attr]
+    return grid.times.flip(0), torch.stack(each, 1)
+
+
+def _keys(mean: Tensor, prompts: Sequence[str]) -> list[str]:
+    """What the inversion of each image depends on beside the network and the settings, as text."""
+    rows = mean.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()
+    return [
+        hashlib.blake2b(row.tobytes() + prompt.encode(), digest_size=12).hexdigest()
+        for row, prompt in zip(rows, prompts, strict=True)
+    ]

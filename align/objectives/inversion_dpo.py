@@ -54,15 +54,15 @@ class InversionDPOConfig(PreferenceConfig):
 
 
 class InversionDPO:
-    """The objective: preference pairs in, inverted at their first visit."""
+    """The objective: preference pairs in, their images inverted at the first visit."""
 
     Config = InversionDPOConfig
 
     def __init__(self, config: InversionDPOConfig, parts: Parts):
         self.config, self.seed = config, parts.seed
         numel = torch.Size(parts.model.latent_shape()).numel()
-        size = 2 * (config.inversion.num_steps + 1) * numel * 4 / 1024**2
-        self.notes = [f"inversions: {size:.3g} MiB of disk for each pair that is visited"]
+        size = (config.inversion.num_steps + 1) * numel * 4 / 1024**2
+        self.notes = [f"inversions: {size:.3g} MiB of disk for each image of the pairs"]
         self.alarm = Alarm(config.alarm if config.compare == "anchored" else None)
 
     def __call__(self, policy: Policy, batch: Any, context: Any = None) -> Loss:

@@ -32,6 +32,23 @@ def judges():
     return Composite({"brightness": Brightness(BrightnessConfig())})
 
 
+@pytest.mark.parametrize(("size", "together"), [((32, 32), 64), ((512, 512), 16), ((1024, 1024), 4), ((4096, 2048), 1)])
+def test_large_images_are_drawn_fewer_at_once(painter, size, together):
+    sampling = painter.sampling.model_copy(update={"image_size": size})
+    assert Painter(painter.policy, sampling, painter.accelerator, seed=3).batch_size == together
+
+
+def test_no_call_of_the_network_or_decoder_has_more_images_than_that(painter, monkeypatch):
+    few = Painter(painter.policy, painter.sampling, painter.accelerator, seed=3, batch_size=2)
+    model, rows = painter.policy.model, []
+    monkeypatch.setattr(
+        model, "predict", lambda n, x, *rest, whole=model.predict: rows.append(len(x)) or whole(n, x, *rest)
+    )
+    found = few.images("train", PROMPTS, range(4), "report")
+    assert set(rows) == {4}, "two images, guided"
+    torch.testing.assert_close(found, painter.images("train", PROMPTS, range(4), "report"), rtol=0, atol=1.01 / 255)
+
+
 def test_an_image_depends_on_its_own_seed_stream_and_prompt(painter):
     whole = painter.images("train", PROMPTS, range(4), "report")
     again = painter.images("train", PROMPTS[1:3], range(1, 3), "report")

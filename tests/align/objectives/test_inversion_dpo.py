@@ -1,12 +1,13 @@
 """Inversion-DPO on the tiny Stable Diffusion: what it compares at the reference, the subset of steps, the cache."""
 
+import json
 import math
-from itertools import combinations
+from itertools import combinations, islice
 from types import SimpleNamespace
 
 import pytest
 import torch
-from pair_toys import gradients, policy_on, prepared, write_pairs
+from pair_toys import gradients, picture, policy_on, prepared, write_pairs
 
 from align.data.preferences import Pairs
 from align.models._base import Posterior
@@ -62,11 +63,28 @@ def test_at_the_reference_only_the_published_form_has_no_gradient(fresh, folder,
     assert norm == 0 if compare == "published" else norm > 1e-3
 
 
-def test_what_a_pair_takes_of_the_disk_is_said(fresh, folder):
-    ours, batch = objective(fresh), batch_of(fresh, folder)
-    ours(fresh, batch)
-    held = batch.store("inverted", ours.config.inversion.model_dump(mode="json")).read(batch.keys[0])["states"]
-    assert ours.notes == [f"inversions: {held.nbytes / 1024**2:.3g} MiB of disk for each pair that is visited"]
+def test_an_image_in_several_pairs_is_inverted_once_and_what_it_takes_is_said(fresh, tmp_path):
+    """Pairs of one prompt's images share them; the same image for another prompt has another path."""
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", number)
+    records = [("a", 0, 1), ("a", 0, 2), ("a", 2, 1), ("b", 0, 1)]
+    lines = [
+        {"prompt": prompt, "winner": f"{first}.png", "loser": f"{second}.png"} for prompt, first, second in records
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    ours, source = objective(fresh), prepared(fresh, tmp_path, batch_size=1)
+    paths, calls = {}, []
+    for batch in islice(source, 4):
+        before = fresh.calls.forward
+        _, states = trajectories(ours.config.inversion, fresh, batch, batch.load())
+        calls.append((fresh.calls.forward - before) // (2 * N))
+        prompt, *images = records[batch.rows[0]]
+        for image, path in zip(images, states.unbind(1), strict=True):
+            assert torch.equal(paths.setdefault((prompt, image), path), path)
+    assert len(paths) == sum(calls) == 5
+    assert not torch.equal(paths["a", 0], paths["b", 0])
+    size = paths["a", 0].nbytes / 1024**2
+    assert ours.notes == [f"inversions: {size:.3g} MiB of disk for each image of the pairs"]
 
 
 class Toy:
@@ -87,7 +105,7 @@ class Toy:
 class ToyBatch:
     """Three pairs of latents (2,), of which nothing is kept on disk."""
 
-    step, indices, keys = 0, range(3), ["", "", ""]
+    step, indices, prompts = 0, range(3), ("",) * 3
 
     def __len__(self):
         return 3
