@@ -39,7 +39,7 @@ class SamplingConfig(ComponentConfig):
     """Which times the grid takes. Default: the model's own scheduler's."""
     timesteps: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     """The steps' times by hand, as entries of the model's table (diffusers' `timesteps`), such as [800] for a one-step
-    model that was distilled there. num_steps of them, falling; ddim only."""
+    model that was distilled there. num_steps of them, falling; ddim and lcm only."""
     image_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Height and width in pixels. Default: the size the network was trained at."""
 
@@ -95,8 +95,8 @@ class SamplingConfig(ComponentConfig):
             yield from self._timestep_problems(self.timesteps)
 
     def _timestep_problems(self, timesteps: Sequence[int]) -> Iterator[tuple[str, str]]:
-        if self.step_rule != "ddim":
-            yield "timesteps", f"are set, and {self.step_rule} has times of its own. Use ddim, or remove them."
+        if self.step_rule not in ("ddim", "lcm"):
+            yield "timesteps", f"are set, and {self.step_rule} has times of its own. Use ddim or lcm, or remove them."
         if self.spacing is not None:
             yield "timesteps", f"are set beside spacing={self.spacing}. Remove one of the two."
         if len(timesteps) != self.num_steps:
@@ -166,8 +166,7 @@ class SamplingConfig(ComponentConfig):
 
 
 def _by_hand(timesteps: Sequence[int], schedule: "Schedule", own: "Grid") -> "Grid":
-    """The times of these entries of the table, then 0: a step from times of one's own ends at the image it predicts,
-    and not, as DDIM of a table without set_alpha_to_one, at the noise of the table's first entry."""
+    """The times of these entries of the table, and `own`'s last, where images end."""
     import torch
 
     from samplers import Grid, VPSchedule
@@ -179,7 +178,7 @@ def _by_hand(timesteps: Sequence[int], schedule: "Schedule", own: "Grid") -> "Gr
         raise UserError(
             f"sampling.timesteps={list(timesteps)}: the model's table ends at {last}. Begin there or lower."
         )
-    return Grid(torch.cat([schedule.time(timesteps), own.times.new_zeros(1)]), own.init_scale)
+    return Grid(torch.cat([schedule.time(timesteps), own.times[-1:]]), own.init_scale)
 
 
 def rollout(

@@ -230,3 +230,18 @@ def test_timesteps_by_hand(pipelines, timesteps):
         PROMPTS, latents=z.clone(), timesteps=timesteps, guidance_scale=5.0, eta=0.0, output_type="latent"
     ).images
     assert float((found - expected).norm() / expected.norm()) < 3e-7
+
+
+def test_a_timestep_by_hand_of_an_lcm_ends_at_the_image(pipelines):
+    """As Hyper-SDXL's one-step UNet is published, with LCMScheduler at t = 800."""
+    pipeline, config = pipelines(torch.float64)
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    pipeline.scheduler = diffusers.LCMScheduler.from_config(config)
+    model = StableDiffusion(SDConfig(checkpoint="tiny"), pipeline)
+    found = {}
+    for rule in ("lcm", "ddim"):
+        block = SamplingConfig(num_steps=1, timesteps=(800,), step_rule=rule, guidance_scale=1.0)
+        found[rule] = rollout(block, model, model.denoiser(), PROMPTS, Rng(0, [0, 1]), x_T=z).x0
+    expected = pipeline(PROMPTS, latents=z.clone(), timesteps=[800], guidance_scale=1.0, output_type="latent").images
+    gaps = {rule: float((x0 - expected).norm() / expected.norm()) for rule, x0 in found.items()}
+    assert gaps["lcm"] < 1e-5 and gaps["ddim"] > 1e-4
