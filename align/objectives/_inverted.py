@@ -49,8 +49,9 @@ def trajectories(config: InversionConfig, policy: Policy, batch: Any, pairs: Any
         made = dict(zip(missing, torch.stack(found.states).unbind(1), strict=True))
         if store is not None:
             store.write({key: {"states": states} for key, states in made.items()})
-    each = [made[key] if key in made else store.read(key)["states"].to(mean) for key in keys]  # type: ignore[union-attr]
-    return grid.times.flip(0), torch.stack(each, 1)
+    if store is not None:
+        made |= {key: store.read(key)["states"].to(mean) for key in set(keys) - made.keys()}
+    return grid.times.flip(0), torch.stack([made[key] for key in keys], 1)
 
 
 def _keys(mean: Tensor, prompts: Sequence[str]) -> list[str]:
