@@ -11,7 +11,7 @@ def main() -> None:
     if hidden := shadowed():
         print("\n".join(f"{name}: {text}" for name, text in hidden.items()), file=sys.stderr)
         raise SystemExit(2)
-    from align.cli import app
+    from align.commands.app import app
 
     try:
         app()

@@ -13,9 +13,7 @@ from pydantic_core import ErrorDetails
 
 from align import recipes
 from align.errors import UserError
-from align.evaluate import EvaluateConfig
-from align.lora import AdapterConfig
-from align.optim import OptimConfig
+from align.policy.lora import AdapterConfig
 from align.registry import (
     DATA,
     EMBEDDED,
@@ -30,7 +28,9 @@ from align.registry import (
 )
 from align.sampling import SamplingConfig
 from align.source import KeyPath, Source
-from align.trainer import TrainConfig
+from align.training.evaluate import EvaluateConfig
+from align.training.optim import OptimConfig
+from align.training.trainer import TrainConfig
 from rewards._card import UNSTATED, is_open
 from rewards._combine import CombineConfig
 

@@ -26,9 +26,9 @@ from align.data._base import micro_batches
 from align.errors import UserError
 from align.models._quantize import size
 from align.objectives._base import Parts
-from align.policy import Calls, Policy
+from align.policy.roles import Calls, Policy
+from align.policy.trainable import Adapter
 from align.registry import DATA, MODELS, OBJECTIVES, build, resolve_embedded
-from align.trainable import Adapter
 from rewards._composite import Scored
 
 MIB = 2**20

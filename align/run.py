@@ -15,21 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align import card, evaluate, processes, report, resume, summary
+from align import processes
 from align.config import Recipe, load_recipe
 from align.data._workplace import Workplace
 from align.errors import UserError
+from align.figures.statistics import Comparison
 from align.hooks import metrics
 from align.hooks._base import Hook, State, Surroundings
 from align.interrupt import Interrupt, Interrupted
 from align.objectives._base import Parts
-from align.painter import Painter
-from align.policy import Policy
+from align.policy.painter import Painter
+from align.policy.roles import Policy
+from align.policy.trainable import Adapter
 from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, RewardConfig, build
-from align.statistics import Comparison
-from align.summary import Summary
-from align.trainable import Adapter
-from align.trainer import Trainer
+from align.reports import page as report
+from align.reports import summary
+from align.reports.summary import Summary
+from align.share import card
+from align.training import evaluate, resume
+from align.training.trainer import Trainer
 from rewards import CombineConfig, Composite
 
 RECIPE, ADAPTER = "recipe.yaml", "adapter"
@@ -148,7 +152,7 @@ class _Session:
         return Run(self.output)
 
     def prepare(self, *, pairs_only: bool) -> Path:
-        """What `run` does before its first update where the data are pairs; see align/preferences_cli.py."""
+        """What `run` does before its first update where the data are pairs; see align/commands/preferences.py."""
         recipe = self.recipe
         batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=recipe.train.seed)
         if not isinstance(getattr(batches, "folder", None), Path) or (pairs_only and batches.config.make is None):

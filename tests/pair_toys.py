@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw
 
 from align.data._workplace import Workplace
 from align.data.preferences import Preferences, PreferencesConfig
-from align.lora import AdapterConfig
 from align.models.sd import SDConfig, StableDiffusion
-from align.policy import Policy
-from align.trainable import Adapter
+from align.policy.lora import AdapterConfig
+from align.policy.roles import Policy
+from align.policy.trainable import Adapter
 
 COLOURS = ["red", "green", "blue", "gold", "white", "black"]
 

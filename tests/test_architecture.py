@@ -69,30 +69,31 @@ def test_rewards_import_neither_samplers_nor_align():
 def test_heavy_libraries_are_imported_inside_functions():
     """Importing them costs seconds; a mistyped recipe must not pay for them, nor need a torchvision that works."""
     found = [f"{name(p)}: {m}" for p in FILES for m in imports(p, top_level=True) if m.split(".")[0] in HEAVY]
-    assert [line for line in found if not line.startswith(("align.models.", "align.lora:"))] == []
+    assert [line for line in found if not line.startswith(("align.models.", "align.policy.lora:"))] == []
     assert [line for line in found if "torchvision" in line] == []
 
 
 def test_heavy_libraries_stay_in_their_files():
     """diffusers, transformers and peft are named where a family, an adapter, a reward or a checkpoint is built."""
-    homes = ("align.models", "align.lora", "align.mix", "rewards", "align.shapes", "align.plan", "align.doctor")
+    homes = ("align.models", "align.policy.lora", "align.policy.mix", "rewards", "align.shapes", "align.plan")
+    homes += ("align.commands.doctor",)
     assert not broken(lambda file, module: module.split(".")[0] in HEAVY and not within(file, *homes))
 
 
 ARROWS = {
     # file or folder: (what it may import of align; all else of align is forbidden)
     "align.objectives": (
-        "losses",
-        "noise",
-        "policy",
-        "priors",
-        "sampling",
         "objectives._base",
         "objectives._inverted",
+        "objectives._losses",
         "objectives._preference",
+        "objectives._priors",
         "objectives._reward",
+        "policy.noise",
+        "policy.roles",
+        "policy.trainable",
+        "sampling",
         "registry",
-        "trainable",
         "errors",
         "models._base",
         "models._step_aware",
@@ -102,20 +103,20 @@ ARROWS = {
         "data",
         "registry",
         "errors",
-        "policy",
         "models._base",
         "models._step_aware",
+        "policy.roles",
         "shapes.prompts",
     ),
-    "align.losses": (),
-    "align.noise": (),
-    "align.priors": (),
-    "align.lora": ("registry", "errors"),
-    "align.optim": ("registry", "errors"),
+    "align.objectives._losses": (),
+    "align.objectives._priors": (),
+    "align.policy.noise": (),
+    "align.policy.lora": ("registry", "errors"),
+    "align.training.optim": ("registry", "errors"),
     "align.registry": ("shapes.embedded",),
     "align.errors": (),
     "align.sampling": ("registry", "errors", "models._base"),
-    "align.shapes": ("shapes", "errors", "registry", "picture"),
+    "align.shapes": ("shapes", "errors", "registry", "figures.picture"),
 }
 
 
@@ -126,15 +127,18 @@ def test_arrows_inside_align(room):
     assert not found
 
 
-@pytest.mark.parametrize("file", [f"align.{p}" for p in ("trainer", "update", "policy", "sampling", "checkpoint")])
+LOOP = ("training.trainer", "training.update", "training.checkpoint", "policy.roles", "sampling")
+
+
+@pytest.mark.parametrize("file", [f"align.{file}" for file in LOOP])
 def test_the_loop_knows_no_method_family_or_reward_by_name(file):
     named = [path for registry in REGISTRIES for path in registry.modules().values()]
     assert not broken(lambda f, m: f == file and within(m, *named))
 
 
 def test_only_the_command_imports_the_command_and_the_run():
-    above = ("align.cli", "align.preferences_cli", "align.__main__", "align.doctor", "align")
-    assert not broken(lambda f, m: within(m, "align.cli", "align.run") and f not in above)
+    above = ("align.commands.app", "align.commands.preferences", "align.__main__", "align.commands.doctor", "align")
+    assert not broken(lambda f, m: within(m, "align.commands.app", "align.run") and f not in above)
 
 
 def test_no_branch_on_a_family_or_a_method():

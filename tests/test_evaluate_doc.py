@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from align.benchmarks import BENCHMARKS
-from align.cli import app
+from align.commands.app import app
+from align.evaluation.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).parents[1]
 DOC = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")

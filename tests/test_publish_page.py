@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 import align
-from align.cli import app
+from align.commands.app import app
 from align.config import load_recipe
 from align.models._pipeline import PipelineModel
 from align.registry import MODELS

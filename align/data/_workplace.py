@@ -17,7 +17,7 @@ class Workplace:
     """`source.prepare(workplace)` is called once on every process, when all is built and nothing is trained."""
 
     painter: Any
-    """Images of a role for prompts (align.painter.Painter); it holds the policy, the sampling block and the seed."""
+    """Images of a role for prompts (policy.painter.Painter); it holds the policy, the sampling block and the seed."""
     rewards: Any
     """The composite of the recipe's rewards, or None."""
     build_rewards: Callable[[Any], Any]
@@ -27,7 +27,7 @@ class Workplace:
 
     @property
     def policy(self) -> Any:
-        """The model's roles (align.policy.Policy)."""
+        """The model's roles (align.policy.roles.Policy)."""
         return self.painter.policy
 
     @property

@@ -45,7 +45,7 @@ class Surroundings:
     accelerator: Any
     trainable: Any
     painter: Any
-    """Images of a role for prompts, and their scores (align.painter.Painter)."""
+    """Images of a role for prompts, and their scores (align.policy.painter.Painter)."""
     build_rewards: Callable[[Any], Any]
     """{label: reward config} -> rewards.Composite on the run's device."""
     recipe: dict[str, Any]

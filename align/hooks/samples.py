@@ -6,8 +6,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from align.data.prompts import load_prompts, problems
+from align.figures.picture import Cell, sheet
 from align.hooks._base import Hook, State, Surroundings
-from align.picture import Cell, sheet
 from align.registry import ComponentConfig
 
 

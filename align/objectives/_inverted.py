@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from align.policy import Policy
+from align.policy.roles import Policy
 from align.registry import ComponentConfig
 from samplers import cfg, invert
 

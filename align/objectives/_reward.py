@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from align.objectives._base import Parts
-from align.policy import Policy
+from align.policy.roles import Policy
 from align.registry import ComponentConfig
 from align.sampling import SamplingConfig, rollout
 from samplers import Rng

@@ -20,8 +20,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from align.losses import DPOForm, dpo, guard_factor, log_ratio_of_errors
 from align.objectives._base import Loss, Parts
+from align.objectives._losses import DPOForm, dpo, guard_factor, log_ratio_of_errors
 from align.objectives._preference import (
     Alarm,
     PreferenceConfig,
@@ -33,7 +33,7 @@ from align.objectives._preference import (
     noised,
     targets,
 )
-from align.policy import Policy
+from align.policy.roles import Policy
 from samplers import Rng, generator
 
 

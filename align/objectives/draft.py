@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from align.objectives._base import Loss
 from align.objectives._reward import RewardObjective, RewardObjectiveConfig
-from align.policy import Policy
+from align.policy.roles import Policy
 from align.sampling import rollout
 from samplers import Grid, Rng, Trajectory, add_noise, last, sample, target
 

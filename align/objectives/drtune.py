@@ -18,7 +18,7 @@ from pydantic import Field
 
 from align.objectives._base import Loss, Parts
 from align.objectives._reward import RewardObjective, RewardObjectiveConfig, windowed
-from align.policy import Policy
+from align.policy.roles import Policy
 from align.sampling import rollout
 from samplers import Rng
 

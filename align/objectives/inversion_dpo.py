@@ -2,7 +2,7 @@
 
 Diffusion-DPO replaces the unknown path x_T..x_0 of an image by forward noising. Li et al., "Inversion-DPO", arXiv
 2507.11554, take the path that deterministic DDIM inversion under the reference gives. x_i below are its states, at the
-times t_0 < t_1 < ... < t_N from data to noise, and the loss is align/losses.py's with
+times t_0 < t_1 < ... < t_N from data to noise, and the loss is align/objectives/_losses.py's with
 
     anchored    err(y) = mean_i |out(x_i) - target(x_0, eps_i)|^2,   eps_i = (x_i - alpha_i x_0)/sigma_i
     residual    err(y) = mean_i |out(x_i) - target(x0_i, eps_i)|^2, the two that lie on both x_i and its neighbour:
@@ -24,11 +24,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from align.losses import DPOForm, dpo, guard_factor, log_ratio_of_errors
 from align.objectives._base import Loss, Parts
 from align.objectives._inverted import InversionConfig, trajectories
+from align.objectives._losses import DPOForm, dpo, guard_factor, log_ratio_of_errors
 from align.objectives._preference import Alarm, PreferenceConfig, described, dropped, error_scale
-from align.policy import Policy
+from align.policy.roles import Policy
 from samplers import Rng, broadcast, generator, split, target
 
 

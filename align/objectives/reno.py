@@ -1,6 +1,6 @@
 """ReNO: differentiate the reward of an image with respect to the noise that it is made from; nothing else is trained.
 
-    L(x_T) = -r(decode(sample(x_T, prompt)), prompt) - weight K(x_T),     K: how typical the noise is (align/priors.py)
+    L(x_T) = -r(decode(sample(x_T, prompt)), prompt) - weight K(x_T),     K: how typical the noise is (_priors.py)
 
 Eyring et al., "ReNO: Enhancing One-step Text-to-Image Models through Reward-based Noise Optimization", arXiv
 2406.04312, eq. 4-6. Every step carries gradient to x_T. Noise that a stochastic sampler adds on the way is the same at
@@ -16,10 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from align import priors
-from align.noise import NoiseBatch
+from align.objectives import _priors as priors
 from align.objectives._base import Loss, Parts
-from align.policy import Policy
+from align.policy.noise import NoiseBatch
+from align.policy.roles import Policy
 from align.registry import ComponentConfig
 from align.sampling import rollout
 from samplers import Rng, full, generator

@@ -15,13 +15,13 @@ import torch
 from pydantic import Field
 
 from align.errors import UserError
-from align.losses import bradley_terry
 from align.models._step_aware import StepAwareClip
 from align.objectives._base import Loss, Parts
+from align.objectives._losses import bradley_terry
 from align.objectives._preference import NUM_BINS, TimesConfig, noised
-from align.policy import Policy
+from align.policy.roles import Policy
+from align.policy.trainable import Module
 from align.registry import ComponentConfig
-from align.trainable import Module
 from samplers import Rng, split
 
 

@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from align.losses import DPOForm, dpo
 from align.objectives._base import Loss, Parts
-from align.policy import Policy
+from align.objectives._losses import DPOForm, dpo
+from align.policy.roles import Policy
 from align.registry import ComponentConfig
 from samplers import Transition, ddim, split
 

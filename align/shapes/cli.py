@@ -41,7 +41,7 @@ def render(
     """Draw a true picture of each caption: OUTPUT/0000.png ... and OUTPUT/captions.jsonl, which `judge` reads."""
     import numpy as np
 
-    from align.picture import to_pil
+    from align.figures.picture import to_pil
     from align.shapes.captions import parse
     from align.shapes.compose import compose
     from align.shapes.scene import render_batch

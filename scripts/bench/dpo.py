@@ -33,15 +33,15 @@ from torch.nn import functional
 from align.data._pairs import opened
 from align.data._workplace import Workplace
 from align.data.preferences import PairBatch, Preferences, PreferencesConfig
-from align.lora import AdapterConfig
 from align.models.sd import SDConfig
 from align.objectives._base import Parts
 from align.objectives._preference import TimesConfig
 from align.objectives.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig
-from align.policy import Policy
+from align.policy.lora import AdapterConfig
+from align.policy.roles import Policy
+from align.policy.trainable import Adapter
 from align.registry import MODELS, build
-from align.trainable import Adapter
-from align.update import update
+from align.training.update import update
 from samplers import Rng, add_noise
 
 BETA, SEED = 5000.0, 0

@@ -21,13 +21,13 @@ import torch
 from torch.nn.functional import logsigmoid
 from torch.utils.flop_counter import FlopCounterMode
 
-from align.lora import AdapterConfig
 from align.models._quantize import METHODS
 from align.models._real_size import example_cond, real_size
-from align.policy import Policy
+from align.policy.lora import AdapterConfig
+from align.policy.roles import Policy
+from align.policy.trainable import Adapter
 from align.registry import MODELS
 from align.sampling import SamplingConfig
-from align.trainable import Adapter
 from samplers import add_noise, broadcast, cfg, last, sample, target
 
 BETA = 5000.0

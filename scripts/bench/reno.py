@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from align import priors
 from align.config import load_recipe
-from align.reno import optimise
+from align.noise.optimise import optimise
+from align.noise.studio import Row, Studio
+from align.objectives import _priors as priors
 from align.sampling import rollout
-from align.studio import Row, Studio
 from rewards._text import PromptCache
 from samplers import Rng, full
 

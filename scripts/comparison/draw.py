@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from align.evaluate import before_after
+from align.training.evaluate import before_after
 from scripts.comparison.measure import Bench, judges
 from scripts.comparison.methods import METHODS
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from align import charts
-from align.statistics import Interval
+from align.figures import charts
+from align.figures.statistics import Interval
 
 STYLE = (
     "text{font:11px sans-serif;fill:#6b7078}.name{font-size:12px;fill:#1f2328}.grid{stroke:#e6e4df}"

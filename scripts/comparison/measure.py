@@ -27,11 +27,11 @@ from align.data._workplace import Workplace
 from align.data.prompts import load_prompts
 from align.models._step_aware import StepAwareClip
 from align.objectives._base import Parts
-from align.painter import Painter
-from align.policy import Policy
+from align.policy.painter import Painter
+from align.policy.roles import Policy
+from align.policy.trainable import Adapter
 from align.registry import DATA, MODELS, OBJECTIVES, REWARDS, build
 from align.run import Run
-from align.trainable import Adapter
 from rewards import Composite
 from scripts.comparison.counting import counted, operations
 from scripts.comparison.methods import FIRST, METHODS, Method

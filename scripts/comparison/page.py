@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from align import charts, summary
+from align.figures import charts
+from align.figures.statistics import Interval, interval
 from align.hooks import metrics
-from align.statistics import Interval, interval
+from align.reports import summary
 from scripts.comparison.figures import forest, lines, points
 from scripts.comparison.measure import COLUMNS
 from scripts.comparison.methods import FRONT

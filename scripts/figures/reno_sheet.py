@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 def main(folder: Path, out: Path) -> None:
     """Four images a row, each with the judge's verdict before and after."""
-    from align.picture import Cell, sheet
+    from align.figures.picture import Cell, sheet
 
     def cell(file: Path, title: str, scores: dict[str, float]) -> Cell:
         pixels = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1) / 255

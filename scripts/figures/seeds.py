@@ -43,7 +43,7 @@ def table(reports: dict[int, dict]) -> list[str]:
 def finished(recipe: "Recipe") -> "Run | None":
     """The run of `recipe` in its folder, if it came to its end; else None."""
     from align import Run
-    from align.summary import FILE_NAME
+    from align.reports.summary import FILE_NAME
 
     run = Run(Path(recipe.output))
     done = (run.output / FILE_NAME).exists() and run.recipe.dump() | {"output": ""} == recipe.dump() | {"output": ""}
@@ -59,7 +59,7 @@ def main(
 ) -> None:
     """Train what is missing and write docs/<recipe>-seeds.md, with slashes as hyphens."""
     import align
-    from align.evaluate import PICTURE
+    from align.training.evaluate import PICTURE
     from align.versions import hardware
 
     changes = change or []

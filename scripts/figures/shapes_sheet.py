@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from align.picture import Cell, sheet
+from align.figures.picture import Cell, sheet
 from align.shapes.captions import parse
 from align.shapes.compose import compose
 from align.shapes.embedded import resolve

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from align.data.prompts import Prompts, PromptsConfig
 from align.hooks._base import Hook, State
-from align.lora import AdapterConfig
 from align.objectives._base import Loss
-from align.optim import OptimConfig
-from align.policy import Policy
-from align.trainable import Adapter
-from align.trainer import TrainConfig, Trainer
+from align.policy.lora import AdapterConfig
+from align.policy.roles import Policy
+from align.policy.trainable import Adapter
+from align.training.optim import OptimConfig
+from align.training.trainer import TrainConfig, Trainer
 from samplers.noise import noise
 from samplers.prediction import Prediction
 from samplers.schedule import FlowSchedule

@@ -6,12 +6,12 @@ from typing import Any
 from align_toys import randomise
 
 from align.config import load_recipe
-from align.evaluate_plan import Plan, plan
-from align.evaluate_results import Evaluation
-from align.evaluate_run import Session
-from align.lora import AdapterConfig
+from align.evaluation.plan import Plan, plan
+from align.evaluation.results import Evaluation
+from align.evaluation.run import Session
 from align.models.sd import SDConfig, StableDiffusion
-from align.trainable import Adapter
+from align.policy.lora import AdapterConfig
+from align.policy.trainable import Adapter
 
 PROMPTS = ["a red cat", "two blue dogs", "a green bird", "x", "seven stars"]
 

@@ -8,13 +8,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from align.noise import Noise, Repeated
 from align.objectives._base import Parts
 from align.objectives.reno import Reno, RenoConfig
-from align.optim import OptimConfig
-from align.policy import Policy
+from align.policy.noise import Noise, Repeated
+from align.policy.roles import Policy
 from align.sampling import SamplingConfig
-from align.trainer import TrainConfig, Trainer
+from align.training.optim import OptimConfig
+from align.training.trainer import TrainConfig, Trainer
 from rewards import Composite
 from rewards.brightness import Brightness, BrightnessConfig
 from samplers import FlowSchedule, GaussianDenoiser, Prediction, constant, grids, noise

@@ -8,14 +8,14 @@ import torch
 from align_toys import randomise
 from PIL import Image
 
-from align import card
-from align import summary as summaries
 from align.config import load_recipe
-from align.lora import AdapterConfig
+from align.figures.statistics import compare
 from align.models.sd import SDConfig, StableDiffusion
-from align.statistics import compare
-from align.summary import Summary
-from align.trainable import Adapter
+from align.policy.lora import AdapterConfig
+from align.policy.trainable import Adapter
+from align.reports import summary as summaries
+from align.reports.summary import Summary
+from align.share import card
 
 
 def summary(**changes: Any) -> Summary:

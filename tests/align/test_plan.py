@@ -6,9 +6,9 @@ import torch
 from align.config import load_recipe
 from align.objectives._base import Parts
 from align.plan import Peak, _MeanPixel, plan, rehearse
-from align.policy import Policy
+from align.policy.roles import Policy
+from align.policy.trainable import Adapter
 from align.registry import DATA, MODELS, OBJECTIVES, build
-from align.trainable import Adapter
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from parity_worker import CASES
 from safetensors.torch import load_file
 
 import align
-from align.lora import FILE_NAME
+from align.policy.lora import FILE_NAME
 from align.run import Run
 
 WORKER = Path(__file__).with_name("parity_worker.py")

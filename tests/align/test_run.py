@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 
 import align
-from align import lora, resume, summary
 from align.errors import UserError
+from align.policy import lora
+from align.reports import summary
 from align.run import Run
+from align.training import resume
 
 PROMPTS = ["a red star", "two blue cats", "a square", "x above y"]
 
@@ -199,7 +201,7 @@ def test_a_signal_during_a_hook_of_the_users_own_saves_and_goes_on(recipe, tmp_p
 
 
 def test_a_signal_during_the_report_ends_it_and_the_same_call_writes_it(recipe, tmp_path, monkeypatch):
-    from align.painter import Painter
+    from align.policy.painter import Painter
 
     score = Painter.score
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from align.cli import app
+from align.commands.app import app
 
 GOOD: dict[str, Any] = {
     "model": {"name": "sd", "checkpoint": "owner/name"},

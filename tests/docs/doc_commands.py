@@ -16,7 +16,7 @@ import typer.main
 from doc_pages import ROOT
 
 from align import recipes
-from align.cli import app
+from align.commands.app import app
 from align.config import Recipe, load_recipe
 from align.errors import UserError
 
@@ -121,12 +121,12 @@ def meant(name: str, said: dict[str, Any], written: str = "", *, on_disk: bool =
     if name == "report" and not _is_run(str(said["run"]), written):
         raise UserError(f"{said['run']} is a run that nothing makes")
     if name in ("reno", "best-of"):
-        from align.reno_cli import assembled
+        from align.commands.noise import assembled
 
         keys = ("recipe", "model", "prompts", "file", "count", "reward")
         return assembled(*(said[key] for key in keys), {}, said["change"])
     if name == "score":
-        from align.score_inputs import reward_configs
+        from align.evaluation.score_inputs import reward_configs
 
         reward_configs(said["reward"], said["change"] or ())
     return None

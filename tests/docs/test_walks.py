@@ -10,7 +10,7 @@ from test_blocks import WALKED
 from typer.testing import CliRunner
 
 import align.run
-from align.cli import app
+from align.commands.app import app
 
 
 def walk(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, only: str = "") -> str:

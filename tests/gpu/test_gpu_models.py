@@ -10,15 +10,15 @@ import pytest
 import torch
 from tiny_families import flux, parts, sd, sdxl
 
-from align.lora import AdapterConfig
 from align.models._pipeline import PipelineModel
 from align.models._quantize import METHODS, QuantisedLinear, size
 from align.models.flux import Flux, FluxConfig
 from align.models.sd import SDConfig, StableDiffusion
 from align.models.sdxl import SDXLConfig, StableDiffusionXL
+from align.policy.lora import AdapterConfig
+from align.policy.trainable import Adapter
 from align.registry import MODELS
 from align.sampling import SamplingConfig, rollout
-from align.trainable import Adapter
 from samplers import Rng, last
 
 pytest.importorskip("diffusers")

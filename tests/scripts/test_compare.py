@@ -14,10 +14,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from align.figures.statistics import interval
 from align.models._step_aware import StepAwareClip
+from align.reports.summary import Summary
 from align.shapes.embedded import resolve
-from align.statistics import interval
-from align.summary import Summary
 from scripts.comparison import counting, draw, measure, page
 from scripts.comparison.methods import FIRST, METHODS, Method, parse
 

@@ -13,10 +13,10 @@ from align.data._store import TensorStore
 from align.data._views import ViewConfig, buckets, nearest, offsets, pixels, view
 from align.data.preferences import PreferencesConfig
 from align.errors import UserError
-from align.lora import AdapterConfig
 from align.models.sd import SDConfig, StableDiffusion
-from align.policy import Policy
-from align.trainable import Adapter
+from align.policy.lora import AdapterConfig
+from align.policy.roles import Policy
+from align.policy.trainable import Adapter
 
 
 @pytest.fixture(scope="module")

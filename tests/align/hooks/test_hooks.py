@@ -11,12 +11,12 @@ from align.hooks._base import Hook, State, Surroundings, running
 from align.hooks.drift import Drift, DriftConfig
 from align.hooks.panel import Panel, PanelConfig
 from align.hooks.samples import Samples, SamplesConfig
-from align.lora import AdapterConfig
 from align.models.sd import SDConfig, StableDiffusion
-from align.painter import Painter
-from align.policy import Policy
+from align.policy.lora import AdapterConfig
+from align.policy.painter import Painter
+from align.policy.roles import Policy
+from align.policy.trainable import Adapter
 from align.sampling import SamplingConfig
-from align.trainable import Adapter
 from rewards import Composite
 from rewards.brightness import Brightness, BrightnessConfig
 

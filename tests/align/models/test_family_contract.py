@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from align.lora import AdapterConfig
 from align.models._pipeline import PipelineModel
+from align.policy.lora import AdapterConfig
+from align.policy.trainable import Adapter
 from align.registry import MODELS
 from align.sampling import SamplingConfig, rollout
-from align.trainable import Adapter
 from samplers import Grid, Rng, add_noise, broadcast, last, sample, target
 
 diffusers = pytest.importorskip("diffusers")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny_families import sd
 
-from align.lora import AdapterConfig
 from align.models.sd import SDConfig, StableDiffusion
+from align.policy.lora import AdapterConfig
+from align.policy.trainable import Adapter
 from align.sampling import SamplingConfig, rollout
-from align.trainable import Adapter
 from samplers import Rng
 
 diffusers = pytest.importorskip("diffusers")

@@ -5,7 +5,6 @@ import torch
 from tiny_families import flux, pixart, sana, sd, sdxl
 
 from align.errors import UserError
-from align.lora import AdapterConfig
 from align.models import _options
 from align.models.auto import AutoConfig
 from align.models.flux import Flux, FluxConfig
@@ -13,8 +12,9 @@ from align.models.pixart import PixArt, PixArtConfig
 from align.models.sana import Sana, SanaConfig
 from align.models.sd import SDConfig, StableDiffusion
 from align.models.sdxl import SDXLConfig, StableDiffusionXL
+from align.policy.lora import AdapterConfig
+from align.policy.trainable import Adapter
 from align.registry import MODELS
-from align.trainable import Adapter
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -7,13 +7,13 @@ import torch
 from tiny_families import flux, sd
 
 from align.errors import UserError
-from align.export import in_float32
-from align.lora import AdapterConfig
 from align.models import _quantize
 from align.models._quantize import METHODS, QuantisedLinear, size
 from align.models.flux import Flux, FluxConfig
 from align.models.sd import SDConfig, StableDiffusion
-from align.trainable import Adapter
+from align.policy.lora import AdapterConfig
+from align.policy.trainable import Adapter
+from align.share.export import in_float32
 from samplers import Grid, last, sample
 
 pytest.importorskip("diffusers")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_families import sd3
 
-from align.lora import AdapterConfig
 from align.models.sd3 import SD3Config, StableDiffusion3
-from align.trainable import Adapter
+from align.policy.lora import AdapterConfig
+from align.policy.trainable import Adapter
 
 diffusers = pytest.importorskip("diffusers")
 

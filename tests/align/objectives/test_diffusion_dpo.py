@@ -10,11 +10,11 @@ from pair_toys import gradients, policy_on, prepared, write_pairs
 from align.data.preferences import PairBatch, Pairs
 from align.data.prompts import PromptsConfig
 from align.errors import UserError
-from align.lora import AdapterConfig
 from align.models._base import Posterior
 from align.objectives._base import Parts
 from align.objectives._preference import TimesConfig, error_scale
 from align.objectives.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig
+from align.policy.lora import AdapterConfig
 from samplers import FlowSchedule, GaussianDenoiser, Prediction, Rng, VPSchedule, add_noise, constant, split, target
 
 TABLE = VPSchedule((1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0))

@@ -8,13 +8,13 @@ import pytest
 import torch
 from pair_toys import gradients, policy_on, workplace
 
-from align.checkpoint import decode, encode
 from align.data.prompts import PromptBatch, PromptsConfig
 from align.data.rollouts import Rollouts, RolloutsConfig, branch
-from align.losses import dpo
 from align.objectives._base import Parts
+from align.objectives._losses import dpo
 from align.objectives.spo import SPO, SPOConfig
 from align.sampling import SamplingConfig
+from align.training.checkpoint import decode, encode
 from rewards import Composite
 from rewards.brightness import Brightness, BrightnessConfig
 from samplers import Rng, ddim, split

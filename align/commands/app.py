@@ -1,0 +1,263 @@
+"""The command `align`. Each command imports what it needs when it runs: `align --help` loads no torch."""
+
+import ast
+import functools
+import gc
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from align.commands import evaluate as evaluate_cli
+from align.commands import hub as hub_cli
+from align.commands import noise as reno_cli
+from align.commands import preferences as preferences_cli
+from align.commands import report as report_cli
+from align.commands import score as score_cli
+from align.errors import UserError
+from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
+from rewards._errors import RegistryError, RewardError
+
+for _noisy in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)  # to import torchao is to be warned of its own enums and absences
+
+app = typer.Typer(
+    name="align",
+    help="Diffusion alignment: train an adapter on rewards or preferences, from a recipe.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe's name (align recipes), its file, or a run's folder.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to it: optim.lr=1e-4 train.num_updates=200 ...")]
+
+
+def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's mistake ends with its one line and exit code 2 and shows no traceback (nor does Ctrl-C: typer's 130)."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (UserError, RewardError, RegistryError) as error:
+            if os.environ.get("ALIGN_TRACEBACK"):
+                raise
+            typer.echo(str(error), err=True)
+            raise typer.Exit(2) from None
+        except BrokenPipeError:  # `align recipes | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+    return run
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """The collector rests while libraries load: what they make lives as long as the program, and to look through it
+    again and again is a third of the time that the answer to a wrong recipe takes."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@app.command()
+@_plainly
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str, typer.Option(help="auto: go on from the run's last good checkpoint, if any; a checkpoint; or never.")
+    ] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the plan, no more.")] = False,
+) -> None:
+    """Train what a recipe says, and write the run's folder: adapter, metrics, samples, summary."""
+    with _reading():
+        from align.config import load_recipe
+
+        loaded = load_recipe(recipe, overrides or ())
+    if dry_run:
+        from align.plan import plan
+
+        typer.echo(plan(loaded))
+        return
+    from align.run import train as start
+
+    run = start(loaded, resume=resume)
+    if run.interrupted:
+        raise typer.Exit(130 if run.interrupted == "SIGINT" else 143)
+
+
+@app.command()
+@_plainly
+def sample(
+    source: Annotated[str, typer.Argument(help="A run's folder, or a recipe for its base model.")],
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Images of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
+    strength: Annotated[float, typer.Option(help="Of the adapter; 0 is the base model.")] = 1.0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the images.")] = Path("samples"),
+    change: Annotated[list[str] | None, typer.Option("--set", help="A change: --set sampling.num_steps=20.")] = None,
+) -> None:
+    """Draw images with a run's adapter, or of a recipe's base model."""
+    from align.commands.sample import sample as draw
+
+    options: dict[str, Any] = {"num_images": num_images, "seed": seed, "strength": strength, "output": output}
+    for path in draw(source, prompts, change or (), **options):
+        typer.echo(path)
+
+
+@app.command()
+@_plainly
+def recipes() -> None:
+    """List the recipes that can be named."""
+    from align.recipes import names
+
+    _table({name: _first_comment(path) for name, path in names().items()})
+
+
+@app.command()
+@_plainly
+def rewards(name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None) -> None:
+    """List the rewards: gradient, size, licence, range; or show all of one."""
+    from align.commands.rewards import described, overview
+
+    if name is None:
+        typer.echo("\n".join(overview()))
+        return
+    _describe({"rewards": REWARDS}, name)
+    typer.echo("\n".join(described(name)))
+
+
+@app.command()
+@_plainly
+def models(
+    name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None,
+    sizes: Annotated[bool, typer.Option("--sizes", help="Parameters and FLOPs at real size.")] = False,
+) -> None:
+    """List the model families and their published checkpoints, or show one family's settings."""
+    from align.commands import models as models_cli
+
+    if sizes:
+        for line in models_cli.sizes():
+            typer.echo(line)
+    elif name is None:
+        typer.echo(models_cli.listing())
+    else:
+        _describe({"models": MODELS}, name)
+        typer.echo(models_cli.details(name))
+
+
+@app.command()
+@_plainly
+def components(name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None) -> None:
+    """List all that a recipe can name, or show the settings of one."""
+    kinds = {"models": MODELS, "objectives": OBJECTIVES, "rewards": REWARDS, "data": DATA, "hooks": HOOKS}
+    _describe(kinds, name)
+
+
+@app.command()
+@_plainly
+def schema(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it here, not to the screen.")] = None,
+) -> None:
+    """Print the JSON Schema of a recipe, from which an editor completes and checks."""
+    import json
+
+    from align.config import json_schema
+
+    text = json.dumps(json_schema(), indent=2)
+    if output is None:
+        typer.echo(text)
+        return
+    try:
+        output.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written ({error.strerror}). Choose another file.") from None
+
+
+@app.command()
+@_plainly
+def doctor() -> None:
+    """Say what this machine has, what is missing, and whether a tiny training works."""
+    from align.commands.doctor import report
+
+    if not report(typer.echo):
+        raise typer.Exit(1)
+
+
+@app.command(
+    "shapes",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+@_plainly
+def shapes(context: typer.Context) -> None:
+    """The embedded world: render, judge, prompts (align shapes --help)."""
+    from align.shapes.cli import app as shapes_app
+
+    shapes_app(args=context.args or ["--help"], prog_name="align shapes")
+
+
+app.command(cls=score_cli.Many)(_plainly(score_cli.score))
+app.command(cls=score_cli.Many)(_plainly(evaluate_cli.evaluate))
+app.command()(_plainly(preferences_cli.pairs))
+app.command()(_plainly(preferences_cli.cache))
+app.command()(_plainly(report_cli.report))
+for _command in (hub_cli.publish, hub_cli.pull, hub_cli.export):
+    app.command()(_plainly(_command))
+app.command()(_plainly(reno_cli.reno))
+app.command("best-of")(_plainly(reno_cli.best_of))
+app.command()(_plainly(reno_cli.redraw))
+
+
+def _table(rows: dict[str, str]) -> None:
+    width = max(map(len, rows), default=0)
+    for name, text in rows.items():
+        typer.echo(f"{name:<{width}}  {text}".rstrip())
+
+
+def _describe(kinds: dict[str, Registry], name: str | None) -> None:
+    if name is not None:
+        for registry in kinds.values():
+            if ":" in name or name in registry.names():
+                _settings(registry, name)
+                return
+        next(iter(kinds.values())).get(name)  # says what is known
+    for kind, registry in kinds.items():
+        if len(kinds) > 1:
+            typer.echo(f"{kind}:")
+        _table({name: _first_line(path) for name, path in registry.modules().items()})
+
+
+def _settings(registry: Registry, name: str) -> None:
+    component = registry.get(name)
+    typer.echo(f"{name}: {(component.__doc__ or '').strip()}")
+    rows = {}
+    for key, field in registry.config_class(name).model_fields.items():
+        default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
+        rows[f"  {key}"] = f"({default}) {' '.join((field.description or '').split())}"
+    _table(rows)
+
+
+def _first_line(module: str) -> str:
+    """The first sentence of a module's docstring, read without importing it."""
+    import importlib.util
+
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return ""
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def _first_comment(path: Path) -> str:
+    line = path.read_text(encoding="utf-8").partition("\n")[0]
+    return line.removeprefix("#").strip() if line.startswith("#") else ""

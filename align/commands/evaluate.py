@@ -1,0 +1,98 @@
+"""`align evaluate`: any adapters, mixtures and noise methods against the base, on the same prompts and seeds."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Systems = Annotated[
+    list[str] | None,
+    typer.Argument(help="Runs, adapters (folder, file, Hub id; @0.5 is a strength, A@0.5+B@0.5 a mixture), best-of:8, "
+    "reno:20, or base."),
+]  # fmt: skip
+
+
+def evaluate(
+    systems: Systems = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="File, folder, set (shapes:report) or benchmark: parti, drawbench, geneval, t2i-compbench, "
+            "hpdv2, dpg. Default: the recipe's."
+        ),
+    ] = None,
+    count: Annotated[int | None, typer.Option("--count", "-n", min=2, help="So many prompts, all categories.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Of each prompt; diversity needs two.")] = 2,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="Judges: name, or label=name. Default: the recipe's.")
+    ] = None,
+    strengths: Annotated[str | None, typer.Option(help="Each adapter at each of these: 0,0.25,0.5,1.")] = None,
+    mix: Annotated[str | None, typer.Option(help="Two adapters at all pairs of these weights: 0,0.5,1.")] = None,
+    against: Annotated[str, typer.Option(help="What all are compared with, written as the arguments are.")] = "base",
+    recipe: Annotated[str | None, typer.Option(help="Model and sampling. Default: the adapter's own recipe.")] = None,
+    model: Annotated[str | None, typer.Option(help="Another checkpoint, by folder or Hub id.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts drawn at once.")] = 16,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("evaluation"),
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A change to recipe or reward: sampling.num_steps=20, clip.model=..."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Compare adapters, mixtures and noise methods with the base: same prompts, same seeds, means with intervals,
+    categories, diversity, drift, and a page of the images. An interrupted evaluation goes on where it was."""
+    from align.evaluation.arms import numbers
+    from align.evaluation.plan import plan
+
+    made = plan(
+        systems or (),
+        recipe=recipe,
+        model=model,
+        prompts=prompts,
+        count=count,
+        num_images=images,
+        rewards=reward or (),
+        changes=change or (),
+        seed=seed,
+        against=against,
+        strengths=numbers(strengths, "--strengths"),
+        mix=numbers(mix, "--mix"),
+        batch_size=batch,
+    )
+    from align.evaluation.page import PAGE
+    from align.evaluation.results import lines
+    from align.evaluation.run import Session
+    from align.interrupt import Interrupted
+
+    shown = not quiet and sys.stderr.isatty()
+    session = Session(made, output, (lambda text: None) if quiet or shown else typer.echo)
+    main = session.accelerator.is_main_process
+    total = (1 + len(made.cast.arms)) * len(made.items) * images
+    try:
+        with _progress(total, shown=shown and main) as done:
+            found = session.run(done)
+    except Interrupted as signal:
+        if main:
+            typer.echo(f"{signal}: what is finished is kept; the same command goes on from there")
+        raise typer.Exit(130 if str(signal) == "SIGINT" else 143) from None
+    if found is not None:
+        typer.echo("\n".join(lines(found)))
+        typer.echo(f"page  {output / PAGE}")
+
+
+@contextmanager
+def _progress(total: int, *, shown: bool) -> Iterator[Any]:
+    if not shown:
+        yield lambda arm, images: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("images", total=total)
+        yield lambda arm, images: bar.update(task, advance=images, description=arm)

@@ -1,0 +1,64 @@
+"""`align publish`, `align pull` and `align export`: an adapter on its way to other people and other programs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
+Adapter = Annotated[Path, typer.Argument(help="A run's folder, an adapter's folder, or its .safetensors file.")]
+
+
+def publish(
+    run: Run,
+    repo: Annotated[str, typer.Option(help="Where to, on the Hub: owner/name; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Only for you and your organisation.")] = False,
+    dry_run: Annotated[
+        Path | None, typer.Option(help="Write the files into this folder instead; the Hub is not asked.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the adapter; default: its base model's, if known.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also into a repository that was not published from here.")
+    ] = False,
+) -> None:
+    """Publish a run's adapter: card, weights, recipe, scores and pictures, and nothing else."""
+    from align.share import publish as publishing
+    from align.share.upload import push
+
+    files = publishing.compose(run, repo, licence=licence)
+    for file in files:
+        typer.echo(f"{len(file.content):>12,}  {file.name}")
+    if dry_run is not None:
+        publishing.write(files, dry_run)
+        typer.echo(f"not published; this is what would be: {dry_run}")
+        return
+    typer.echo(push(repo, files, private=private, overwrite=overwrite, say=lambda text: typer.echo(text, err=True)))
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder; default: pulled/NAME.")] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
+    trust_recipe: Annotated[
+        bool, typer.Option("--trust-recipe", help="Take a recipe that names code, which runs when it is used.")
+    ] = False,
+) -> None:
+    """Fetch a published adapter, for sample, evaluate and export."""
+    from align.share.pull import pull as fetch
+
+    typer.echo(fetch(repo, output, revision=revision, trust=trust_recipe))
+
+
+def export(
+    source: Adapter,
+    format: Annotated[str, typer.Option("--format", "-f", help="kohya, comfyui, peft, or merged.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: exports/NAME-FORMAT.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Says which model the adapter is for; default: the recipe.yaml beside it.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="What other programs will call 1.")] = 1.0,
+) -> None:
+    """Write an adapter for another program, or merge it into the base model's weights."""
+    from align.share.export import export as write
+
+    typer.echo(write(source, format, output, recipe=recipe, strength=strength))

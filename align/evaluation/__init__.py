@@ -1,0 +1,1 @@
+"""`align evaluate`, `align score` and prompt benchmarks: any adapters on any prompts, paired."""

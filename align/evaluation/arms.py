@@ -1,0 +1,141 @@
+"""What is compared: the arms of an evaluation, as they are written on the command line.
+
+base                     the model as it is
+RUN@0.5                  a run's adapter (or an adapter's folder, file, Hub id) at strength 0.5; without @, 1
+RUN@0.5+OTHER@0.5        two adapters, or more, in one network
+best-of:8, reno:20       the base with a noise of its choice: the best of 8 by the rewards, or after 20 iterations
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+from align.errors import UserError
+from align.policy.mix import Located, locate
+
+BASE = "base"
+BEST_OF, RENO = "best-of", "reno"
+NOISES = {BEST_OF: "best of {}", RENO: "ReNO, {} iterations"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to draw the same prompts at the same seeds."""
+
+    label: str
+    adapters: Mapping[str, float] = field(default_factory=dict)
+    """{the adapter's source: its weight}, by Located.adapter; none is the base."""
+    noise: str | None = None
+    """What chooses the noise: a key of NOISES."""
+    count: int = 0
+    """Of it: candidates, or iterations."""
+
+    @property
+    def slug(self) -> str:
+        """A name for its folder."""
+        return re.sub(r"[^\w.-]+", "-", self.label).strip("-")
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The arms of an evaluation, the adapters that they need, and the one that the others are held against."""
+
+    baseline: Arm
+    arms: list[Arm]
+    adapters: dict[str, Located]
+
+
+def cast(
+    systems: Sequence[str],
+    *,
+    against: str = BASE,
+    strengths: Sequence[float] = (),
+    mix: Sequence[float] = (),
+) -> Cast:
+    """The arms that `systems` name. strengths: each adapter at each of them; mix: two adapters at all pairs of these
+    weights. An arm that is the baseline is left out, but not strength 0 of a sweep: it has to come out as the base."""
+    found: dict[str, Located] = {}
+    arms = [_arm(text, found) for text in systems]
+    baseline = _arm(against, found)
+    names = _names(found)
+    if strengths and mix:
+        raise UserError("--strengths and --mix are two different sweeps. Give one of them.")
+    if strengths:
+        arms = [swept for arm in arms for swept in _strengths(arm, strengths)]
+    if mix:
+        arms = _mixtures(arms, mix)
+    labelled = {arm.label: arm for arm in (_labelled(arm, names) for arm in arms)}
+    baseline = _labelled(baseline, names)
+    if not strengths:
+        labelled.pop(baseline.label, None)
+    used = {adapter for arm in (*labelled.values(), baseline) for adapter in arm.adapters}
+    return Cast(baseline, list(labelled.values()), {a: place for a, place in found.items() if a in used})
+
+
+def numbers(text: str | None, option: str) -> list[float]:
+    """ "0,0.5,1" -> [0, 0.5, 1]."""
+    try:
+        values = [float(part) for part in (text or "").split(",") if part.strip()]
+    except ValueError:
+        values = []
+    if text is not None and not values:
+        raise UserError(f"{option} {text}: is no list of numbers. Write it as 0,0.25,0.5,1.")
+    return list(dict.fromkeys(values))
+
+
+def _arm(text: str, found: dict[str, Located]) -> Arm:
+    kind, _, count = text.partition(":")
+    if text == BASE:
+        return Arm("")
+    if kind in NOISES and not Path(text).exists():
+        if not count.isdigit() or int(count) < 1:
+            raise UserError(f"{text}: how many? Write {kind}:8, for example.")
+        return Arm("", noise=kind, count=int(count))
+    weights: dict[str, float] = {}
+    for part in [text] if Path(text).expanduser().exists() else text.split("+"):
+        source, weight = _weighted(part)
+        place = locate(source)
+        found[place.adapter] = place
+        weights[place.adapter] = weights.get(place.adapter, 0.0) + weight
+    return Arm("", weights)
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    source, sign, weight = text.rpartition("@")
+    if not sign or Path(text).expanduser().exists():
+        return text, 1.0
+    try:
+        return source, float(weight)
+    except ValueError:
+        raise UserError(f'{text}: "{weight}" is no strength. Write it as {source}@0.5.') from None
+
+
+def _strengths(arm: Arm, strengths: Sequence[float]) -> list[Arm]:
+    if not arm.adapters:
+        return [arm]
+    return [Arm("", {adapter: s * weight for adapter, weight in arm.adapters.items()}) for s in strengths]
+
+
+def _mixtures(arms: Sequence[Arm], weights: Sequence[float]) -> list[Arm]:
+    single = [next(iter(arm.adapters)) for arm in arms if len(arm.adapters) == 1]
+    if len(single) != 2 or len(arms) != 2 or single[0] == single[1]:
+        raise UserError(f"--mix takes two different adapters, and {len(set(single))} are given. Name two runs.")
+    return [Arm("", dict(zip(single, pair, strict=True))) for pair in product(weights, repeat=2)]
+
+
+def _names(found: Mapping[str, Located]) -> dict[str, str]:
+    """{adapter: a name that no other has}."""
+    names = [place.name for place in found.values()]
+    return {a: place.name if names.count(place.name) == 1 else a for a, place in found.items()}
+
+
+def _labelled(arm: Arm, names: Mapping[str, str]) -> Arm:
+    if arm.noise is not None:
+        label = NOISES[arm.noise].format(arm.count)
+    elif not arm.adapters:
+        label = BASE
+    else:
+        label = " + ".join(f"{names[adapter]} x {weight:g}" for adapter, weight in arm.adapters.items())
+    return Arm(label, arm.adapters, arm.noise, arm.count)

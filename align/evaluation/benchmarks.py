@@ -1,0 +1,170 @@
+"""Known prompt benchmarks by name: where each is public, how its files are laid out, and how they become prompts.
+
+None of their text is part of this project: the files are fetched from their authors when they are first asked for
+(align/evaluation/benchmarks_fetch.py), and a layout or a number of prompts other than the published one is refused.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from align.errors import UserError
+from align.evaluation.benchmarks_fetch import fetch
+
+
+class Item(NamedTuple):
+    """A prompt, and the category that its benchmark or file puts it into ("" where there is none)."""
+
+    prompt: str
+    category: str = ""
+
+
+class _Layout(Exception):
+    """How a file differs from its published layout."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark: `home` + each of `files` -> `read` -> `count` prompts."""
+
+    about: str
+    """What it asks of a model, and the paper."""
+    home: str
+    """URL before the files' names, pinned to a commit where the host has them."""
+    files: Mapping[str, str]
+    """{file name: the category of all its prompts, or "" where the file says it}."""
+    read: Callable[[str, str], list[Item]]
+    """(text of a file, its category) -> its prompts."""
+    count: int
+
+
+def load(name: str, source: str | None = None) -> list[Item]:
+    """The prompts of the benchmark `name`, in their published order.
+
+    source: a folder or URL to read its files from in place of their home; for a benchmark of one file, the file itself.
+    """
+    known = BENCHMARKS[name]
+    items: list[Item] = []
+    for file, category in known.files.items():
+        text, where = fetch(name, file, source or known.home, alone=len(known.files) == 1)
+        try:
+            items += known.read(text, category)
+        except _Layout as error:
+            raise UserError(
+                f"--prompts {name}: {where} is not laid out as published: {error}. Delete it to fetch it again, or "
+                f"give the published file as --prompts {name}=FILE."
+            ) from None
+    if len(items) != known.count and source is None:
+        raise UserError(
+            f"--prompts {name}: {known.home} gave {len(items)} prompts, and {known.count} are published. Its files "
+            f"have changed; give those that you mean as --prompts {name}=FOLDER."
+        )
+    return items
+
+
+def _table(text: str, columns: tuple[str, ...], *, delimiter: str, quoting: int = csv.QUOTE_MINIMAL) -> list[list[str]]:
+    """The named columns of each row; their names are compared without case."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
+    named = {str(name).strip().lower(): name for name in reader.fieldnames or ()}
+    if missing := [column for column in columns if column.lower() not in named]:
+        raise _Layout(f"it has no column {' and no column '.join(missing)}, only {', '.join(named) or 'none'}")
+    rows = [[(row[named[column.lower()]] or "").strip() for column in columns] for row in reader]
+    for number, row in enumerate(rows, 2):
+        if not all(row):
+            raise _Layout(f"row {number} is empty under {columns[row.index('')]}")
+    return rows
+
+
+def _parti(text: str, category: str) -> list[Item]:
+    # Quotation marks belong to the prompts here; a CSV reader would eat those of the one that begins with some.
+    return [Item(*row) for row in _table(text, ("Prompt", "Category"), delimiter="\t", quoting=csv.QUOTE_NONE)]
+
+
+def _drawbench(text: str, category: str) -> list[Item]:
+    return [Item(*row) for row in _table(text, ("Prompts", "Category"), delimiter=",")]
+
+
+def _geneval(text: str, category: str) -> list[Item]:
+    items = []
+    for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
+        try:
+            record = json.loads(line)
+            items.append(Item(record["prompt"], record["tag"]))
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise _Layout(f'line {number} is no {{"tag": ..., "prompt": ...}}') from None
+    return items
+
+
+def _lines(text: str, category: str) -> list[Item]:
+    if text.lstrip()[:1] in ("<", "{", "["):
+        raise _Layout("it holds a page or JSON, not one prompt a line")
+    return [Item(line.strip(), category) for line in text.splitlines() if line.strip()]
+
+
+def _list(text: str, category: str) -> list[Item]:
+    try:
+        prompts = json.loads(text)
+    except json.JSONDecodeError:
+        prompts = None
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
+        raise _Layout("it is no JSON list of prompts")
+    return [Item(prompt.strip(), category) for prompt in prompts]
+
+
+def _dpg(text: str, category: str) -> list[Item]:
+    """One row a question; the item's number without its digits is where the prompt was taken from."""
+    found: dict[str, str] = dict(_table(text, ("item_id", "text"), delimiter=","))  # type: ignore[arg-type]
+    return [Item(prompt, re.sub(r"[\d_]+$", "", item) or "numbered") for item, prompt in found.items()]
+
+
+_GITHUB = "https://raw.githubusercontent.com/"
+_COMPBENCH = ("color", "shape", "texture", "spatial", "non_spatial", "complex")
+
+BENCHMARKS = {
+    "parti": Benchmark(
+        "PartiPrompts: 12 categories from single words to long scenes (Yu et al. 2022, arXiv 2206.10789)",
+        _GITHUB + "google-research/parti/5a657978134374ce28973948331b319adef164bd/",
+        {"PartiPrompts.tsv": ""},
+        _parti,
+        1632,
+    ),
+    "drawbench": Benchmark(
+        "DrawBench: 11 kinds of hard prompts (Saharia et al. 2022, arXiv 2205.11487)",
+        "https://docs.google.com/spreadsheets/d/1y7nAbmR4FREi6npB1u-Bo3GFdwdOPYJc617rBOxIRHY/",
+        {"gviz/tq?tqx=out:csv&sheet=Sheet1": ""},
+        _drawbench,
+        200,
+    ),
+    "geneval": Benchmark(
+        "GenEval: objects, counts, colours, positions (Ghosh et al. 2023, arXiv 2310.11513)",
+        _GITHUB + "djghosh13/geneval/af4902f24d3ca90ebbb446dd9891a59e0f82725f/prompts/",
+        {"evaluation_metadata.jsonl": ""},
+        _geneval,
+        553,
+    ),
+    "t2i-compbench": Benchmark(
+        "T2I-CompBench, validation: attributes, relations, complex prompts (Huang et al. 2023, arXiv 2307.06350)",
+        _GITHUB + "Karine-Huang/T2I-CompBench/1b7094991a57f3c22abdd4f6e8ba6c1a15517073/examples/dataset/",
+        {f"{kind}_val.txt": kind for kind in _COMPBENCH},
+        _lines,
+        1800,
+    ),
+    "hpdv2": Benchmark(
+        "HPD v2, the benchmark's prompts in four styles (Wu et al. 2023, arXiv 2306.09341)",
+        "https://huggingface.co/datasets/zhwang/HPDv2/resolve/main/benchmark/",
+        {f"{style}.json": style for style in ("anime", "concept-art", "paintings", "photo")},
+        _list,
+        3200,
+    ),
+    "dpg": Benchmark(
+        "DPG-Bench: dense paragraphs from many sources (Hu et al. 2024, arXiv 2403.05135)",
+        _GITHUB + "TencentQQGYLab/ELLA/3c228f1dc6c4d3cad0a47493816151a419f14db3/dpg_bench/",
+        {"dpg_bench.csv": ""},
+        _dpg,
+        1065,
+    ),
+}

@@ -1,0 +1,149 @@
+"""From what a command line names to what is drawn and judged: the recipe behind the arms, prompts, rewards, seed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.commands.noise import recipe_of
+from align.config import Recipe, load_recipe
+from align.errors import UserError
+from align.evaluation.arms import BASE, Cast, cast
+from align.evaluation.benchmarks import Item
+from align.evaluation.prompts import load
+from align.evaluation.score_inputs import reward_configs
+from align.registry import EMBEDDED, RewardConfig
+
+ANY = "reno/any"  # what recipe_of says of a model that no recipe was made for
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the numbers of an evaluation depend on."""
+
+    recipe: Recipe
+    """Its model, sampling and seed; for arms that choose the noise also its objective, rewards and optim."""
+    cast: Cast
+    prompts: str
+    """What they are called."""
+    items: list[Item]
+    num_images: int
+    batch_size: int
+    rewards: dict[str, RewardConfig]
+    """{label: what judges}."""
+    trained_on: list[str]
+    """The labels among `rewards` that some arm maximises: its adapter's training, or its choice of noise."""
+
+
+def plan(
+    systems: Sequence[str],
+    *,
+    recipe: str | None = None,
+    model: str | None = None,
+    prompts: str | list[str] | None = None,
+    count: int | None = None,
+    num_images: int = 2,
+    rewards: Sequence[str] = (),
+    changes: Sequence[str] = (),
+    seed: int | None = None,
+    against: str = BASE,
+    strengths: Sequence[float] = (),
+    mix: Sequence[float] = (),
+    batch_size: int = 16,
+) -> Plan:
+    """Puts an evaluation together; what is not said is taken from the recipe behind the arms."""
+    if not systems:
+        raise UserError("what is to be evaluated? Name a run's folder, an adapter, best-of:8, reno:20, or base.")
+    chosen = cast(systems, against=against, strengths=strengths, mix=mix)
+    everyone = [chosen.baseline, *chosen.arms]
+    noisy = any(arm.noise for arm in everyone)
+    of_rewards = [c for c in changes if c.partition(".")[0] in {name.partition("=")[0] for name in rewards}]
+    said: dict[str, Any] = {} if seed is None else {"train.seed": seed}
+    if model is not None:
+        said |= recipe_of(model)[1]
+    loaded = load_recipe(_behind(chosen, recipe, model, noisy), said, on_disk=False)
+    loaded = load_recipe(loaded, [c for c in changes if c not in of_rewards], on_disk=False)
+    if any(arm.noise == "reno" for arm in everyone) and getattr(loaded.objective, "trains", "adapter") != "noise":
+        loaded = _optimising(loaded)
+    if noisy and not loaded.rewards:
+        raise UserError(
+            "best-of and reno choose by rewards, and the recipe has none. Give --recipe reno/any, or yours."
+        )
+    trainings = [loaded, *(load_recipe(p.recipe, on_disk=False) for p in chosen.adapters.values() if p.recipe)]
+    judges = _judges(trainings, rewards, of_rewards)
+    maximised = [_scored(config) for training in trainings for config in training.rewards.values()]
+    trained_on = [label for label, config in judges.items() if _scored(config) in maximised]
+    report = loaded.evaluate
+    source = prompts or (report.prompts if report else None)
+    if source is None and str(getattr(loaded.model, "checkpoint", "")).startswith(EMBEDDED):
+        source = "shapes:report"
+    if source is None:
+        raise UserError("on which prompts? Give --prompts: a file, a folder, a set, or a benchmark such as parti.")
+    if prompts is None and count is None and report is not None:
+        count = report.num_prompts
+    items = load(source, count)
+    named = source if isinstance(source, str) else f"{len(source)} prompts of the recipe"
+    return Plan(loaded, chosen, named, items, num_images, batch_size, judges, trained_on)
+
+
+def _behind(chosen: Cast, recipe: str | None, model: str | None, noisy: bool) -> Any:
+    """The recipe's name or file, or a tree."""
+    if recipe is not None:
+        return recipe
+    found = {str(place.recipe): place for place in chosen.adapters.values() if place.recipe is not None}
+    models = {path: load_recipe(path, on_disk=False).dump()["model"].get("checkpoint") for path in found}
+    if model is None and len(set(models.values())) > 1:
+        told = " and ".join(f"{found[path].name} on {checkpoint}" for path, checkpoint in models.items())
+        raise UserError(f"the adapters were trained on different models, {told}. Evaluate those of one model together.")
+    if found:
+        return next(iter(found))
+    if model is None and not noisy:
+        raise UserError("on which model? Give --recipe, or --model with a Hub id or a folder.")
+    if model is None:
+        return "reno/shapes"
+    name, _ = recipe_of(model)
+    if name != ANY or noisy:
+        return name
+    return {**load_recipe(ANY, on_disk=False).dump(), "rewards": {}, "sampling": {}}
+
+
+def _name(model: Any) -> str:
+    """What recipes are found by."""
+    return str(getattr(model, "network", None) or getattr(model, "checkpoint", ""))
+
+
+def _optimising(recipe: Recipe) -> Recipe:
+    """`recipe` with the way in which noise is optimised for its model."""
+    tree = recipe.dump()
+    made_for = load_recipe(recipe_of(_name(recipe.model))[0], on_disk=False).dump()
+    train = {**made_for["train"], "seed": recipe.train.seed, "mixed_precision": recipe.train.mixed_precision}
+    return load_recipe(
+        {**tree, "objective": made_for["objective"], "optim": made_for["optim"], "train": train}, on_disk=False
+    )
+
+
+def _scored(config: RewardConfig) -> dict[str, Any]:
+    """What a reward looks with; that another weight or form of the same score was trained on makes it no judge."""
+    return config.model_dump(exclude={"weight", "form", "memory_gib", "offload", "licence"})
+
+
+def _judges(trainings: Sequence[Recipe], names: Sequence[str], changes: Sequence[str]) -> dict[str, RewardConfig]:
+    """Those that are named, else all that the recipes train on and report; of one label the first recipe's."""
+    trained: dict[str, RewardConfig] = {}
+    reported: dict[str, RewardConfig] = {}
+    watched: dict[str, RewardConfig] = {}
+    for recipe in reversed(trainings):  # what is there already stands behind, and is replaced where it has the label
+        trained = {**recipe.rewards, **_without(trained, recipe.rewards)}
+        if recipe.evaluate:
+            reported = {**recipe.evaluate.rewards, **_without(reported, recipe.evaluate.rewards)}
+        for hook in recipe.hooks.values():
+            watched |= getattr(hook, "rewards", {})
+    judges = {**trained, **_without(reported, trained)}
+    if not names and not judges:
+        raise UserError("by what is it judged? Give --reward, such as --reward clip aesthetic (align rewards).")
+    if not names:
+        return judges
+    return reward_configs(names, changes, {**watched, **judges})
+
+
+def _without(rewards: Mapping[str, RewardConfig], others: Mapping[str, RewardConfig]) -> dict[str, RewardConfig]:
+    return {label: config for label, config in rewards.items() if label not in others}

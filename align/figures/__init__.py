@@ -1,0 +1,1 @@
+"""Charts, sheets of pictures and intervals."""

@@ -1,0 +1,153 @@
+"""What noise optimisation leaves behind: pictures that say where they come from, their noise and path, a line each."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import align
+from align.config import Recipe
+from align.errors import UserError
+from align.figures.picture import Cell, sheet
+from align.noise.studio import Row
+
+LINES = "images.jsonl"
+PATH_PICTURES = 16  # iterates shown in the grid of a path
+
+
+class Outcome(BaseModel):
+    """One image: a line of images.jsonl, and what its PNG says of itself."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    index: int
+    prompt: str
+    file: str
+    """The PNG; FILE-start.png is what plain sampling gives, FILE.safetensors the noise."""
+    method: str
+    """reno, or best-of."""
+    model: str
+    seed: int
+    rewards: dict[str, float]
+    """label -> weight."""
+    start: dict[str, float]
+    """Scores of the image that plain sampling gives; total is what was maximised."""
+    best: dict[str, float]
+    """Scores of the image."""
+    iteration: int
+    """Updates (reno) before the best, or candidates (best-of) that it is the best of."""
+    iterations: int
+    seconds: float
+    """Of the batch that the image was made in."""
+    forward_equivalents: float
+    """For this image: network, decoder and rewards together."""
+    baselines: dict[str, dict[str, float]] = {}
+    """Best-of at equal cost: {"seconds" or "forwards": scores, with the candidates drawn as `candidates`}."""
+    settings: str
+    """Fingerprint of the recipe: an image with another one, or one that Ctrl-C cut short, is made anew."""
+    version: str = align.__version__
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """Of all that an image depends on: the recipe without its output, which prompts there are, and how they are cut."""
+    tree = {k: v for k, v in recipe.dump().items() if k not in ("output", "data", "hooks", "adapter")}
+    tree["train"] = {k: v for k, v in tree["train"].items() if "batch_size" not in k and k != "num_processes"}
+    return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def stem(row: Row) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", row.prompt.lower()).strip("-")
+    return f"{row.index:04d}-{words[:60].strip('-') or 'image'}"
+
+
+class Folder:
+    """The output folder: what is finished in it, and how more is added."""
+
+    def __init__(self, path: Path, recipe: Recipe):
+        self.path, self.recipe = path, recipe
+        self.settings = fingerprint(recipe)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--output {path}: cannot be written ({error.strerror}). Choose another folder.") from None
+
+    def finished(self) -> dict[tuple[int, str], Outcome]:
+        """(index, prompt) -> the outcome, of images of these very settings whose files are there."""
+        found = {}
+        for outcome in read(self.path):
+            if outcome.settings == self.settings and (self.path / outcome.file).is_file():
+                found[outcome.index, outcome.prompt] = outcome
+        return found
+
+    def add(self, outcome: Outcome, pixels: Tensor, start: Tensor, x_T: Tensor, frames: Tensor | None) -> None:
+        """Images (3, H, W) bytes; x_T (C, h, w); frames (n, 3, H, W) bytes of the path. The line comes last."""
+        path = self.path / outcome.file
+        said = outcome.model_dump_json()
+        for name, image in ((path, pixels), (path.with_name(f"{path.stem}-start.png"), start)):
+            info = PngInfo()
+            info.add_text("prompt", outcome.prompt)
+            info.add_text("diffalign", said)
+            picture(image).save(name, pnginfo=info)
+        described = {
+            "prompt": outcome.prompt,
+            "index": str(outcome.index),
+            "recipe": self.recipe.yaml(),
+            "outcome": said,
+        }
+        save_file({"x_T": x_T.cpu().float().contiguous()}, path.with_suffix(".safetensors"), metadata=described)
+        if frames is not None and len(frames):
+            write_path(path, outcome, frames)
+        with (self.path / LINES).open("a", encoding="utf-8") as file:
+            file.write(said + "\n")
+
+
+def read(folder: Path) -> list[Outcome]:
+    """The lines of a folder, without a last one that a crash cut short."""
+    path = folder / LINES
+    if not path.is_file():
+        return []
+    return [Outcome.model_validate_json(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def read_noise(path: Path) -> tuple[Tensor, dict[str, str]]:
+    """(x_T (C, h, w), what was written beside it: prompt, index, recipe)."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("x_T"), dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: is no noise that align reno has written ({error}). Give one of its .safetensors."
+        ) from None
+
+
+def write_path(path: Path, outcome: Outcome, frames: Tensor) -> None:
+    """FILE.gif, every iterate, and FILE-path.png, some of them side by side."""
+    pictures = [picture(frame) for frame in frames]
+    side = max(1, 256 // pictures[0].width)
+    large = [image.resize((image.width * side, image.height * side), Image.Resampling.NEAREST) for image in pictures]
+    large[0].save(
+        path.with_suffix(".gif"),
+        save_all=True,
+        append_images=large[1:],
+        duration=[80] * (len(large) - 1) + [1500],
+        loop=0,
+    )
+    shown = torch.linspace(0, len(frames) - 1, min(PATH_PICTURES, len(frames))).round().long().tolist()
+    cells: Sequence[Any] = [(f"iteration {i}", [Cell(frames[i] / 255, "")]) for i in shown]
+    sheet(cells, columns=8).save(path.with_name(f"{path.stem}-path.png"))
+
+
+def picture(pixels: Tensor) -> Image.Image:
+    """(3, H, W) bytes -> an image."""
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

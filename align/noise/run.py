@@ -1,0 +1,188 @@
+"""A whole run of noise optimisation, or of best-of: prompts in, a folder of better pictures out.
+
+Images are made in batches, shared out over the processes; what the folder already holds, of the very same settings, is
+not made again. With `compare`, best-of at equal cost follows each batch: for the seconds that the batch took, and for
+as many forward-equivalents (network, decoder and rewards together; a backward pass counts 2, a recomputed one 1).
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from align.config import Recipe, load_recipe
+from align.data.prompts import load_prompts
+from align.errors import UserError
+from align.noise.best_of import best_of
+from align.noise.files import Folder, Outcome, fingerprint, picture, read_noise, stem
+from align.noise.optimise import optimise
+from align.noise.studio import Row, Studio
+
+Method = Literal["reno", "best-of"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """One image on its way to the folder."""
+
+    outcome: Outcome
+    pixels: Tensor
+    start: Tensor
+    x_T: Tensor
+    frames: Tensor | None
+
+
+class Session:
+    """One process's part in a run."""
+
+    def __init__(self, recipe: Recipe, output: Path, say: Callable[[str], None], studio: Studio | None = None):
+        self.recipe, self.output, self.say = recipe, output, say
+        self.studio = studio or Studio(recipe)
+        self.accelerator = self.studio.accelerator
+        self.interrupted: str | None = None
+
+    def run(
+        self,
+        *,
+        method: Method = "reno",
+        count: int | None = None,
+        seconds: float | None = None,
+        frames: bool = False,
+        compare: bool = False,
+        again: bool = False,
+    ) -> Iterator[Outcome]:
+        """Yields each image when it is in the folder, on every process; those that were there already come first.
+
+        count, seconds: how long best-of goes on, in candidates of each image or in seconds for each batch. compare:
+        follow each batch of reno with best-of at its cost. frames: keep the path. again: make what is there anew.
+        """
+        folder = Folder(self.output, self.recipe)
+        rows = self.rows()
+        made_by: dict[str, dict[tuple[int, str], Outcome]] = defaultdict(dict)
+        for key, outcome in ({} if again else folder.finished()).items():
+            if outcome.baselines or not compare:
+                made_by[outcome.method][key] = outcome
+        there = made_by[method]
+        if count is not None:
+            there = {k: v for k, v in there.items() if v.iterations == count}
+        self.accelerator.wait_for_everyone()
+        for row in rows:
+            if (row.index, row.prompt) in there:
+                yield there[row.index, row.prompt]
+        left = [row for row in rows if (row.index, row.prompt) not in there]
+        size = self.recipe.train.batch_size
+        for start in range(0, len(left), size):
+            batch = left[start : start + size]
+            title = f"images {start + 1}-{start + len(batch)} of {len(left)}: " if len(left) > size else ""
+            makers: dict[Method, Callable[[], list[Any]]] = {
+                "reno": lambda batch=batch, title=title: self._reno(batch, frames=frames, compare=compare, title=title),
+                "best-of": lambda batch=batch: self._best_of(batch, count, seconds),
+            }
+            made = makers[method]()
+            if self.accelerator.num_processes > 1:
+                made = gather_object(made)
+            for image in made:
+                if self.accelerator.is_main_process:
+                    folder.add(image.outcome, image.pixels, image.start, image.x_T, image.frames)
+                yield image.outcome
+            if self.interrupted:
+                return
+
+    def rows(self) -> list[Row]:
+        data: Any = self.recipe.data
+        prompts = load_prompts(data.prompts, count=data.count, key="data.prompts")
+        seeds = getattr(self.recipe.objective, "num_seeds", 1)
+        return [Row(i * seeds + k, prompt) for i, prompt in enumerate(prompts) for k in range(seeds)]
+
+    def _reno(self, batch: Sequence[Row], *, frames: bool, compare: bool, title: str) -> list[Made]:
+        studio = self.studio
+        done = optimise(studio, batch, say=self.say, frames=frames, title=title)
+        self.interrupted = done.interrupted
+        part = studio.mine(batch)
+        rows = batch[part]
+        each = done.cost.forward_equivalents(studio.num_rewards) / max(1, len(rows))
+        baselines: dict[str, list[dict[str, float]]] = {}
+        if compare and rows and not self.interrupted:
+            share = max(1, round(each / (1 + studio.num_rewards + self._network_cost())))
+            extents: dict[str, Any] = {"seconds": {"seconds": done.seconds}, "forwards": {"count": share}}
+            for name, extent in extents.items():
+                found = best_of(studio, rows, **extent)
+                scores = [studio.finished(row, x_T)[1] for row, x_T in zip(rows, found.x_T, strict=True)]
+                baselines[name] = [{**said, "candidates": float(found.candidates)} for said in scores]
+        return [
+            self._made(
+                row,
+                "reno",
+                x_T=done.noise.best[i],
+                frames=done.noise.frames[i] if done.noise.frames is not None else None,
+                iteration=int(done.noise.best_step[i]),
+                iterations=done.iterations,
+                seconds=done.seconds,
+                forward_equivalents=each,
+                baselines={name: said[place] for name, said in baselines.items()},
+            )
+            for place, (i, row) in enumerate(zip(range(len(batch))[part], rows, strict=True))
+        ]
+
+    def _best_of(self, batch: Sequence[Row], count: int | None, seconds: float | None) -> list[Made]:
+        rows = batch[self.studio.mine(batch)]
+        if not rows:
+            return []
+        found = best_of(self.studio, rows, count=count, seconds=seconds)
+        self.say(f"best of {found.candidates}: reward {float(found.reward.mean()):.3f}, {found.seconds:.1f} s")
+        each = found.cost.forward_equivalents(self.studio.num_rewards) / len(rows)
+        took: dict[str, Any] = {"seconds": found.seconds, "forward_equivalents": each, "baselines": {}}
+        took |= {"iteration": found.candidates, "iterations": found.candidates, "frames": None}
+        return [self._made(row, "best-of", x_T=x_T, **took) for row, x_T in zip(rows, found.x_T, strict=True)]
+
+    def _network_cost(self) -> int:
+        """Network rows of one image drawn without gradient: guidance takes two a call."""
+        sampling = self.recipe.sampling
+        return sampling.num_calls * (1 if sampling.guidance_scale == 1 else 2)
+
+    def _made(self, row: Row, method: Method, *, x_T: Tensor, frames: Tensor | None, **took: Any) -> Made:
+        studio = self.studio
+        pixels, best = studio.finished(row, x_T)
+        start, first = studio.finished(row, studio.noise([row])[0])
+        settings = fingerprint(self.recipe)
+        outcome = Outcome(
+            index=row.index,
+            prompt=row.prompt,
+            file=f"{stem(row)}.png",
+            method=method,
+            model=str(getattr(self.recipe.model, "checkpoint", self.recipe.model)),
+            seed=studio.seed,
+            rewards=studio.rewards.weights,
+            start=first,
+            best=best,
+            settings=f"{settings}, cut short" if self.interrupted else settings,
+            **took,
+        )
+        kept = None if frames is None else frames.cpu()
+        return Made(outcome, pixels, start, x_T.cpu(), kept)  # of no GPU: other processes read it
+
+
+def drawn_again(
+    noise: Path, recipe: str | None, model: Mapping[str, str], output: Path | None, overrides: Sequence[str] = ()
+) -> Path:
+    """Draws the image of a stored noise: as it was, or by the sampling of `recipe` with the model of those changes."""
+    x_T, said = read_noise(noise)
+    own = yaml.safe_load(said["recipe"])
+    settings = own if recipe is None else {**load_recipe(recipe, on_disk=False).dump(), "train": own["train"]}
+    loaded = load_recipe(settings, model, on_disk=False)
+    studio = Studio(load_recipe(loaded, overrides))
+    asked = tuple(studio.model.latent_shape(studio.recipe.sampling.image_size))
+    if asked != tuple(x_T.shape):
+        raise UserError(
+            f"{noise}: is noise of shape {tuple(x_T.shape)}, and {studio.model.source} takes {asked}. Choose a model "
+            "of the same latents, or --set sampling.image_size."
+        )
+    pixels = studio.levels(Row(int(said["index"]), said["prompt"]), x_T.to(studio.accelerator.device))
+    path = output or noise.with_name(f"{noise.stem}-{'again' if recipe is None else 'redrawn'}.png")
+    picture(pixels).save(path)
+    return path

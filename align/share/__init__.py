@@ -1,0 +1,1 @@
+"""An adapter on its way to others: card, publish, upload, pull, export."""

@@ -1,0 +1,241 @@
+"""The adapter's card, adapter/README.md: what it was trained on, what it reached, at which strength to use it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from align.config import Recipe
+from align.models._network import is_file
+from align.models._pipeline import PipelineModel
+from align.registry import EMBEDDED, model_family
+from align.reports.summary import Summary
+
+FILE_NAME = "README.md"
+TAG = "diffalign"  # by this a published repository is known to be one of ours
+HUB_LICENCES = (
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "unlicense", "cc0-1.0"),
+    *("openrail", "openrail++", "creativeml-openrail-m", "bigscience-openrail-m", "gemma"),
+    *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"),
+    *("gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0"),
+)
+"""Those of the Hub's names for licences that weights commonly have; others go as license: other, license_name: NAME."""
+
+
+class Shown(NamedTuple):
+    """What a published card shows beside the text: paths inside the repository."""
+
+    grid: str | None
+    """Before and after, side by side."""
+    images: Mapping[str, str]
+    """{path of an image after training: its prompt}."""
+
+
+NOTHING = Shown(None, {})
+
+
+def write(folder: Path, recipe: Recipe, found: Summary) -> Path:
+    """Writes the card of a finished run into its adapter's folder."""
+    path = folder / FILE_NAME
+    path.write_text(text(recipe, found), encoding="utf-8")
+    return path
+
+
+def text(
+    recipe: Recipe, found: Summary, repo: str | None = None, shown: Shown = NOTHING, licence: str | None = None
+) -> str:
+    """The card: metadata as the Hub reads it, then Markdown. `repo` is where it is published; None: not yet.
+
+    `licence` is the adapter's; by default its base model's, as far as that is known.
+    """
+    said = yaml.safe_dump(
+        metadata(recipe, found, repo, shown, licence), sort_keys=False, allow_unicode=True, width=1000
+    )
+    rewards = ", ".join(f"{label} x {reward.weight:g}" for label, reward in recipe.rewards.items()) or "none"
+    lines = [
+        f"---\n{said}---",
+        "",
+        f"# {found.method} on {_base_name(recipe)}",
+        "",
+        f"LoRA, rank {recipe.adapter.rank}, trained by `{found.method}` on the rewards: {rewards}. {found.num_updates} "
+        f"updates of {recipe.train.batch_size} samples; these are the parameters of update {found.chosen_update}."
+        + (f" Ended early: {found.stopped}." if found.stopped else ""),
+        "",
+        *(["<Gallery />", ""] if shown.images else []),
+        *_use(recipe, found, repo, next(iter(shown.images.values()), "a red circle")),
+        *_scores(found, shown.grid),
+        *_sweep(found),
+        *_made(recipe, found),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def metadata(
+    recipe: Recipe, found: Summary, repo: str | None, shown: Shown = NOTHING, licence: str | None = None
+) -> dict[str, Any]:
+    """The card's YAML block; keys as the Hub's model cards have them."""
+    base = _base(recipe)
+    said: dict[str, Any] = {"base_model": base, "base_model_relation": "adapter"} if is_hub_id(base) else {}
+    said |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    said["tags"] = ["lora", "text-to-image", "template:diffusion-lora", TAG, found.method]
+    if licence := licence or base_licence(recipe):
+        known = licence in HUB_LICENCES
+        said |= {"license": licence} if known else {"license": "other", "license_name": licence}
+    if shown.images:
+        said["widget"] = [{"text": prompt, "output": {"url": path}} for path, prompt in shown.images.items()]
+    if found.scores:
+        prompts = f"{found.report_prompts}, {next(iter(found.scores.values())).num_prompts} prompts"
+        result = {
+            "task": {"type": "text-to-image"},
+            "dataset": {"type": str(found.report_prompts), "name": prompts},
+            "metrics": [
+                {"type": label, "name": f"{label} {when}", "value": round(value.mean, 6)}
+                for label, score in found.scores.items()
+                for when, value in (("before", score.before), ("after", score.after))
+            ],
+        }
+        name = repo.rpartition("/")[2] if repo else f"{found.method}-{_base_name(recipe)}"
+        said["model-index"] = [{"name": name, "results": [result]}]
+    return said
+
+
+def recommended_strength(found: Summary) -> float:
+    """What the guard recommends; 1 where no hook has tried."""
+    said = [c["recommended_strength"] for c in found.findings.values() if "recommended_strength" in c]
+    return float(said[0]) if said else 1.0
+
+
+def base_licence(recipe: Recipe) -> str | None:
+    """The licence of the model's weights where its family knows the checkpoint; an adapter comes under it too."""
+    base = _base(recipe)
+    if base.startswith(EMBEDDED):
+        return "apache-2.0"
+    published = getattr(model_family(recipe.model), "published", ())
+    return next((entry.licence for entry in published if entry.checkpoint == base), None)
+
+
+def is_hub_id(checkpoint: str) -> bool:
+    """Whether a checkpoint is named as on the Hub, owner/name, and is no folder here."""
+    plain = checkpoint.count("/") == 1 and not checkpoint.startswith((".", "~", "/", EMBEDDED))
+    return plain and not Path(checkpoint).exists()
+
+
+def _base(recipe: Recipe) -> str:
+    return str(getattr(recipe.model, "checkpoint", ""))
+
+
+def _base_name(recipe: Recipe) -> str:
+    """As it is in headings: a folder of this machine by its name only."""
+    base = _base(recipe)
+    return base if is_hub_id(base) or base.startswith(EMBEDDED) else Path(base).name
+
+
+def _use(recipe: Recipe, found: Summary, repo: str | None, prompt: str) -> Sequence[str]:
+    """Five lines from nothing to an image; more where the base model is put together first."""
+    base, lines = _base(recipe), ["from diffusers import DiffusionPipeline"]
+    place = json.dumps(base) if is_hub_id(base) else '"FOLDER_OF_THE_BASE_MODEL"'
+    if base.startswith(EMBEDDED):
+        lines = ["import torch", *lines, "from align.shapes.embedded import resolve"]
+        place = f"resolve({json.dumps(base)}), torch_dtype=torch.float32"  # kept in half precision, run on any CPU
+    if revision := getattr(recipe.model, "revision", None):
+        place += f", revision={json.dumps(revision)}"
+    lines += ["", f"pipeline = DiffusionPipeline.from_pretrained({place})"]
+    if network := getattr(recipe.model, "network", None):
+        lines += _network(str(network), model_family(recipe.model).network_name)
+    if merged := getattr(recipe.model, "base_adapter", None):
+        path, _, file = str(merged).partition(":")
+        weight = f", weight_name={json.dumps(file)}" if file else ""
+        lines += [f"pipeline.load_lora_weights({json.dumps(path)}{weight})", "pipeline.fuse_lora()"]
+        lines += ["pipeline.unload_lora_weights()"]
+    sampling = recipe.sampling
+    options = f"num_inference_steps={sampling.num_steps}, guidance_scale={sampling.guidance_scale:g}"
+    return [
+        "```python",
+        *lines,
+        *_loading(recipe, repo, recommended_strength(found)),
+        f"image = pipeline({json.dumps(prompt, ensure_ascii=False)}, {options}).images[0]",
+        "```",
+        "",
+    ]
+
+
+def _network(source: str, part: str) -> list[str]:
+    """The lines that put a network of its own into `pipeline`."""
+    if is_file(source):
+        repo, _, file = source.rpartition(":")
+        place = f"hf_hub_download({json.dumps(repo)}, {json.dumps(file)})" if repo else '"FILE_OF_THE_NETWORK"'
+        imports = ["from huggingface_hub import hf_hub_download"] if repo else []
+        return [
+            *imports,
+            "from safetensors.torch import load_file",
+            f"pipeline.{part}.load_state_dict(load_file({place}))",
+        ]
+    place = json.dumps(source) if is_hub_id(source) else '"FOLDER_OF_THE_NETWORK"'
+    return [f'pipeline.{part} = pipeline.{part}.from_pretrained({place}, subfolder="{part}")']
+
+
+def _loading(recipe: Recipe, repo: str | None, strength: float) -> list[str]:
+    """The adapter onto `pipeline`; a family that diffusers has no LoRA loader for brings its own way."""
+    family = model_family(recipe.model)
+    if getattr(family, "load_adapter", PipelineModel.load_adapter) is PipelineModel.load_adapter:
+        place = json.dumps(repo or "THIS_FOLDER")
+        return [
+            f'pipeline.load_lora_weights({place}, adapter_name="align")',
+            f'pipeline.set_adapters("align", {strength:g})',
+        ]
+    network, place = family.network_name, f"snapshot_download({json.dumps(repo)})" if repo else '"THIS_FOLDER"'
+    return [
+        "from pathlib import Path  # diffusers has no load_lora_weights for this pipeline",
+        *(["from huggingface_hub import snapshot_download"] if repo else []),
+        "from align.models._plain_adapter import attach",
+        f'attach(pipeline.{network}, Path({place}), component="{network}", strength={strength:g})',
+    ]
+
+
+def _scores(found: Summary, grid: str | None) -> list[str]:
+    if not found.scores:
+        return []
+    lines = ["## Before and after", ""]
+    if grid:
+        lines += [f"![The same prompts and seeds before and after training]({grid})", ""]
+    lines += [
+        f"At strength 1, on prompts that nothing was chosen on ({found.report_prompts}), at the same seeds, with 95 % "
+        "bootstrap intervals over prompts:",
+        "",
+        "| score | trained on | before | after | change | better on |",
+        "|---|---|---|---|---|---|",
+    ]
+    for label, score in found.scores.items():
+        trained = "yes" if label in found.trained_on else "no"
+        lines.append(
+            f"| {label} | {trained} | {score.before} | {score.after} | {score.difference} | {score.win_rate:.0%} |"
+        )
+    return [*lines, "", "A score that was trained on rises by itself; whether images got better, the others say.", ""]
+
+
+def _sweep(found: Summary) -> list[str]:
+    swept: list[dict[str, Any]] = [entry for c in found.findings.values() for entry in c.get("sweep", ())]
+    if not swept:
+        return []
+    tried = ", ".join(f"{entry['strength']:g}: {entry['score']:+.3f}" for entry in swept)
+    return [
+        f"Recommended strength: {recommended_strength(found):g}. Score on held-out rewards by strength, in standard "
+        f"deviations of the base's: {tried}.",
+        "",
+    ]
+
+
+def _made(recipe: Recipe, found: Summary) -> list[str]:
+    rows = {
+        "recipe": "`recipe.yaml`; `align train recipe.yaml` makes this adapter again",
+        "seed": str(found.seed),
+        "licences of the rewards": "; ".join(f"{k}: {r.licence_text()}" for k, r in recipe.rewards.items()) or "none",
+        "hardware": f"{found.hardware}; {found.num_processes} process" + ("es" if found.num_processes != 1 else ""),
+        "cost": f"{found.seconds:.0f} s of training, {found.network_calls:,} rows through the network, "
+        f"{found.peak_rss_mib / 1024:.1f} GiB of memory"
+        + (f", {found.peak_gpu_mib / 1024:.1f} GiB on the GPU" if found.peak_gpu_mib is not None else ""),
+        "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
+    }
+    return ["## How it was made", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]

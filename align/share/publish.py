@@ -1,0 +1,118 @@
+"""`align publish`: what of a run is published, as an explicit list of files; nothing else leaves the machine.
+
+Folders of this machine that a recipe names are cut to their last part in every text, and `output` is left out.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from align.config import Recipe, load_recipe
+from align.errors import UserError
+from align.policy import adapter_file
+from align.reports import summary
+from align.share import card
+from align.training import evaluate
+
+MAX_IMAGES = 12
+IMAGES = "images"
+
+
+class File(NamedTuple):
+    """One file of the published repository."""
+
+    name: str
+    """Its path there."""
+    content: bytes
+
+
+def compose(run: Path, repo: str, *, licence: str | None = None) -> list[File]:
+    """The files that publishing a finished run to `repo` (owner/name) consists of."""
+    check_name(repo)
+    run = run.expanduser()
+    if not (run / summary.FILE_NAME).is_file() or not (run / adapter_file.RECIPE).is_file():
+        raise UserError(f"{run}: no finished run is here (no {summary.FILE_NAME}). Finish it with align train.")
+    weights, _ = adapter_file.locate(run)
+    adapter_file.read(weights)  # whole, and in the format that the card promises
+    recipe, found = load_recipe(run / adapter_file.RECIPE, on_disk=False), summary.read(run)
+    shown, pictures = _pictures(run)
+    hide = _hider(recipe, run)
+    return [
+        File(card.FILE_NAME, hide(card.text(recipe, found, repo, shown, licence)).encode()),
+        File(weights.name, weights.read_bytes()),
+        File(adapter_file.RECIPE, hide(_recipe(recipe)).encode()),
+        File(summary.FILE_NAME, hide(found.model_dump_json(indent=2) + "\n").encode()),
+        *pictures,
+    ]
+
+
+def check_name(repo: str) -> None:
+    """Raises a UserError unless `repo` can be the name of a repository on the Hub, owner/name."""
+    part = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+    if not re.fullmatch(f"{part}/{part}", repo) or ".." in repo or "--" in repo or repo.endswith((".git", ".", "-")):
+        raise UserError(f"{repo}: not a name on the Hub. Write owner/name, of letters, digits, '-', '_' and '.'.")
+
+
+def write(files: list[File], folder: Path) -> list[Path]:
+    """Writes the files into a folder that is new or empty, for a look before they are published."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"--dry-run {folder}: there is something already. Choose another folder, or remove it.")
+    try:
+        for file in files:
+            (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file.name).write_bytes(file.content)
+    except OSError as error:
+        raise UserError(f"--dry-run {folder}: cannot be written ({error.strerror}). Choose another folder.") from None
+    return [folder / file.name for file in files]
+
+
+def _pictures(run: Path) -> tuple[card.Shown, list[File]]:
+    """The grid and the first images of the report, before and after; none where the recipe had no report."""
+    folder, files = run / evaluate.FOLDER, []
+    told = folder / evaluate.SCORES
+    prompts = json.loads(told.read_text("utf-8"))["prompts"] if told.is_file() else []
+    grid = run / evaluate.PICTURE
+    if grid.is_file():
+        files.append(File(grid.name, grid.read_bytes()))
+    images: dict[str, str] = {}
+    for number, prompt in enumerate(prompts[:MAX_IMAGES]):
+        for when in ("before", "after"):
+            path = folder / f"{number:04d}-{when}.png"
+            if path.is_file():
+                files.append(File(f"{IMAGES}/{path.name}", path.read_bytes()))
+                images |= {f"{IMAGES}/{path.name}": prompt} if when == "after" else {}
+    return card.Shown(grid.name if grid.is_file() else None, images), files
+
+
+def _recipe(recipe: Recipe) -> str:
+    tree = {key: value for key, value in recipe.dump().items() if key != "output"}
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _hider(recipe: Recipe, run: Path) -> Any:
+    """A function that cuts the folders of this machine out of a text."""
+    said = {text for text in _strings(recipe.dump()) if Path(text).expanduser().is_absolute()}
+    places = said | {str(Path.home()), str(run.resolve()), str(Path.cwd())}
+    found = sorted((place for place in places if Path(place).name), key=len, reverse=True)
+
+    def hide(text: str) -> str:
+        for place in found:  # whole paths only: /app is not in owner/app-x
+            text = re.sub(rf"(?<![\w.-]){re.escape(place)}(?![\w-])", Path(place).name, text)
+        return text
+
+    return hide
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)

@@ -1,0 +1,1 @@
+"""The loop, one update, the optimiser, EMA, checkpoints, resume, and the before and after of a run."""

@@ -1,0 +1,117 @@
+"""The report: the model before and after training on the same unseen prompts and seeds, in numbers and in pictures.
+
+"Before" is the policy's reference role, the same network with its adapter off. The prompts are read here once, when
+everything has been chosen; the picture shows the first of them, whatever became of them.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from align.data.prompts import load_prompts, problems
+from align.figures.picture import Cell, sheet, to_pil
+from align.figures.statistics import Comparison, compare
+from align.policy.painter import Painter
+from align.registry import ComponentConfig, LabelledRewards
+from align.sampling import SamplingConfig
+
+PICTURE = "before_after.png"
+FOLDER, SCORES = "report", "scores.json"
+
+
+class EvaluateConfig(ComponentConfig):
+    """On what the run is reported."""
+
+    prompts: list[str] | str
+    """As in data.prompts; none that training or a choice has seen (shapes:report)."""
+    num_prompts: int = Field(256, ge=2)
+    """The first so many of them. Differences of a few points need 1,000."""
+    rewards: LabelledRewards = Field(default_factory=dict)
+    """{label: reward} to report besides the rewards trained on; differentiable or not."""
+    sampling: SamplingConfig | None = None
+    """Default: as in training."""
+    batch_size: int | None = Field(None, ge=1)
+    """Images drawn at once. Default: as many as four megapixels hold, 1 to 64."""
+    num_pictures: int = Field(16, ge=1)
+    """Prompts shown in the picture."""
+    verdict: str | None = None
+    """The reward whose score is drawn on each image; default: the last of those above, else the first trained on."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> "EvaluateConfig":
+        if self.num_pictures > self.num_prompts:
+            raise ValueError(f"num_pictures={self.num_pictures} exceeds num_prompts={self.num_prompts}. Lower it.")
+        return self
+
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from problems(self.prompts, ".prompts")
+        labels = [*recipe.get("rewards", {}), *self.rewards]
+        if self.verdict is not None and self.verdict not in labels:
+            yield ".verdict", f"is {self.verdict}, which is no reward here. Choose one of {', '.join(labels)}."
+
+
+def evaluate(
+    config: EvaluateConfig, painter: Painter, rewards: Any, output: Path, *, poll: Callable[[], None]
+) -> dict[str, Comparison]:
+    """{label: comparison} for each term of the composite `rewards`; writes the picture into `output`.
+
+    `painter.policy` must hold the parameters to report. `poll` may raise between batches, to end early.
+    """
+    prompts = load_prompts(config.prompts, count=config.num_prompts, key="evaluate.prompts")
+    scores: dict[str, dict[str, Tensor]] = {}
+    images: dict[str, Tensor] = {}
+    for role in ("reference", "train"):
+        scores[role], images[role] = painter.score(
+            role, prompts, rewards, stream="report", num_images=config.num_pictures, poll=poll
+        )
+    if painter.accelerator.is_main_process:
+        label = config.verdict or list(scores["train"])[-1 if config.rewards else 0]
+        judged = [(scores[role][label], images[role]) for role in ("reference", "train")]
+        before_after(label, prompts, *judged).save(output / PICTURE)
+        _write(output, label, prompts, scores, images)
+    return {label: compare(scores["reference"][label], scores["train"][label]) for label in scores["train"]}
+
+
+def _write(
+    output: Path,
+    label: str,
+    prompts: Sequence[str],
+    scores: Mapping[str, Mapping[str, Tensor]],
+    images: Mapping[str, Tensor],
+) -> None:
+    """report/: every prompt's scores, and the first pictures one by one."""
+    folder = output / FOLDER
+    folder.mkdir(exist_ok=True)
+    named = {"before": "reference", "after": "train"}
+    told = {name: {k: v.tolist() for k, v in scores[role].items()} for name, role in named.items()}
+    written = {"verdict": label, "prompts": list(prompts), "scores": told}
+    (folder / SCORES).write_text(json.dumps(written), encoding="utf-8")
+    for name, role in named.items():
+        for number, pixels in enumerate(images[role]):
+            to_pil(pixels).save(folder / f"{number:04d}-{name}.png")
+
+
+def before_after(
+    label: str, prompts: Sequence[str], before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]
+) -> Image.Image:
+    """Each prompt's two images with the verdict of `label` on each; before and after are (scores, images (k, ...)).
+
+    A reward that says 0 or 1 is drawn as no or yes; of any other the sheet says whether it rose.
+    """
+    yes_or_no = bool(torch.isin(torch.cat([before[0], after[0]]), torch.tensor([0.0, 1.0])).all())
+    groups = []
+    for prompt, old, new, *pictures in zip(prompts, before[0], after[0], before[1], after[1], strict=False):
+        if yes_or_no:
+            said = [(f"{label}: {'yes' if score else 'no'}", bool(score)) for score in (old, new)]
+        else:
+            rose = None if old == new else bool(new > old)
+            said = [(f"{label} {float(old):.3f}", None), (f"{label} {float(new):.3f}", rose)]
+        titled = zip(pictures, ("before", "after"), said, strict=True)
+        groups.append((prompt, [Cell(picture, title, *verdict) for picture, title, verdict in titled]))
+    return sheet(groups, columns=4)

@@ -1,0 +1,79 @@
+"""Where a run starts: fresh, or at a checkpoint of the same recipe; a changed recipe is refused by the changed keys."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+from align.training import checkpoint
+from align.training.checkpoint import Checkpoints, Damaged
+
+FREE = (
+    "output",
+    "evaluate",
+    "hooks.progress",
+    "hooks.metrics",
+    "train.micro_batch_size",
+    "train.num_processes",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.max_failures",
+)
+"""Keys, and all keys below them, that may change between the parts of a run: no update depends on them."""
+
+
+def find(output: Path, resume: str, recipe: dict[str, Any], say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from, or None to start afresh.
+
+    `resume` is "auto" (the newest sound checkpoint in `output`, if there is one), "never", or the path of a checkpoint
+    or of a run's folder. A checkpoint of another recipe raises UserError.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        path = Checkpoints(output / "checkpoints", say=say).newest()
+    else:
+        path = _given(Path(resume).expanduser(), say)
+    if path is None:
+        return None
+    meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    if changes := list(changed(meta["recipe"], recipe)):
+        listed = ", ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in changes)
+        raise UserError(
+            f"{path} belongs to another recipe ({listed}), so going on from it would be neither run. Undo the change, "
+            "set another output, or start over with --resume never."
+        )
+    return path
+
+
+def changed(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(key, old value, new value) for each setting that an update depends on and that differs."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    free = FREE
+    if after.get("optim.schedule") == "constant" and after.get("train.num_updates", 0) >= before["train.num_updates"]:
+        free = (*FREE, "train.num_updates")  # at a constant rate a longer run begins as the shorter one does
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{word}.") for word in free):
+            yield key, before.get(key), after.get(key)
+
+
+def _given(path: Path, say: Callable[[str], None]) -> Path:
+    if (path / checkpoint.MANIFEST).is_file():
+        try:
+            checkpoint.verify(path)
+        except Damaged as error:
+            raise UserError(f"--resume {path}: the checkpoint is damaged ({error}). Give another, or auto.") from None
+        return path
+    newest = Checkpoints(path / "checkpoints", say=say).newest() or Checkpoints(path, say=say).newest()
+    if newest is None:
+        raise UserError(f"--resume {path}: there is no checkpoint. Give a run's folder, a checkpoint's, auto or never.")
+    return newest
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, tree

@@ -1,0 +1,207 @@
+"""The loop. It knows batches, an objective, something trainable and hooks, and none of them by name."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field, model_validator
+
+from align.data._base import BatchSource, micro_batches
+from align.errors import UserError
+from align.hooks._base import Hook, State, running
+from align.interrupt import Interrupt
+from align.objectives._base import Objective
+from align.policy.roles import Policy
+from align.policy.trainable import Trainable
+from align.registry import ComponentConfig
+from align.training import checkpoint, optim
+from align.training.checkpoint import Checkpoints
+from align.training.ema import EMA
+from align.training.optim import OptimConfig
+from align.training.update import Update, update
+from align.versions import versions
+
+
+class TrainConfig(ComponentConfig):
+    """How long, how large, how precise. batch_size says what is computed; micro_batch_size and the number of processes
+    only say how it is cut, and change no result."""
+
+    seed: int = Field(default=0, ge=0)
+    num_updates: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    """Rows of one update, over all processes and micro-batches."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Rows of one forward pass on one process; default: all that the process has. Lower it when memory runs out."""
+    num_processes: int | None = Field(default=None, ge=1)
+    """Refuse to start with another number of processes (a launcher on CPU may start one where two were asked for)."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Autocast of the network's calls; the adapter's weights and the optimiser are float32 all the same."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """null: do not clip."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of a moving average of the trained parameters, which is then what is judged, kept and exported."""
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Updates between checkpoints; one is also written at the end and at an interruption."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    max_failures: int = Field(default=5, ge=1)
+    """Updates in a row without a finite gradient before the run ends with an error."""
+    compile: bool = False
+    """torch.compile the network: minutes before the first update, faster ones after it."""
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The context of a network call."""
+        dtype = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[self.mixed_precision]
+        return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler | None:
+        """fp16 gradients underflow without one."""
+        return torch.amp.GradScaler(device.type) if self.mixed_precision == "fp16" else None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "TrainConfig":
+        if self.micro_batch_size and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size={self.micro_batch_size} exceeds batch_size={self.batch_size}, the rows of a whole "
+                f"update. Set micro_batch_size <= {self.batch_size}"
+            )
+        return self
+
+
+class Trainer:
+    """Runs updates and keeps the run safe: checkpoints in `output`/checkpoints, finite checks, signals."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        optim: OptimConfig,
+        accelerator: Accelerator,
+        output: Path,
+        *,
+        recipe: dict[str, Any],
+        say: Callable[[str], None],
+    ):
+        self.config = config
+        self.optim = optim
+        self.accelerator = accelerator
+        self.recipe = recipe
+        self.say = say
+        self.checkpoints = Checkpoints(output / "checkpoints", keep=config.keep_checkpoints, say=say)
+
+    def fit(
+        self,
+        objective: Objective,
+        policy: Policy,
+        trainable: Trainable,
+        batches: BatchSource,
+        hooks: Sequence[Hook] = (),
+        *,
+        resume: Path | None = None,
+    ) -> State:
+        """Trains until num_updates, a hook's stop or a signal; `resume` is a checkpoint to go on from."""
+        trainable.prepare(self.accelerator)
+        optimiser = optim.build(self.optim, trainable.parameters())
+        ema = EMA(trainable.parameters(), self.config.ema) if self.config.ema else None
+        state = State(self.config.num_updates, average=ema.applied if ema else nullcontext)
+        self.scaler = self.config.scaler(self.accelerator.device)
+        parts: dict[str, Any] = {"trainable": trainable, "optimiser": optimiser, "batches": batches}
+        parts |= {"ema": ema, "objective": objective, "scaler": self.scaler, "trainer": self}
+        parts |= {f"hook-{i}": hook for i, hook in enumerate(hooks)}
+        parts = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+        self.failures = 0
+        if resume is not None:
+            self._restore(resume, parts, policy, state)
+        with Interrupt(self.accelerator) as interrupt, running(hooks, state):
+            stream = iter(batches)
+            state.interrupted = interrupt.agreed()
+            state.stop = state.stop or state.interrupted
+            while state.step < self.config.num_updates and not state.stop:
+                started = time.perf_counter()
+                rate = self._set_rate(optimiser, state.step)
+                done = self._update(objective, policy, trainable, optimiser, next(stream), state.step)
+                if ema is not None and done.outcome == "applied":
+                    ema.update()
+                seconds = time.perf_counter() - started
+                state.step += 1
+                state.metrics = {**done.metrics, **trainable.metrics()}
+                state.metrics |= {"lr": rate, "outcome": done.outcome, "seconds": seconds}
+                self._check(done, state.step)
+                if done.outcome == "applied" and (watch := getattr(objective, "watch", None)) is not None:
+                    watch(done.metrics)
+                for hook in hooks:
+                    hook.after_update(state)
+                state.interrupted = interrupt.agreed()
+                state.stop = state.stop or state.interrupted
+                last = state.stop or state.step == self.config.num_updates
+                if last or state.step % self.config.checkpoint_every == 0:
+                    self._save(parts, policy, state)
+        return state
+
+    def _update(
+        self,
+        objective: Objective,
+        policy: Policy,
+        trainable: Trainable,
+        optimiser: torch.optim.Optimizer,
+        batch: Any,
+        step: int,
+    ) -> Update:
+        config, accelerator = self.config, self.accelerator
+        rank, size = accelerator.process_index, accelerator.num_processes
+        return update(
+            objective,
+            policy,
+            trainable,
+            optimiser,
+            micro_batches(batch, config.micro_batch_size, rank=rank, num_processes=size),
+            accelerator,
+            seed=(config.seed, step),
+            max_grad_norm=config.max_grad_norm,
+            scaler=self.scaler,
+        )
+
+    def _set_rate(self, optimiser: torch.optim.Optimizer, step: int) -> float:
+        rate = optim.learning_rate(self.optim, step, self.config.num_updates)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _check(self, done: Update, step: int) -> None:
+        """Counts updates in a row without a finite gradient; the counts agree on all processes."""
+        self.failures = self.failures + 1 if done.outcome == "not finite" else 0
+        if self.failures == self.config.max_failures:
+            raise UserError(
+                f"train: the gradient was not finite in {self.failures} updates in a row, up to update {step} (loss "
+                f"{done.metrics['loss']}): the run has diverged. Lower optim.lr or train.max_grad_norm, or keep fewer "
+                "steps in the gradient; the checkpoints before it are kept."
+            )
+
+    def _save(self, parts: dict[str, Any], policy: Policy, state: State) -> None:
+        calls = policy.calls.over_processes(self.accelerator)
+        if self.accelerator.is_main_process:
+            states = {name: held for name, part in parts.items() if (held := part.state_dict())}
+            states["calls"] = calls.state_dict()
+            meta = {"recipe": self.recipe, "versions": versions(), "threads": torch.get_num_threads()}
+            self.checkpoints.save(state.step, states, meta)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, path: Path, parts: dict[str, Any], policy: Policy, state: State) -> None:
+        states, meta = checkpoint.load(path)
+        if self.accelerator.is_main_process:  # what all had counted is counted once
+            policy.calls.load_state_dict(states["calls"])
+        for name in parts.keys() & states.keys():  # hooks without a state may come and go
+            parts[name].load_state_dict(states[name])
+        state.step = meta["step"]
+        if meta["threads"] != torch.get_num_threads():
+            self.say(f"going on with {meta['threads']} threads, as {path} was written: another number rounds otherwise")
+            torch.set_num_threads(meta["threads"])
+        self.say(f"going on from {path}, after update {state.step} of {state.num_updates}")
+
+    def state_dict(self) -> dict[str, int]:
+        return {"failures": self.failures}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.failures = state["failures"]

@@ -1,0 +1,102 @@
+"""The command: its files, its last words, its mistakes, and the same numbers on two processes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from evaluate_toys import make_runs
+from typer.testing import CliRunner
+
+from align.commands.app import app
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_sd_factory, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    make_runs(tiny_sd_factory(), folder)
+    return folder
+
+
+def test_the_command(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", str(runs / "one"), "--prompts", str(runs / "prompts.csv"), "-n", "3", "--images", "1"]
+    done = CliRunner().invoke(app, [*words, "--reward", "brightness", "sharp=sharpness", "--strengths", "0,1"])
+    assert done.exit_code == 0, done.output
+    assert "base: 3 of 3 prompts to do" in done.output and "one x 1:" in done.output
+    assert "change +0.0000 [+0.0000, +0.0000]  better on 50 %" in done.output
+    assert done.output.rstrip().endswith("page  evaluation/evaluation.html")
+    found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert list(found["baseline"]["scores"]) == ["brightness", "sharp"] and found["num_images"] == 1
+    again = CliRunner().invoke(app, [*words, "--reward", "brightness", "sharp=sharpness", "--strengths", "0,1"])
+    assert again.exit_code == 0 and "to do" not in again.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "what is to be evaluated"),
+        (["nowhere"], "there is no adapter"),
+        (["RUNS/one", "--prompts", "nowhere.txt"], "--prompts: nowhere.txt: cannot be read"),
+        (["RUNS/one", "--strengths", "a"], "--strengths a: is no list of numbers"),
+        (["RUNS/one", "--reward", "brightnes"], "brightness"),
+        (["RUNS/one", "--output", "RUNS/prompts.csv"], "cannot be made"),
+        (["RUNS/one", "--prompts", "parti"], "HF_HUB_OFFLINE forbids"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(runs, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = CliRunner().invoke(app, ["evaluate", *(word.replace("RUNS", str(runs)) for word in words)])
+    assert done.exit_code == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interruption_has_its_exit_code_and_says_how_to_go_on(runs, tmp_path, monkeypatch, name, code):
+    monkeypatch.chdir(tmp_path)
+
+    def make(self, arm, interrupt, done):
+        os.kill(os.getpid(), signal.Signals[name])
+        interrupt.check()
+
+    monkeypatch.setattr("align.evaluation.run.Session._make", make)
+    done = CliRunner().invoke(app, ["evaluate", str(runs / "one")])
+    assert done.exit_code == code and f"{name}: what is finished is kept; the same command goes on" in done.output
+
+
+def launched(runs, output, num_processes):
+    """evaluation.json and the rows of scores.csv, of an adapter and two noise methods on so many processes."""
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    words = [str(runs / "one"), "best-of:2", "reno:2", "--prompts", str(runs / "prompts.csv"), "-o", str(output)]
+    done = subprocess.run(
+        [*program, "-m", "align", "evaluate", *words, "--images", "1", "--batch", "2", "--set", "optim.lr=1"],
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = list(csv.DictReader((output / "scores.csv").open()))
+    return json.loads((output / "evaluation.json").read_text()), rows
+
+
+def test_two_processes_find_what_one_finds(runs, tmp_path):
+    one, rows = launched(runs, tmp_path / "one", 1)
+    two, others = launched(runs, tmp_path / "two", 2)
+    assert (one.pop("num_processes"), two.pop("num_processes")) == (1, 2)
+    assert len(rows) == 4 * 5
+    for mine, other in zip(rows, others, strict=True):
+        if mine["arm"].startswith("ReNO"):  # optimised in batches that the processes cut, so to rounding
+            assert float(mine["brightness"]) == pytest.approx(float(other["brightness"]), abs=1e-4)
+        else:
+            assert mine == other
+    assert one["arms"][:2] == two["arms"][:2] and one["baseline"] == two["baseline"]

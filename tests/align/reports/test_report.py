@@ -1,0 +1,169 @@
+"""report.html: self-contained, escaped, complete where there is something to show, and clean in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+from align.errors import UserError
+from align.figures import charts
+from align.figures.statistics import compare
+from align.reports import page as report
+from align.reports.summary import Summary
+from align.training import evaluate
+
+NASTY = '<script>throw new Error("x")</script> "a" & <b>b</b>'
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def summary(**changes) -> Summary:
+    scores = torch.arange(8.0)
+    told = {
+        "method": "draft", "model": "sd <tiny>", "seed": 0, "num_processes": 1, "num_updates": 60,
+        "stopped": "the guard: <no progress>", "chosen_update": 40, "report_prompts": "shapes:report",
+        "scores": {"pick": compare(scores, scores + 1), "gold": compare(scores, scores + scores.cos())},
+        "findings": {"guard": {
+            "events": [{"update": 60, "event": "the images & prompts <differ>"}],
+            "sweep": [{"strength": s, "score": s * (2 - s)} for s in (0.25, 0.5, 1.0, 1.25)],
+            "recommended_strength": 1.0,
+            "seconds": 1.0,
+        }},
+        "trained_on": ["pick"], "seconds": 12.0, "seconds_per_update": 0.2, "network_calls": 1000,
+        "forward_equivalents": 3000, "peak_rss_mib": 500.0, "peak_gpu_mib": None, "hardware": "a <machine>",
+        "versions": {"torch": "2"},
+    }  # fmt: skip
+    return Summary(**{**told, **changes})
+
+
+def folder(path, *, records=True, pictures=True, **changes):
+    path.mkdir()
+    (path / "summary.json").write_text(summary(**changes).model_dump_json())
+    (path / "recipe.yaml").write_text(f"objective: draft\ndata:\n- '{NASTY}'\n")
+    lines = []
+    for step in range(61):
+        record = {"step": step}
+        if step:
+            record |= {"reward/pick": step / 9, "reward/total": step / 9, "grad_norm": 0.1, "adapter_norm": 0.01 * step}
+            record |= {"pixel_grad/pick": 0.2, "pixel_grad/clip": 0.1, "cosine/pick/clip": -0.3, "outcome": "applied"}
+        if step % 20 == 0:
+            record |= {
+                "guard/score": step / 60,
+                "guard/clip": 0.3,
+                "guard/diversity": 0.2,
+                "panel/gold": 1.3 - step / 99,
+            }
+        lines.append(json.dumps(record) + "\n")
+    (path / "metrics.jsonl").write_text("".join(lines) if records else "")
+    if pictures:
+        (path / evaluate.FOLDER).mkdir()
+        told = {name: {"pick": [0.5, 1.5], "gold": [float(i), 1.0]} for i, name in enumerate(("before", "after"))}
+        written = {"verdict": "gold", "prompts": [NASTY, "a red star"], "scores": told}
+        (path / evaluate.FOLDER / evaluate.SCORES).write_text(json.dumps(written))
+        for number in range(2):
+            for name, side in (("before", 32), ("after", 200)):
+                Image.new("RGB", (side, side), (200, 30, 40)).save(path / evaluate.FOLDER / f"{number:04d}-{name}.png")
+    return path
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text between them; the tags must close in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.open = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_it_is_one_file_with_every_prompt_as_text(tmp_path):
+    text = report.write(folder(tmp_path / "run")).read_text()
+    page = Page(text)
+    assert NASTY in page.words and "the guard: <no progress>" in "".join(page.words)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "b-")]
+    sources = [a["src"] for _, a in page.tags if a.get("src")]
+    assert len(sources) == 4 and all(source.startswith("data:image/") for source in sources)
+    assert sum(source.startswith("data:image/png") for source in sources) == 2, "small ones without loss"
+    assert not re.findall(r"https?://", text) and "url(" not in text
+    words = " ".join(page.words)
+    for said in ("Before and after", "Proxy and gold", "The guard", "Gradients", "recipe, resolved", "a <machine>"):
+        assert said in words
+    said_of_the_guard = ("recommended strength", "cosine between", "Watching took 1.0 s, 8 %")
+    for said in (*said_of_the_guard, "the images & prompts <differ>", "500 MiB", "12.0 s in"):
+        assert said in words
+
+
+def test_what_there_is_not_is_not_shown(tmp_path):
+    bare = folder(tmp_path / "run", records=False, pictures=False, scores={}, findings={}, stopped=None)
+    words = Page(report.write(bare).read_text()).words
+    titles = {"Before and after", "Training", "Proxy and gold", "The guard", "Gradients", "How it was made"}
+    assert titles & set(words) == {"How it was made"}
+
+
+def test_an_unfinished_run_has_no_report(tmp_path):
+    with pytest.raises(UserError, match=r"holds no summary.json: the run is not finished"):
+        report.write(tmp_path)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_draws_it_without_an_error(tmp_path):
+    def shown(page, picture):
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
+        flags += ["--window-size=1200,2600", f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}"]
+        done = subprocess.run([str(CHROMIUM), *flags, page.as_uri()], capture_output=True, text=True, timeout=300)
+        return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    page = report.write(folder(tmp_path / "run"))
+    picture = tmp_path / "page.png"
+    assert shown(page, picture) == []
+    with Image.open(picture) as opened:
+        image = opened.convert("RGB")
+    assert image.size == (1200, 2600)
+    counts = {colour: count for count, colour in image.getcolors(maxcolors=2**24) or ()}
+    assert counts.get((200, 30, 40), 0) > 20_000, "the pictures are there"
+    assert max(counts.values()) < 0.9 * 1200 * 2600, "and the page is not empty"
+    broken = tmp_path / "broken.html"
+    broken.write_text(page.read_text().replace("</body>", '<script>console.error("seen")</script></body>'))
+    assert len(shown(broken, picture)) == 1, "an error would have been seen"
+
+
+def test_ticks_are_round_and_inside():
+    assert charts.ticks(0.0, 1.0, 5) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert charts.ticks(-3.0, 47.0, 5) == [0.0, 10.0, 20.0, 30.0, 40.0]
+    assert charts.ticks(0.0101, 0.0129, 4) == [0.011, 0.012]
+
+
+def test_lines_lie_where_their_values_are():
+    drawn = charts.lines({"a": [(0, 0.0), (10, 1.0)], "b & c": [(0, 1.0), (5, float("nan")), (10, 0.0)]})
+    first, second = re.findall(r'points="([^"]*)"', drawn)
+    (x0, y0), (x1, y1) = ([float(v) for v in pair.split(",")] for pair in first.split())
+    assert x0 == charts.LEFT and x1 == charts.WIDTH - charts.RIGHT and y0 > y1, "y grows upwards"
+    assert [pair.split(",")[0] for pair in second.split()] == [pair.split(",")[0] for pair in first.split()]
+    assert "b &amp; c" in drawn and charts.lines({"none": []}) == ""
+    flat = charts.lines({"a": [(0, 2.0), (1, 2.0)]})
+    assert "nan" not in flat
+
+
+def test_dense_curves_are_shown_under_their_running_mean():
+    points = [(float(i), float(i % 2)) for i in range(100)]
+    assert charts.lines({"a": points}).count("<polyline") == 2
+    smooth = charts.running_mean(points)
+    assert len(smooth) == 100 and all(abs(y - 0.5) < 0.1 for _, y in smooth[10:-10])

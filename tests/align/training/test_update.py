@@ -1,0 +1,130 @@
+"""One update: fp16's scaler, the moving average, and what an objective is given before it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from align_toys import Regression, toy_policy, weights
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from align.data.prompts import PromptBatch
+from align.objectives._base import Loss
+from align.training.ema import EMA
+from align.training.update import _add, update
+
+BATCH = PromptBatch(("a",) * 6, tuple(range(6)), 0)
+
+
+def step(objective, *, scaler=None, optimiser=None, policy=None):
+    policy = policy or toy_policy(0, rank=2)
+    optimiser = optimiser or torch.optim.SGD(policy.adapter.parameters(), lr=0.1)
+    accelerator = Accelerator(cpu=True)
+    pieces = [BATCH[:4], BATCH[4:]]
+    done = update(objective, policy, policy.adapter, optimiser, pieces, accelerator, seed=(0, 0), scaler=scaler)
+    return done, policy
+
+
+def test_the_step_is_along_the_gradient_of_the_weighted_mean():
+    """Plain descent at rate 0.1: the parameters move by -0.1 times the gradient of sum(w l) / sum(w), rows dropped."""
+    by_hand = toy_policy(0, rank=2)
+    loss = Regression(drop=3)(by_hand, BATCH)
+    assert loss.weight.tolist() == [0, 1, 1, 0, 1, 1]
+    gradient = torch.autograd.grad(loss.per_sample[loss.weight > 0].mean(), by_hand.adapter.parameters())
+    done, policy = step(Regression(drop=3))
+    moved = weights(policy) - weights(by_hand)
+    torch.testing.assert_close(moved, -0.1 * torch.cat([g.flatten() for g in gradient]), rtol=1e-4, atol=1e-7)
+    assert done.metrics["loss"] == pytest.approx(float(loss.per_sample[loss.weight > 0].mean().detach()))
+    assert done.metrics["error"] == pytest.approx(float(loss.per_sample.mean().detach()))  # metrics are over all rows
+
+
+def test_a_scaled_update_equals_the_plain_one():
+    plain, expected = step(Regression())
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaled, policy = step(Regression(), scaler=scaler)
+    assert scaled.metrics == plain.metrics and scaled.outcome == "applied"
+    torch.testing.assert_close(weights(policy), weights(expected))
+
+
+def test_an_overflow_lowers_the_scale_and_is_no_failure():
+    fresh = weights(toy_policy(0, rank=2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=3e38)
+    done, policy = step(Regression(), scaler=scaler)
+    assert done.outcome == "overflow" and scaler.get_scale() == pytest.approx(1.5e38)
+    assert torch.equal(weights(policy), fresh)
+    done, _ = step(Regression(nan_at={0}), scaler=scaler)
+    assert done.outcome == "not finite"
+
+
+def test_an_objective_may_look_at_the_whole_update_first():
+    class Baseline(Regression):
+        def before_update(self, policy, micro_batches, gather):
+            return gather(torch.tensor([i for batch in micro_batches for i in batch.indices]))
+
+        def __call__(self, policy, batch, context=None):
+            seen.append(context.tolist())
+            return super().__call__(policy, batch)
+
+    seen = []
+    step(Baseline())
+    assert seen == [list(range(6))] * 2
+
+
+def test_dropout_is_on_in_the_update_and_off_after_it():
+    modes = []
+
+    class Watch(Regression):
+        def __call__(self, policy, batch, context=None):
+            modes.append(policy.adapter.layers[0].lora_dropout["default"].training)
+            return super().__call__(policy, batch)
+
+    _, policy = step(Watch(), policy=toy_policy(0, rank=2, dropout=0.5))
+    assert modes == [True, True] and not policy.adapter.layers[0].lora_dropout["default"].training
+
+
+def test_calls_are_counted_in_rows_and_forward_equivalents():
+    class Checkpointed(Regression):
+        def __call__(self, policy, batch, context=None):
+            with torch.no_grad():
+                policy.role("reference")(torch.randn(len(batch), 4), torch.tensor(0.5), None)
+            call = super().__call__
+            out = torch.utils.checkpoint.checkpoint(lambda: call(policy, batch).per_sample, use_reentrant=False)
+            return call(policy, batch)._replace(per_sample=out)
+
+    _, policy = step(Checkpointed())
+    # 6 rows each: the reference; a checkpointed call; a plain call whose graph is dropped
+    assert (policy.calls.forward, policy.calls.recompute, policy.calls.backward) == (18, 6, 12)
+    assert policy.calls.forward_equivalents == 18 + 6 + 24
+
+
+def test_the_average_follows_its_recursion():
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    ema = EMA([weight], 0.75)
+    for value in (2.0, 4.0):
+        weight.data.fill_(value)
+        ema.update()
+    with ema.applied():
+        assert weight.item() == 0.75 * (0.75 * 1 + 0.25 * 2) + 0.25 * 4
+    assert weight.item() == 4
+
+
+def test_a_metric_may_be_on_another_device_than_the_losses():
+    """On a GPU, the number of a step that was read is of the CPU; their sums are stacked."""
+    with FakeTensorMode():
+        losses = torch.zeros(2, device="cuda")
+        sums = {}
+        _add(sums, Loss(losses, torch.ones_like(losses), {"step_read": torch.tensor(3.0), "error": losses}))
+    assert {total.device.type for total, _ in sums.values()} == {"cuda"} and len(sums) == 4
+
+
+def test_a_process_without_rows_takes_part_in_a_scaled_update(monkeypatch):
+    policy = toy_policy(0, rank=2)
+    for parameter in policy.adapter.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    there = {"loss": (1.0, 2), "weight": (2.0, 2)}
+    monkeypatch.setattr("align.training.update.gather_object", lambda mine: [*mine, there])
+    two = SimpleNamespace(num_processes=2, process_index=1, device=torch.device("cpu"), reduce=lambda t, reduction: t)
+    optimiser = torch.optim.SGD(policy.adapter.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    done = update(Regression(), policy, policy.adapter, optimiser, [], two, seed=(0, 0), scaler=scaler)
+    assert done.outcome == "applied" and done.metrics["loss"] == 0.5
