@@ -24,6 +24,7 @@ from align.hooks import metrics
 from align.hooks._base import Hook, State, Surroundings
 from align.interrupt import Interrupt, Interrupted
 from align.objectives._base import Parts
+from align.policy.cast import gather
 from align.policy.painter import Painter
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter
@@ -122,6 +123,7 @@ class _Session:
         model, adapter = policy.model, policy.adapter
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
         objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, rewards, seed))
+        cast = gather(policy, objective)
         trainable = getattr(objective, "trainable", adapter)  # an objective may train something of its own
         batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
         painter = Painter(policy, recipe.sampling, accelerator, seed=seed)
@@ -133,7 +135,7 @@ class _Session:
         hooks = [build(HOOKS, config, around) for config in recipe.hooks.values()]
         trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, recipe=settings, say=self.say)
         self._open_folder(fresh=checkpoint is None)  # everything is built: what cannot be leaves no folder behind
-        state = trainer.fit(objective, policy, trainable, batches, hooks, resume=checkpoint)
+        state = trainer.fit(objective, policy, trainable, batches, hooks, cast=cast, resume=checkpoint)
         if state.interrupted:
             self.say(f"{state.interrupted}: ended after update {state.step}; the same command goes on from there")
             return Run(self.output, state.interrupted)
@@ -148,7 +150,7 @@ class _Session:
             except Interrupted as signal:
                 self.say(f"{signal}: training is done and saved; the same command goes on with the report")
                 return Run(self.output, str(signal))
-        self._summarise(policy, scores, findings, state)
+        self._summarise(policy, scores, findings, state, cast.described())
         return Run(self.output)
 
     def prepare(self, *, pairs_only: bool) -> Path:
@@ -220,12 +222,17 @@ class _Session:
             return evaluate.evaluate(config, painter, judges, self.output, poll=interrupt.check)
 
     def _summarise(
-        self, policy: Policy, scores: dict[str, Comparison], findings: dict[str, dict[str, Any]], state: State
+        self,
+        policy: Policy,
+        scores: dict[str, Comparison],
+        findings: dict[str, dict[str, Any]],
+        state: State,
+        adapters: dict[str, str],
     ) -> None:
         calls = policy.calls.over_processes(self.accelerator)
         if self.accelerator.is_main_process:
             number = self.accelerator.num_processes
-            written = summary.write(self.output, self.recipe, state, scores, findings, calls, number)
+            written = summary.write(self.output, self.recipe, state, scores, findings, calls, number, adapters)
             card.write(self.output / ADAPTER, self.recipe, written)
             report.write(self.output)
             for line in summary.lines(written, self.output):
