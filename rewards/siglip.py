@@ -27,6 +27,7 @@ class SiglipConfig(RewardConfig):
     model: str = "google/siglip2-so400m-patch14-384"
     """A folder or Hub id of a SiglipModel, or a Siglip2Model (naflex), in HF's format."""
     form: Literal["logit", "cosine", "probability"] = "logit"
+    """`logit`: the log-odds of a match; `cosine`; `probability`, which saturates."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the image tower; its pool, norm and the cosine are always computed in float32."""
 

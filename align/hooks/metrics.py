@@ -21,6 +21,7 @@ class MetricsConfig(ComponentConfig):
     trackers: tuple[str, ...] = ()
     """tensorboard, wandb, trackio (each an extra), any other tracker of Accelerate's, or the dotted path of one."""
     project: str = "diffalign"
+    """The trackers' name for what the run belongs to."""
 
 
 class Metrics(Hook):

@@ -33,7 +33,9 @@ class TrainConfig(ComponentConfig):
     only say how it is cut, and change no result."""
 
     seed: int = Field(default=0, ge=0)
+    """Of all that is drawn: the adapter's start, the order of the data, noise."""
     num_updates: int = Field(default=100, ge=1)
+    """Length of the run."""
     batch_size: int = Field(default=16, ge=1)
     """Rows of one update, over all processes and micro-batches."""
     micro_batch_size: int | None = Field(default=None, ge=1)
@@ -49,6 +51,7 @@ class TrainConfig(ComponentConfig):
     checkpoint_every: int = Field(default=50, ge=1)
     """Updates between checkpoints; one is also written at the end and at an interruption."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """The last so many; older ones are removed."""
     max_failures: int = Field(default=5, ge=1)
     """Updates in a row without a finite gradient before the run ends with an error."""
     compile: bool = False
