@@ -62,6 +62,10 @@ class Policy:
             raise ValueError(f'there is no role "{name}". Known: {", ".join(ROLES)}.')
         return Role(self, name)
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of a network call."""
+        return self._autocast()
+
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Calls inside are not those of training: evaluation, panels, pictures."""
