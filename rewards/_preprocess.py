@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from rewards._errors import RewardError
+
 Mode = Literal["bicubic", "bilinear"]
 CropRounding = Literal["torchvision", "hf"]
 
+LONGEST = 64  # long side over short side; a longer image would fill the memory when its short side is enlarged
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -98,6 +101,11 @@ def _fixed_point(weight: float) -> float:
 def short_side(images: Tensor, length: int) -> tuple[int, int]:
     """(h, w) with the short side at `length`; the long side is truncated, as in torchvision and HF."""
     height, width = images.shape[2:]
+    if max(height, width) > LONGEST * min(height, width):
+        raise RewardError(
+            f"an image of {width} x {height} pixels is too long: with its short side at {length} it would take "
+            f"{length} x {length * max(height, width) // min(height, width)}. Cut it to at most {LONGEST} to 1."
+        )
     if height <= width:
         return length, int(length * width / height)
     return int(length * height / width), length

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from rewards._errors import RewardError
+from rewards._images import ImageError, read_image
 from rewards._load import given_file
 from rewards._preprocess import differentiable_resize
 
@@ -45,8 +44,6 @@ class References:
 
 def _open(reward: str, path: str) -> Tensor:
     try:
-        with Image.open(given_file(reward, "reference", path)) as file:
-            levels = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
-    except OSError as error:
-        raise RewardError(f"reward {reward}: reference={path} is no image that can be read ({error}).") from error
-    return torch.from_numpy(levels.copy()).permute(2, 0, 1)[None].float() / 255
+        return read_image(given_file(reward, "reference", path))[None]
+    except ImageError as error:
+        raise RewardError(f"reward {reward}: reference={error}") from None

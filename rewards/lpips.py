@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rewards._base import Reward
 from rewards._card import Card
 from rewards._config import RewardConfig
+from rewards._errors import RewardError
 from rewards._load import given_file, load_strictly, read_state, url_file
 from rewards._reference import References
 
@@ -31,6 +32,7 @@ NETWORKS = {
         "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
     ),
 }
+LEAST = {"alex": 31, "vgg": 16}  # pixels a side that leave something to the last stage
 HEADS_URL = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1"
 TORCHVISION_URL = "https://download.pytorch.org/models"
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -67,6 +69,7 @@ class Lpips(Reward):
         super().__init__(config)
         self.references = References("lpips", config.reference)
         self.taps, backbone, digest = NETWORKS[config.network]
+        self.least = LEAST[config.network]
         if config.backbone is not None:
             file = given_file("lpips", "backbone", config.backbone)
         else:
@@ -89,6 +92,11 @@ class Lpips(Reward):
         self.heads = heads
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        if min(images.shape[2:]) < self.least:
+            raise RewardError(
+                f"reward lpips: an image of {images.shape[3]} x {images.shape[2]} pixels is too small for its network. "
+                f"Give images of at least {self.least} pixels a side."
+            )
         with torch.no_grad():
             targets = self._levels(
                 self.references.stack(prompts, (images.shape[2], images.shape[3]), images.device).to(images)

@@ -40,4 +40,6 @@ class Sharpness(Reward):
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         luma = (255 * images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
         kernel = images.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
-        return conv2d(pad(luma, (1, 1, 1, 1), mode="reflect"), kernel).flatten(1).var(-1, correction=0)
+        for sides, length in (((1, 1, 0, 0), luma.shape[3]), ((0, 0, 1, 1), luma.shape[2])):
+            luma = pad(luma, sides, mode="reflect" if length > 1 else "replicate")  # a single pixel has no other side
+        return conv2d(luma, kernel).flatten(1).var(-1, correction=0)

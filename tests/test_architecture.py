@@ -118,8 +118,9 @@ ARROWS = {
     "align.training.optim": ("registry", "errors"),
     "align.registry": ("shapes.embedded",),
     "align.errors": (),
+    "align.texts": (),
     "align.sampling": ("registry", "errors", "models._base"),
-    "align.shapes": ("shapes", "errors", "registry", "figures.picture"),
+    "align.shapes": ("shapes", "errors", "texts", "registry", "figures.picture"),
 }
 
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from align.errors import UserError
+from align.output import check_file, write
 
 MANY = ("--reward", "--set")
 
@@ -50,7 +51,9 @@ def score(
     reward: Annotated[list[str], typer.Option(help="One or more: a name, or my_label=name (align rewards).")],
     prompts: Annotated[
         str | None,
-        typer.Option(help="A text for all; .txt (one a line), .csv (image,prompt) or .json. Default: NAME.txt beside."),
+        typer.Option(
+            help="A text for all; a file (.txt, .jsonl, .csv, .tsv, .json) or a set. Default: NAME.txt beside it."
+        ),
     ] = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="A setting: --set clip.model=...")] = None,
     form: Annotated[str | None, typer.Option("--format", help="table, csv or json; default: by the output.")] = None,
@@ -69,23 +72,43 @@ def score(
         raise UserError(f"--output {output}: its ending says no format. End it in .csv or .json, or give --format too.")
     rewards = reward_configs(reward, change or ())
     rows = pair(find_images(images), prompts)
-    if output is not None and not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}. Make it, or choose another.")
+    if output is not None:
+        check_file(output, "--output")
     from align.evaluation.score import default_processes, score_in_processes
 
+    unread: dict[int, str] = {}
     with _progress(len(rows), shown=not quiet and sys.stderr.isatty()) as done:
         scores = score_in_processes(
-            rows, rewards, num_processes=num_processes or default_processes(), batch_size=batch_size, done=done
+            rows,
+            rewards,
+            num_processes=num_processes or default_processes(),
+            batch_size=batch_size,
+            done=done,
+            unread=unread.__setitem__,
         )
+    for _, why in sorted(unread.items()):
+        typer.echo(why, err=True)
+    rows = [row for i, row in enumerate(rows) if i not in unread]
+    scores = [found for i, found in enumerate(scores) if i not in unread]
+    if rows:
+        _put(rows, scores, rewards, form, output)
+    if unread:  # the others are scored all the same
+        raise typer.Exit(2)
+
+
+def _put(
+    rows: Sequence[Any], scores: Sequence[dict[str, float]], rewards: dict[str, Any], form: str, output: Path | None
+) -> None:
     licences = {label: config.licence_text() for label, config in rewards.items()}
     text = _json(rows, scores, licences) if form == "json" else {"table": _table, "csv": _csv}[form](rows, scores)
     if output is None:
         typer.echo(text.rstrip("\n"))
         return
     try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror}). Choose another file.") from None
+        write(output, text, "--output")
+    except UserError:  # a disk that is full: what took so long is not lost
+        typer.echo(text.rstrip("\n"))
+        raise
 
 
 @contextmanager

@@ -1,18 +1,15 @@
 """Prompts as a batch source: an endless stream, each epoch in an order of its own that (seed, epoch) alone decides."""
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 
+from align.data._prompt_files import SHAPES, bundled, read
 from align.errors import UserError
 from align.registry import ComponentConfig
-
-SHAPES = "shapes:"  # shapes:train, shapes:select, shapes:report
-SETS = Path(__file__).parent / "sets"  # SET-SPLIT.txt, for SET:SPLIT
+from align.texts import Unreadable
 
 
 class PromptBatch(NamedTuple):
@@ -35,8 +32,8 @@ class PromptsConfig(ComponentConfig):
 
     name: Literal["prompts"] = "prompts"
     prompts: list[str] | str
-    """The prompts themselves; or a file, .txt (one a line) or .jsonl (key "prompt"); or a set, such as shapes:train,
-    animals:train, scenes:train (align/data/sets)."""
+    """The prompts themselves; or a file: .txt (one a line), .jsonl, .csv, .tsv (key or column "prompt") or .json (a
+    list); or a set, such as shapes:train, animals:train, scenes:train (align/data/sets)."""
     count: int | None = Field(default=None, ge=1)
     """Use only the first `count` of them (of a shapes set: equal shares of its skills)."""
 
@@ -109,44 +106,17 @@ def _load(source: list[str] | str, count: int | None) -> list[str]:
         if (split := source.removeprefix(SHAPES)) not in SPLITS:
             raise _Problem(f"there is no set {source}. Choose one of {', '.join(SHAPES + s for s in SPLITS)}.")
         return prompts(split, count)
-    lines = _read(_bundled(source)) if isinstance(source, str) else source
+    lines = _read(source) if isinstance(source, str) else source
     for number, prompt in enumerate(lines, 1):
         if not prompt.strip():
             raise _Problem(f"prompt {number} of {len(lines)} is empty. Remove it or write it.")
     if not lines:
-        raise _Problem(f"there are no prompts in {source or 'the list'}. Give at least one.")
+        raise _Problem("there are no prompts in the list. Give at least one.")
     return list(lines[:count])
 
 
-def _bundled(source: str) -> str:
-    """The file of a set; any other source as it is."""
-    path = SETS / f"{source.replace(':', '-', 1)}.txt"
-    return str(path) if ":" in source and path.is_file() else source
-
-
 def _read(source: str) -> list[str]:
-    path = Path(source).expanduser()
-    if path.suffix not in (".txt", ".jsonl"):
-        sets = ", ".join(sorted(file.stem.replace("-", ":", 1) for file in SETS.glob("*.txt")))
-        raise _Problem(f"{source}: prompts come from a .txt or .jsonl file, a list, or a set: {SHAPES}train, {sets}.")
     try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise _Problem(
-            f"{source}: cannot be read ({error.strerror}, in {path.resolve().parent}). Check the path."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise _Problem(f"{source}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
-    if path.suffix == ".txt":
-        return [line.strip() for line in lines if line.strip()]
-    return [_record(line, f"{source}: line {n}") for n, line in enumerate(lines, 1) if line.strip()]
-
-
-def _record(line: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise _Problem(f'{where} is not JSON ({error.msg}). Write one {{"prompt": "..."}} a line.') from None
-    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise _Problem(f'{where} has no text under the key prompt. Write one {{"prompt": "..."}} a line.')
-    return record["prompt"]
+        return [item.prompt for item in read(str(bundled(source) or source))]
+    except Unreadable as error:
+        raise _Problem(str(error)) from None

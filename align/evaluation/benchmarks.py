@@ -4,23 +4,15 @@ None of their text is part of this project: the files are fetched from their aut
 (align/evaluation/benchmarks_fetch.py), and a layout or a number of prompts other than the published one is refused.
 """
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from align.data._prompt_files import Item
 from align.errors import UserError
 from align.evaluation.benchmarks_fetch import fetch
-
-
-class Item(NamedTuple):
-    """A prompt, and the category that its benchmark or file puts it into ("" where there is none)."""
-
-    prompt: str
-    category: str = ""
+from align.texts import Unreadable, json_lines, lines, table
 
 
 class _Layout(Exception):
@@ -66,43 +58,49 @@ def load(name: str, source: str | None = None) -> list[Item]:
     return items
 
 
-def _table(text: str, columns: tuple[str, ...], *, delimiter: str, quoting: int = csv.QUOTE_MINIMAL) -> list[list[str]]:
+def _table(text: str, columns: tuple[str, ...], suffix: str) -> list[list[str]]:
     """The named columns of each row; their names are compared without case."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
-    named = {str(name).strip().lower(): name for name in reader.fieldnames or ()}
-    if missing := [column for column in columns if column.lower() not in named]:
-        raise _Layout(f"it has no column {' and no column '.join(missing)}, only {', '.join(named) or 'none'}")
-    rows = [[(row[named[column.lower()]] or "").strip() for column in columns] for row in reader]
-    for number, row in enumerate(rows, 2):
+    try:
+        found = table(text, "it", suffix, padded=True)
+    except Unreadable as error:
+        raise _Layout(str(error)) from None
+    there = [name for name in (found[0][1] if found else {}) if name]
+    if missing := [column for column in columns if column.lower() not in there]:
+        raise _Layout(f"it has no column {' and no column '.join(missing)}, only {', '.join(there) or 'none'}")
+    rows = [[row[column.lower()].strip() for column in columns] for _, row in found]
+    for (line, _), row in zip(found, rows, strict=True):
         if not all(row):
-            raise _Layout(f"row {number} is empty under {columns[row.index('')]}")
+            raise _Layout(f"row {line} is empty under {columns[row.index('')]}")
     return rows
 
 
 def _parti(text: str, category: str) -> list[Item]:
-    # Quotation marks belong to the prompts here; a CSV reader would eat those of the one that begins with some.
-    return [Item(*row) for row in _table(text, ("Prompt", "Category"), delimiter="\t", quoting=csv.QUOTE_NONE)]
+    return [Item(*row) for row in _table(text, ("Prompt", "Category"), ".tsv")]
 
 
 def _drawbench(text: str, category: str) -> list[Item]:
-    return [Item(*row) for row in _table(text, ("Prompts", "Category"), delimiter=",")]
+    return [Item(*row) for row in _table(text, ("Prompts", "Category"), ".csv")]
 
 
 def _geneval(text: str, category: str) -> list[Item]:
     items = []
-    for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
-        try:
-            record = json.loads(line)
+    try:
+        for number, record in json_lines(text, "it", '{"tag": ..., "prompt": ...}'):
+            if not isinstance(record, dict) or not {"tag", "prompt"} <= record.keys():
+                raise _Layout(f'line {number} is no {{"tag": ..., "prompt": ...}}')
             items.append(Item(record["prompt"], record["tag"]))
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise _Layout(f'line {number} is no {{"tag": ..., "prompt": ...}}') from None
+    except Unreadable as error:
+        raise _Layout(str(error)) from None
     return items
 
 
 def _lines(text: str, category: str) -> list[Item]:
     if text.lstrip()[:1] in ("<", "{", "["):
         raise _Layout("it holds a page or JSON, not one prompt a line")
-    return [Item(line.strip(), category) for line in text.splitlines() if line.strip()]
+    try:
+        return [Item(line, category) for _, line in lines(text, "it")]
+    except Unreadable as error:
+        raise _Layout(str(error)) from None
 
 
 def _list(text: str, category: str) -> list[Item]:
@@ -117,7 +115,7 @@ def _list(text: str, category: str) -> list[Item]:
 
 def _dpg(text: str, category: str) -> list[Item]:
     """One row a question; the item's number without its digits is where the prompt was taken from."""
-    found: dict[str, str] = dict(_table(text, ("item_id", "text"), delimiter=","))  # type: ignore[arg-type]
+    found: dict[str, str] = dict(_table(text, ("item_id", "text"), ".csv"))  # type: ignore[arg-type]
     return [Item(prompt, re.sub(r"[\d_]+$", "", item) or "numbered") for item, prompt in found.items()]
 
 

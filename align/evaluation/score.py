@@ -10,6 +10,7 @@ from typing import Any
 from align.errors import UserError
 from align.evaluation.score_inputs import Row
 from align.registry import REWARDS, RewardConfig, build
+from rewards._images import ImageError, read_image
 
 Scores = dict[str, float]
 """{label: score} of one row."""
@@ -22,8 +23,12 @@ def score(
     batch_size: int = 16,
     device: str | None = None,
     done: Callable[[int], None] = lambda count: None,
+    unread: Callable[[int, str], None] | None = None,
 ) -> list[Scores]:
-    """The scores of every row, in this process; `done` is told how many more are finished."""
+    """The scores of every row, in this process; `done` is told how many more are finished.
+
+    unread: is told of rows whose file is no picture, and why; their scores stay empty. None: the first one is an error.
+    """
     import torch
 
     from rewards import Composite
@@ -31,7 +36,7 @@ def score(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     composite = Composite({label: build(REWARDS, config) for label, config in rewards.items()}).to(place)
     scores: list[Scores] = [{} for _ in rows]
-    for indices, images in _batches(rows, batch_size):
+    for indices, images in _batches(rows, batch_size, unread):
         try:
             with torch.no_grad():
                 terms = composite(images.to(place), [rows[i].prompt for i in indices])
@@ -44,14 +49,22 @@ def score(
     return scores
 
 
-def _batches(rows: Sequence[Row], batch_size: int) -> Iterator[tuple[list[int], Any]]:
+def _batches(
+    rows: Sequence[Row], batch_size: int, unread: Callable[[int, str], None] | None
+) -> Iterator[tuple[list[int], Any]]:
     """(indices, images (B, 3, H, W)): consecutive rows as long as their sizes are the same."""
     import torch
 
     indices: list[int] = []
     images: list[Any] = []
     for i, row in enumerate(rows):
-        image = _read(row.image)
+        try:
+            image = read_image(row.image)
+        except ImageError as error:
+            if unread is None:
+                raise UserError(str(error)) from None
+            unread(i, str(error))
+            continue
         if images and (len(images) == batch_size or image.shape != images[0].shape):
             yield indices, torch.stack(images)
             indices, images = [], []
@@ -59,23 +72,6 @@ def _batches(rows: Sequence[Row], batch_size: int) -> Iterator[tuple[list[int], 
         images.append(image)
     if images:
         yield indices, torch.stack(images)
-
-
-def _read(path: str) -> Any:
-    """(3, H, W) in [0, 1]; turned upright as its EXIF says, transparency over white."""
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if "A" in image.getbands() or "transparency" in image.info:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            levels = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: is no image that can be read ({error}). Remove it, or save it again.") from None
-    return torch.from_numpy(levels.copy()).permute(2, 0, 1).float() / 255
 
 
 def default_processes() -> int:
@@ -92,13 +88,14 @@ def score_in_processes(
     num_processes: int,
     batch_size: int = 16,
     done: Callable[[int], None] = lambda count: None,
+    unread: Callable[[int, str], None] | None = None,
 ) -> list[Scores]:
     """As `score`, the rows dealt out to processes of their own: one a GPU when there are any, else on the CPU."""
     import torch
 
     count = min(num_processes, len(rows))
     if count == 1:
-        return score(rows, rewards, batch_size=batch_size, done=done)
+        return score(rows, rewards, batch_size=batch_size, done=done, unread=unread)
     context = torch.multiprocessing.get_context("spawn")
     messages = context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // count)
@@ -108,7 +105,7 @@ def score_in_processes(
     for k in range(count):
         part = [tuple(row) for row in rows[bounds[k] : bounds[k + 1]]]
         device = f"cuda:{k % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-        arguments = (k, part, dumped, batch_size, device, threads, messages)
+        arguments = (k, part, dumped, batch_size, device, threads, messages, unread is not None)
         workers.append(context.Process(target=_work, args=arguments, daemon=True))
     for worker in workers:
         worker.start()
@@ -120,6 +117,8 @@ def score_in_processes(
                 done(value)
             elif kind == "error":
                 raise UserError(value)
+            elif kind == "unread" and unread is not None:
+                unread(bounds[k] + value[0], value[1])
             else:
                 found[k] = value
     finally:
@@ -133,11 +132,16 @@ def _next_message(messages: Any, workers: Sequence[Any]) -> tuple[str, int, Any]
     while not messages._reader.poll(1.0):
         for worker in workers:
             if worker.exitcode not in (None, 0) and messages.empty():
-                raise UserError(f"a scoring process ended with exit code {worker.exitcode}. Lower --batch-size.")
+                raise UserError(
+                    f"a scoring process ended with exit code {worker.exitcode}. What it printed above says why; if it "
+                    "ran out of memory, lower --batch-size."
+                )
     return messages.get()
 
 
-def _work(k: int, part: Any, dumped: Any, batch_size: int, device: str, threads: int, messages: Any) -> None:
+def _work(
+    k: int, part: Any, dumped: Any, batch_size: int, device: str, threads: int, messages: Any, lenient: bool
+) -> None:
     import torch
 
     from rewards._errors import RegistryError, RewardError
@@ -150,6 +154,11 @@ def _work(k: int, part: Any, dumped: Any, batch_size: int, device: str, threads:
         def report(count: int) -> None:
             messages.put(("done", k, count))
 
-        messages.put(("scores", k, score(rows, configs, batch_size=batch_size, device=device, done=report)))
+        def unread(row: int, why: str) -> None:
+            messages.put(("unread", k, (row, why)))
+
+        told = unread if lenient else None
+        found = score(rows, configs, batch_size=batch_size, device=device, done=report, unread=told)
+        messages.put(("scores", k, found))
     except (UserError, RewardError, RegistryError) as error:
         messages.put(("error", k, str(error)))

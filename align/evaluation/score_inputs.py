@@ -1,18 +1,18 @@
 """What `align score` is given: images by files, folders and globs, their prompts, and rewards with their settings."""
 
-import csv
 import glob
-import io
-import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from align.data._prompt_files import KINDS, Item, names_a_source
 from align.errors import UserError
+from align.evaluation.benchmarks import BENCHMARKS
 from align.registry import LabelledRewards, RewardConfig
 from align.source import Source
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+from align.texts import Unreadable, read_text
+from rewards._images import SUFFIXES, hidden
 
 
 class Row(NamedTuple):
@@ -23,16 +23,17 @@ class Row(NamedTuple):
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
-    """The image files that files, folders (not what is below their folders) and globs name, in order, each once."""
+    """The image files that files, folders (not what is below their folders) and globs name, each once; those of a
+    folder or glob in the order of their numbers (2 before 10), without hidden files."""
     found: dict[str, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            matches = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            matches = _images(path.iterdir())
         elif path.is_file():
             matches = [str(path)]
         else:
-            matches = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).suffix.lower() in SUFFIXES)
+            matches = _images(map(Path, glob.glob(str(path), recursive=True)))
         if not matches:
             kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
             if path.is_dir():
@@ -45,54 +46,55 @@ def find_images(patterns: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def pair(images: Sequence[str], prompts: str | None) -> list[Row]:
-    """Images with their prompts: one text for all, or a file with a prompt an image.
+def _images(paths: Iterable[Path]) -> list[str]:
+    found = [path for path in paths if path.suffix.lower() in SUFFIXES and not hidden(path) and not path.is_dir()]
+    return [str(path) for path in sorted(found, key=_in_order)]
 
-    A .txt file has one prompt a line, in the images' order; .json is {file name: prompt} or a list; .csv has the
-    columns image and prompt. An image is named by its path as given here, or by its name with or without ending, which
-    then holds in every folder. Without any prompts, that of NAME.png is the text in NAME.txt beside it.
+
+def _in_order(path: Path) -> list[Any]:
+    """Numbers within a name count as numbers: 0, 1, 2, 10."""
+    parts = re.split(r"(\d+)", str(path))
+    return [[int(part), part] if number % 2 else part for number, part in enumerate(parts)]
+
+
+def pair(images: Sequence[str], prompts: str | None) -> list[Row]:
+    """Images with their prompts: one text for all, or a file, a set or a benchmark with a prompt an image.
+
+    A file is read as every command reads it (align/data/_prompt_files.py). Where its rows name images, by their paths
+    as given here or by their names with or without ending (which then hold in every folder), each image takes its
+    own; otherwise the prompts are in the images' order. Without any prompts, that of NAME.png is the text in NAME.txt
+    beside it.
     """
     if prompts is None:
         return [Row(image, _beside(image)) for image in images]
-    file = Path(prompts).expanduser()
-    if file.suffix.lower() not in (".txt", ".json", ".csv"):
+    if not prompts.strip():
+        raise UserError("--prompts: is empty. Write a text for all images, or name a file.")
+    if not (names_a_source(prompts) or prompts.partition("=")[0] in BENCHMARKS):
         return [Row(image, prompts) for image in images]
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        said = _parse(text, file.suffix.lower())
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--prompts {prompts}: cannot be read ({reason}). Check the file.") from None
-    if isinstance(said, Mapping):
+    from align.evaluation.prompts import load
+
+    many = Path(prompts).suffix.lower() not in KINDS and not Path(prompts).expanduser().is_dir()
+    items = load(prompts, len(images) if many else None)  # of a set or a benchmark, as many as there are images
+    if all(item.image for item in items):
+        said = _by_image(items, prompts)
         return [Row(image, _named(said, image, prompts)) for image in images]
-    if len(said) not in (1, len(images)):
+    if any(item.image for item in items):
+        raise UserError(f"--prompts {prompts}: some rows name an image and some do not. Name one in every row.")
+    if len(items) not in (1, len(images)):
         raise UserError(
-            f"--prompts {prompts}: {len(said)} prompts for {len(images)} images. Give one an image, in the images' "
+            f"--prompts {prompts}: {len(items)} prompts for {len(images)} images. Give one an image, in the images' "
             "order (folders and globs: sorted), or a CSV with the columns image and prompt."
         )
+    said = [item.prompt for item in items]
     return [Row(*row) for row in zip(images, said * len(images) if len(said) == 1 else said, strict=True)]
 
 
-def _parse(text: str, suffix: str) -> list[str] | dict[str, str]:
-    if suffix == ".txt":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    if suffix == ".csv":
-        rows = list(csv.DictReader(io.StringIO(text)))
-        if not rows or not {"image", "prompt"} <= rows[0].keys():
-            raise ValueError("it needs the columns image and prompt, with a comma between them")
-        found: dict[str, str] = {}
-        for row in rows:
-            if row["prompt"] is None:
-                raise ValueError(f"{row['image']} has no prompt")
-            if found.setdefault(row["image"], row["prompt"]) != row["prompt"]:
-                raise ValueError(f"{row['image']} has two prompts")
-        return found
-    said = json.loads(text)
-    if isinstance(said, list) and all(isinstance(prompt, str) for prompt in said):
-        return said
-    if isinstance(said, dict) and all(isinstance(prompt, str) for prompt in said.values()):
-        return said
-    raise ValueError("it must be a list of prompts, or {image: prompt}")
+def _by_image(items: Sequence[Item], prompts: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for item in items:
+        if found.setdefault(item.image, item.prompt) != item.prompt:
+            raise UserError(f"--prompts {prompts}: {item.image} has two prompts. Remove one.")
+    return found
 
 
 def _named(said: Mapping[str, str], image: str, prompts: str) -> str:
@@ -104,12 +106,17 @@ def _named(said: Mapping[str, str], image: str, prompts: str) -> str:
 
 def _beside(image: str) -> str:
     file = Path(image).with_suffix(".txt")
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+    if not file.is_file():
         raise UserError(
             f"{image}: it has no prompt. Give --prompts (a text for all images, or a file), or put it into {file.name}."
-        ) from None
+        )
+    try:
+        said = read_text(file).strip()
+    except Unreadable as error:
+        raise UserError(str(error)) from None
+    if not said:
+        raise UserError(f"{file}: is empty. Write the prompt of {Path(image).name} into it, or give --prompts.")
+    return said
 
 
 def reward_configs(

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from align.errors import UserError
+from align.texts import Unreadable, json_lines, read_text
 
 app = typer.Typer(no_args_is_help=True, help="The embedded world: draw it, judge it, ask it.")
 
@@ -94,19 +95,16 @@ def judge(
 def _rows(folder: Path) -> list[dict[str, str]]:
     """The lines of FOLDER/captions.jsonl, each checked to name a picture that exists and a caption."""
     file = folder / "captions.jsonl"
+    example = '{"file": "0000.png", "caption": "a red circle"}'
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(
-            f'{file}: cannot be read. Write one JSON object a line, {{"file": "0000.png", "caption": "a red circle"}}; '
-            "`align shapes render FOLDER` makes an example."
-        ) from None
+        lines = list(json_lines(read_text(file), str(file), example))
+    except Unreadable as error:
+        raise UserError(f"{error} `align shapes render FOLDER` makes an example.") from None
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, row in lines:
         try:
-            row = json.loads(line)
             known = {"file": str(row["file"]), "caption": str(row["caption"])}
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (KeyError, TypeError):
             raise UserError(f'{file}, line {number}: not an object with "file" and "caption".') from None
         if not (folder / known["file"]).is_file():
             raise UserError(f"{file}, line {number}: there is no file {folder / known['file']}.")

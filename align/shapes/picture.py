@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from align.errors import UserError
 from align.shapes.scene import SIZE
+from rewards._images import ImageError, read_image
 
 
 def load_png(path: Path) -> Tensor:
@@ -18,10 +16,10 @@ def load_png(path: Path) -> Tensor:
         UserError: not a picture, or of another size.
     """
     try:
-        with Image.open(path) as file:
-            array = np.array(file.convert("RGB"))
-    except OSError:
-        raise UserError(f"{path}: is not a picture that can be read. Give PNG files.") from None
-    if array.shape != (SIZE, SIZE, 3):
-        raise UserError(f"{path}: is {array.shape[1]}x{array.shape[0]} pixels; the judge reads {SIZE}x{SIZE} only.")
-    return torch.from_numpy(array).permute(2, 0, 1).float() / 255
+        image = read_image(path)
+    except ImageError as error:
+        raise UserError(str(error)) from None
+    height, width = image.shape[1:]
+    if (height, width) != (SIZE, SIZE):
+        raise UserError(f"{path}: is {width}x{height} pixels; the judge reads {SIZE}x{SIZE} only.")
+    return image

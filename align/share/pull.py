@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.data.prompts import SETS, SHAPES
+from align.data._prompt_files import SETS, SHAPES
 from align.errors import UserError
 from align.policy import adapter_file
 from align.policy.adapter_file import FOLDER, RECIPE

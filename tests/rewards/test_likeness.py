@@ -120,5 +120,5 @@ def test_references_that_are_none_are_one_line(tiny_dino, tmp_path):
         Dino(DinoConfig(reference=str(tmp_path / "nowhere.png"), model=str(tiny_dino)))
     (tmp_path / "torn.png").write_text("no image")
     reward = Dino(DinoConfig(reference=str(tmp_path / "torn.png"), model=str(tiny_dino)))
-    with pytest.raises(RewardError, match=r"torn\.png is no image that can be read"):
+    with pytest.raises(RewardError, match=r"torn\.png: is no image that can be read"):
         reward(torch.zeros(1, 3, 32, 32), [""])

@@ -72,10 +72,10 @@ def test_files(tmp_path):
     [
         ("none.txt", None, "No such file"),
         ("empty.txt", b"\n \n", "no prompts in"),
-        ("latin.txt", "a caf\xe9".encode("latin-1"), "byte 5 is not UTF-8"),
+        ("latin.txt", "a caf\xe9".encode("latin-1"), "byte 5 (line 1) is not UTF-8"),
         ("broken.jsonl", b'{"prompt": "a"}\nnot json\n', "line 2 is not JSON"),
         ("keyless.jsonl", b'{"text": "a"}\n', "line 1 has no text under the key prompt"),
-        ("image.png", b"", ".txt or .jsonl"),
+        ("image.png", b"", "prompts come from a .txt, .jsonl, .csv, .tsv or .json file"),
     ],
 )
 def test_files_that_cannot_be_used_say_where_and_why(tmp_path, name, content, said):

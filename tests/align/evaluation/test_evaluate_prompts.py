@@ -66,7 +66,7 @@ def test_a_benchmark_by_name_and_by_its_file(tmp_path):
         ("party", r"Benchmarks: parti, drawbench"),
         ("shapes:final", "there is no set"),
         ("empty.csv", "there are no prompts"),
-        ("wrong.csv", "prompt 1 has no text under the key prompt"),
+        ("wrong.csv", "line 2 has no text under the key prompt"),
         ("wrong.jsonl", "line 2 is not JSON"),
         ("folder", "there is no .txt"),
     ],

@@ -16,11 +16,13 @@ from align.commands import score as score_cli
 from align.commands.app import app
 from align.commands.rewards import default_settings
 from align.config import load_recipe
+from align.data.prompts import load_prompts
 from align.errors import UserError
 from align.evaluation.score import score, score_in_processes
 from align.evaluation.score_inputs import find_images, pair, reward_configs
 from align.registry import REWARDS
 from rewards._card import UNKNOWN, is_open, licence_of
+from rewards._images import read_image
 
 PROMPTS = [f"picture {k}" for k in range(5)]
 CLIP = "clip.model=embedded:shapes-clip"
@@ -143,10 +145,8 @@ def test_upright_and_over_white(folder):
     exif[0x0112] = 6  # taken with the camera on its side
     picture.save(folder / "turned.jpg", exif=exif, quality=100)
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(folder / "clear.png")
-    from align.evaluation.score import _read
-
-    assert _read(str(folder / "turned.jpg")).shape == (3, 32, 24)
-    assert torch.equal(_read(str(folder / "clear.png")), torch.ones(3, 8, 8))
+    assert read_image(str(folder / "turned.jpg")).shape == (3, 32, 24)
+    assert torch.equal(read_image(str(folder / "clear.png")), torch.ones(3, 8, 8))
 
 
 WRONG = [
@@ -155,7 +155,7 @@ WRONG = [
     (["{}", "--reward", "brightness", "--set", "brightness.wieght=1"], r'wieght: unknown key\. Did you mean "weight"'),
     (["{}", "--reward", "brightness", "--prompts", "{}/none.txt"], r"none\.txt: cannot be read \(No such file"),
     (["{}", "--reward", "brightness", "--prompts", "{}/two.txt"], r"two\.txt: 2 prompts for 5 images"),
-    (["{}", "--reward", "brightness", "--prompts", "{}/bad.json"], r"bad\.json: cannot be read \(Expecting"),
+    (["{}", "--reward", "brightness", "--prompts", "{}/bad.json"], r"bad\.json: line 1 is not JSON \(Expecting"),
     (["{}", "--reward", "brightness", "--prompts", "{}/some.json"], r"it has no prompt for .*1\.png\. Add a row"),
     (["{}/torn.bmp", "--reward", "brightness", "--prompts", "x"], r"torn\.bmp: is no image that can be read"),
     (["{}/5.webp", "--reward", "brightness"], r"5\.webp: it has no prompt\. Give --prompts"),
@@ -169,8 +169,8 @@ WRONG = [
         ["{}", "--reward", "symmetry", "--set", "axis=both"],
         r"axis is no reward here\. Begin with one of: symmetry\.",
     ),
-    (["{}", "--reward", "brightness", "--prompts", "{}/two.csv"], r"two\.csv: cannot be read \(0 has two prompts\)"),
-    (["{}", "--reward", "brightness", "--prompts", "{}/short.csv"], r"short\.csv: cannot be read \(0 has no prompt\)"),
+    (["{}", "--reward", "brightness", "--prompts", "{}/two.csv"], r"two\.csv: 0 has two prompts"),
+    (["{}", "--reward", "brightness", "--prompts", "{}/short.csv"], r"short\.csv: line 2 has 1 cells and the header 2"),
     (["{}", "--reward", "python"], r"python\.function: is missing.* instances are such functions\."),
     (["{}", "--reward", "clip"], r"openai/clip-vit-large-patch14 could not be loaded"),
     (["{}", "--reward", "mps"], r"its weights are on no hub"),
@@ -272,3 +272,82 @@ def test_the_page_says_of_every_reward_what_its_card_says():
         assert rows.pop(name) == f"{card.measures} | {card.range} | {card.hacking} | `{card.partner}`"
         assert f"`{name}`" in headings
     assert not rows
+
+
+def two(folder: Path, *names: str) -> list[str]:
+    """Pictures of these names, each as bright as its place."""
+    folder.mkdir(exist_ok=True)
+    for place, name in enumerate(names):
+        Image.new("RGB", (8, 8), (40 * place + 20,) * 3).save(folder / name)
+    return [str(folder / name) for name in names]
+
+
+def test_prompts_are_read_as_every_command_reads_them(tmp_path, monkeypatch):
+    images = two(tmp_path / "i", "0.png", "1.png")
+    said = ["a red circle", "a blue, square"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in said))
+    (tmp_path / "a.tsv").write_text("image\tprompt\n1\ta blue, square\n0\ta red circle\n")
+    (tmp_path / "a.csv").write_text('prompt\na red circle\n"a blue, square"\n')
+    for name in ("a.jsonl", "a.tsv", "a.csv"):
+        assert [row.prompt for row in pair(images, str(tmp_path / name))] == said, name
+    assert [row.prompt for row in pair(images, "shapes:report")] == load_prompts("shapes:report", count=2, key="")
+    monkeypatch.chdir(tmp_path)
+    for name in ("nowhere.csv", "./nowhere", "no/such/file", "notes.md", "shapes:repot", ""):
+        with pytest.raises(UserError, match="--prompts"):
+            pair(images, name)
+    (tmp_path / "some.csv").write_text("image,prompt\n0,a\n,b\n")
+    with pytest.raises(UserError, match="some rows name an image and some do not"):
+        pair(images, "some.csv")
+
+
+def test_a_mark_in_the_text_beside_changes_no_score_and_damage_is_named(tmp_path):
+    images = two(tmp_path, "0.png", "1.png")
+    (tmp_path / "0.txt").write_text("a red circle")
+    (tmp_path / "1.txt").write_text("a red circle", encoding="utf-8-sig")
+    assert {row.prompt for row in pair(images, None)} == {"a red circle"}
+    (tmp_path / "1.txt").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(UserError, match=r"1\.txt: byte 3 \(line 1\) is not UTF-8"):
+        pair(images, None)
+    (tmp_path / "1.txt").write_text(" \n")
+    with pytest.raises(UserError, match=r"1\.txt: is empty"):
+        pair(images, None)
+
+
+def test_a_folder_is_read_in_the_order_of_its_numbers_without_hidden_files(tmp_path):
+    two(tmp_path, "10.png", "2.png", "1.png", "11.png", ".hidden.png", "x9y10.png", "x9y2.png")
+    (tmp_path / "._1.png").write_bytes(b"\0\5\26\7")
+    (tmp_path / "folder.png").mkdir()
+    wanted = ["1.png", "2.png", "10.png", "11.png", "x9y2.png", "x9y10.png"]
+    assert [Path(image).name for image in find_images([str(tmp_path)])] == wanted
+    assert [Path(image).name for image in find_images([str(tmp_path / "*.png")])] == wanted
+    done = run(tmp_path, "--reward", "brightness", "--prompts", "x", "--format", "csv")
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_one_file_that_is_no_image_costs_the_others_nothing(folder, processes):
+    (folder / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    out = folder / "s.csv"
+    done = run(folder, "--reward", "brightness", "--num-processes", processes, "-o", out)
+    assert done.exit_code == 2 and re.match(r".*3\.png: is no image that can be read", done.stderr)
+    assert len(done.stderr.splitlines()) == 1
+    assert [Path(row["image"]).name for row in csv.DictReader(out.open())] == ["0.png", "1.png", "2.png", "4.png"]
+
+
+def test_scores_that_cannot_be_written_are_printed(folder, monkeypatch):
+    def full(*_, **__):
+        raise UserError("--output s.csv: cannot be written (No space left on device).")
+
+    monkeypatch.setattr(score_cli, "write", full)
+    done = run(folder, "--reward", "brightness", "-o", folder / "s.csv")
+    assert done.exit_code == 2 and "No space left" in done.stderr
+    assert len(list(csv.DictReader(io.StringIO(done.stdout)))) == 5
+
+
+@pytest.mark.parametrize(("name", "said"), [("no/s.csv", "there is no folder"), ("0.png/s.csv", "there is no folder")])
+def test_the_place_of_the_output_is_tried_before_any_scoring(folder, monkeypatch, name, said):
+    from align.evaluation import score as scoring
+
+    monkeypatch.setattr(scoring, "score", lambda *_, **__: pytest.fail("scored"))
+    done = run(folder, "--reward", "brightness", "-o", folder / name)
+    assert done.exit_code == 2 and said in done.stderr

@@ -37,7 +37,7 @@ def test_prompts_are_printed_one_a_line():
     ("content", "says"),
     [
         (None, "captions.jsonl: cannot be read"),
-        (b"\xff\xfe", "captions.jsonl: cannot be read"),
+        (b"\xfa\xfe", "captions.jsonl: byte 0 (line 1) is not UTF-8"),
         (b"{}", "line 1: not an object"),
         (b"", "is empty"),
         (b'{"file": "x.png", "caption": "a circle"}', "there is no file"),
