@@ -162,7 +162,7 @@ def _message(error: ErrorDetails) -> str:
 
 
 def _conflicts(tree: Mapping[str, Any], parts: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
-    found = [*_embedded(tree), *_gradient(parts), *_licences(parts), *_output(parts)]
+    found = [*_embedded(tree), *_gradient(parts), *_licences(parts), *_output(parts), *_chooser(parts)]
     for prefix, config in _configs(parts):
         for path, text in config.conflicts(parts):
             found.append((f"{prefix}{path}" if path.startswith(".") else path, text))
@@ -200,6 +200,18 @@ def _output(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         os.rmdir(tempfile.mkdtemp(dir=there))
     except OSError as error:
         yield "output", f"{parts['output']} cannot be written: {there}: {error.strerror}. Choose another folder."
+
+
+def _chooser(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """One hook may pick the adapter that is kept: two would each say that it is theirs."""
+    choosers = [label for label, hook in (parts.get("hooks") or {}).items() if getattr(hook, "chooses", False)]
+    for label in choosers[1:]:
+        key = f"hooks.{label}" if parts["hooks"][label].name == "guard" else f"hooks.{label}.best"
+        yield (
+            key,
+            f"would choose the adapter that is kept, and hooks.{choosers[0]} chooses it already. Remove `best` of a "
+            f"panel, or switch one of the two off, such as hooks.{choosers[0]}=false.",
+        )
 
 
 def _licences(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

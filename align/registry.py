@@ -50,10 +50,13 @@ class Labelled:
         for label in value:
             if not str(label).isidentifier():
                 raise ValueError(f'the label "{label}" is not a plain word. Write `my_word: {{name: "{label}"}}`.')
-        return {
-            label: {"name": label, **(settings or {})} if isinstance(settings, Mapping | None) else settings
-            for label, settings in value.items()
-        }
+        return {label: self._one(label, settings) for label, settings in value.items()}
+
+    def _one(self, label: Any, settings: Any) -> Any:
+        if callable(settings) and self.registry.base is RewardConfig:  # a reward written where it is used
+            plain = {"differentiable": bool(settings.differentiable)} if hasattr(settings, "differentiable") else {}
+            return {"name": "python", "function": settings, **plain}
+        return {"name": label, **(settings or {})} if isinstance(settings, Mapping | None) else settings
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(self.named, handler(source))

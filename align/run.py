@@ -18,6 +18,7 @@ from typing import Any
 from align import processes
 from align.config import Recipe, load_recipe
 from align.data._workplace import Workplace
+from align.data.prompts import load_prompts
 from align.errors import UserError
 from align.figures.statistics import Comparison
 from align.hooks import metrics
@@ -33,7 +34,7 @@ from align.reports import page as report
 from align.reports import summary
 from align.reports.summary import Summary
 from align.share import card
-from align.training import evaluate, resume
+from align.training import contents, evaluate, resume
 from align.training.trainer import Trainer
 from rewards import CombineConfig, Composite
 
@@ -107,6 +108,7 @@ class _Session:
             )
         self.recipe = recipe
         self.output = Path(recipe.output).expanduser()
+        processes.heed(mixed_precision=recipe.train.mixed_precision, compiled=recipe.train.compile)
         self.accelerator = processes.join()
         asked, found = recipe.train.num_processes, self.accelerator.num_processes
         if asked not in (None, found):
@@ -118,7 +120,10 @@ class _Session:
     def run(self, resume_from: str) -> Run:
         recipe, accelerator, seed = self.recipe, self.accelerator, self.recipe.train.seed
         settings = recipe.dump()
-        checkpoint = resume.find(self.output, resume_from, settings, self.say)
+        named = contents.of_recipe(recipe)
+        if recipe.adapter.dropout:
+            named["the number of processes, for which adapter.dropout draws its masks"] = str(accelerator.num_processes)
+        checkpoint = resume.find(self.output, resume_from, settings, self.say, named)
         policy = self._policy()
         model, adapter = policy.model, policy.adapter
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
@@ -131,13 +136,19 @@ class _Session:
             self.say(note)
         if hasattr(batches, "prepare"):
             batches.prepare(self._workplace(painter, rewards))
+        if hasattr(batches, "contents"):
+            named |= batches.contents()
+        if checkpoint is not None:
+            resume.same_contents(checkpoint, resume.meta(checkpoint), named)
         around = Surroundings(self.output, accelerator, trainable, painter, self._composite, settings, seed)
         hooks = [build(HOOKS, config, around) for config in recipe.hooks.values()]
-        trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, recipe=settings, say=self.say)
+        said: dict[str, Any] = {"recipe": settings, "contents": named, "say": self.say}
+        trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, **said)
         self._open_folder(fresh=checkpoint is None)  # everything is built: what cannot be leaves no folder behind
         state = trainer.fit(objective, policy, trainable, batches, hooks, cast=cast, resume=checkpoint)
+        again = "the same command" + {"auto": "", "never": " without --resume"}.get(resume_from, " with --resume auto")
         if state.interrupted:
-            self.say(f"{state.interrupted}: ended after update {state.step}; the same command goes on from there")
+            self.say(f"{state.interrupted}: ended after update {state.step}; {again} goes on from there")
             return Run(self.output, state.interrupted)
         with nullcontext() if state.chosen else state.average():
             if state.chosen:
@@ -146,11 +157,15 @@ class _Session:
                 trainable.export(self.output / ADAPTER)
             try:
                 findings = self._conclude(hooks, state)
-                scores = self._evaluate(policy, rewards)
+                strength = summary.recommended_strength(findings)
+                scaled = getattr(trainable, "scaled", None)
+                with scaled(strength) if scaled else nullcontext():  # what the card loads is what is reported
+                    seen = self._seen(batches)
+                    scores = self._evaluate(policy, rewards, seen)
             except Interrupted as signal:
-                self.say(f"{signal}: training is done and saved; the same command goes on with the report")
+                self.say(f"{signal}: training is done and saved; {again} goes on with the report")
                 return Run(self.output, str(signal))
-        self._summarise(policy, scores, findings, state, cast.described())
+        self._summarise(policy, scores, findings, state, {"adapters": cast.described(), "report_seen": seen})
         return Run(self.output)
 
     def prepare(self, *, pairs_only: bool) -> Path:
@@ -208,7 +223,11 @@ class _Session:
             concluded = [hook.conclude(state, interrupt.check) for hook in hooks]
         return {label: found for label, found in zip(self.recipe.hooks, concluded, strict=True) if found}
 
-    def _evaluate(self, policy: Policy, rewards: Composite | None) -> dict[str, Comparison]:
+    def _seen(self, batches: Any) -> dict[str, int]:
+        """How many of the report prompts training or a choice has seen, by their words and not by their file."""
+        return summary.seen(self.recipe, batches.all_prompts() if hasattr(batches, "all_prompts") else [])
+
+    def _evaluate(self, policy: Policy, rewards: Composite | None, seen: Mapping[str, int]) -> dict[str, Comparison]:
         config = self.recipe.evaluate
         if config is None:
             return {}
@@ -217,7 +236,8 @@ class _Session:
         judges = self._together({**trained, **watched})
         sampling = config.sampling or self.recipe.sampling
         painter = Painter(policy, sampling, self.accelerator, seed=self.recipe.train.seed, batch_size=config.batch_size)
-        self.say(f"report: {config.num_prompts} prompts that nothing was chosen on, before and after")
+        number = len(load_prompts(config.prompts, count=config.num_prompts, key="evaluate.prompts"))
+        self.say(f"report: {number} {summary.held_out(seen)}, before and after")
         with Interrupt(self.accelerator) as interrupt:
             return evaluate.evaluate(config, painter, judges, self.output, poll=interrupt.check)
 
@@ -227,12 +247,12 @@ class _Session:
         scores: dict[str, Comparison],
         findings: dict[str, dict[str, Any]],
         state: State,
-        adapters: dict[str, str],
+        more: dict[str, Any],
     ) -> None:
         calls = policy.calls.over_processes(self.accelerator)
         if self.accelerator.is_main_process:
             number = self.accelerator.num_processes
-            written = summary.write(self.output, self.recipe, state, scores, findings, calls, number, adapters)
+            written = summary.write(self.output, self.recipe, state, scores, findings, calls, number, **more)
             card.write(self.output / ADAPTER, self.recipe, written)
             report.write(self.output)
             for line in summary.lines(written, self.output):

@@ -67,6 +67,10 @@ class SamplingConfig(ComponentConfig):
         """Network calls of one rollout: what the gradient window counts."""
         return 2 * self.num_steps - 1 if self.step_rule == "heun" else self.num_steps
 
+    def call_of(self, step: int) -> int:
+        """Number, from 0, of the network call that predicts from the state before `step`; heun takes two a step."""
+        return 2 * step if self.step_rule == "heun" else step
+
     @model_validator(mode="after")
     def _fits(self) -> "SamplingConfig":
         """Every setting that is fine in itself but cannot work with the others, at its own key."""

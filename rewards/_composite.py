@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ class Scored(NamedTuple):
     """(B,); its gradient reaches the images, if they carry one."""
     metrics: dict[str, Tensor]
     """With two rewards or more, (B,) each: pixel_grad/LABEL, the norm of d(w_i r_i/s_i)/d pixels, and cosine/A/B
-    between those of two. A negative cosine: what pleases one of the two displeases the other."""
+    between those of two. A negative cosine: what pleases one of the two displeases the other. Where a reward's score is
+    finite and its gradient is not: gradient_not_finite/LABEL, 1 at the images where that is so."""
 
 
 class Composite(nn.Module):
@@ -71,8 +72,8 @@ class Composite(nn.Module):
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Scored:
         """Each reward's gradient is taken at the pixels, one reward after another; then g, what they make together,
-        replaces the rewards in the graph:  total = its value + <g, images - sg(images)>.  So one backward pass through
-        the network that drew the images serves all rewards, and no reward's graph has to wait for it."""
+        replaces the rewards in the graph: d total/d images = g. So one backward pass through the network that drew the
+        images serves all rewards, and no reward's graph has to wait for it."""
         if not (images.requires_grad and torch.is_grad_enabled()):
             terms = self(images, prompts)
             return Scored({label: scores.detach() for label, scores in terms.items()}, self.combine(terms), {})
@@ -81,16 +82,16 @@ class Composite(nn.Module):
         terms = self(pixels, prompts)
         gradients = torch.stack([self._at(pixels, label, scores) for label, scores in terms.items()])
         raw = {label: scores.detach() for label, scores in terms.items()}
+        finite = gradients.flatten(2).isfinite().all(-1)  # (rewards, B)
+        bad = {f"gradient_not_finite/{n}": (~f).float() for n, f in zip(raw, finite, strict=True) if not bool(f.all())}
         metrics: dict[str, Tensor] = {}
         if len(raw) > 1:
             products = gram(gradients)
             metrics = _described(list(raw), products)
             chosen = coefficients(self.config.gradients, products, list(self.weights.values()))
             gradients = gradients * chosen.T.to(gradients).view(*chosen.T.shape, 1, 1, 1)
-        direction = gradients.sum(0)
-        moved = (direction * (given - pixels.detach())).flatten(1).sum(1)  # 0 in value
-        total = self.combine(raw)
-        return Scored(raw, total + moved.to(total), metrics)
+        total: Tensor = _Total.apply(given, self.combine(raw), gradients.sum(0))  # type: ignore[assignment]
+        return Scored(raw, total, metrics | bad)
 
     def _scaled(self, label: str, scores: Tensor) -> Tensor:
         mean, std = self.normaliser.scale(label)
@@ -100,6 +101,21 @@ class Composite(nn.Module):
         """d(w_i r_i/s_i)/d pixels, (B, 3, H, W); an image's score depends on that image only."""
         (gradient,) = torch.autograd.grad(self._scaled(label, scores).sum(), pixels, materialize_grads=True)
         return gradient
+
+
+class _Total(torch.autograd.Function):
+    """images (B, ...), total (B,), g (B, ...) -> total, whose gradient at the images is g: finite where it is, though
+    the gradient of another image is not."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, total: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return total.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0].to(gradient).view(-1, *[1] * (gradient.ndim - 1)), None, None
 
 
 def _described(labels: Sequence[str], products: Tensor) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ _EXPLAINED = "setting"  # the type of an error whose message is already ours
 class ComponentConfig(BaseModel):
     """The settings of one component: frozen, unknown keys refused, each field documented by the text below it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """(key path, what is wrong and what to do) for every setting that is fine in itself but cannot work with the
@@ -35,7 +35,7 @@ class ComponentConfig(BaseModel):
 class RewardConfig(ComponentConfig):
     """What every reward's config has; `name` is declared by each."""
 
-    weight: float = Field(default=1.0, allow_inf_nan=False)
+    weight: float = 1.0
     """Factor of this reward in the weighted sum; a negative one trains against it."""
     memory_gib: float | None = Field(default=None, gt=0)
     """Budget for activations: batches that need more are scored in pieces. Default: none."""

@@ -26,9 +26,37 @@ from rewards._errors import RegistryError
 __all__ = ["ComponentConfig", "Registry", "RegistryError", "RewardConfig", "component_of", "load_object"]
 
 
+GIVEN: dict[str, Any] = {}
+"""{name: object} of what was given to this process as an object and has no path: functions in functions, lambdas."""
+
+
+def path_of(value: Any) -> str:
+    """A path at which `load_object` finds this very function, class or object again: its own, or `given:NAME`, which
+    only this process knows."""
+    name = getattr(value, "__qualname__", type(value).__name__)
+    module = sys.modules.get(getattr(value, "__module__", ""))
+    if module is not None and name.isidentifier() and getattr(module, name, None) is value:
+        of_file = module.__name__.startswith("_file_")
+        return f"{module.__file__ if of_file else module.__name__}:{name}"
+    word = name.rpartition(".")[2]
+    word = word if word.isidentifier() else "function"
+    number = 1
+    while GIVEN.get(key := word if number == 1 else f"{word}_{number}", value) is not value:
+        number += 1
+    GIVEN[key] = value
+    return f"given:{key}"
+
+
 def load_object(path: str) -> Any:
     """The object at `package.module:name` or `path/to/file.py:name`, both looked up from the working directory too."""
     location, _, attribute = path.partition(":")
+    if location == "given":
+        if attribute not in GIVEN:
+            raise RegistryError(
+                f'"{path}" was given to another process as an object, and has no path. Write it into a file and name '
+                f"that: my_file.py:{attribute}."
+            )
+        return GIVEN[attribute]
     if not location or not attribute.isidentifier():
         raise RegistryError(f'"{path}" is not of the form package.module:name or path/to/file.py:name.')
     try:

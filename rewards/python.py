@@ -5,26 +5,28 @@ def warmth(images, prompts):                    # (B, 3, H, W) in [0, 1], B prom
     return (images[:, 0] - images[:, 2]).mean((1, 2))
 
 rewards: {warmth: {name: python, function: my_rewards.py:warmth}}
+
+In Python, where it may be defined in a notebook: align.train(..., rewards={"warmth": warmth}).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from rewards._base import Reward
 from rewards._card import UNSTATED, Card
 from rewards._config import RewardConfig
 from rewards._errors import RegistryError, RewardError
-from rewards._registry import load_object
+from rewards._registry import load_object, path_of
 
 
 class PythonConfig(RewardConfig):
     name: Literal["python"] = "python"
-    function: str
+    function: Annotated[str, BeforeValidator(lambda value: path_of(value) if callable(value) else value)]
     """`package.module:name` or `path/to/file.py:name` of a function (images, prompts) -> scores, or of a class whose
-    instances are such functions."""
+    instances are such functions. In Python also the function itself."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments: of the class when it is one, otherwise of every call."""
     differentiable: bool = True

@@ -3,29 +3,35 @@
     FOLDER/images-DIGEST/   a row a pair, keyed by the two images' contents: winner and loser mean and logvar
                             (F, C, h, w), F = 2 with the mirrored ones, and their size ids (2, 6)
     FOLDER/text-DIGEST/     a row a prompt: the tensors of its Cond, one row each
-    FOLDER/contents.json    {image: [size, mtime, hash]}: what was hashed and has not changed is not read again
+    FOLDER/contents.json    {file: [size, mtime, ctime, hash]}: what was hashed and has not changed is not read again
 
-DIGEST is of everything else that the numbers depend on: the weights, the views, the seed where crops are random.
+DIGEST is of everything else that the numbers depend on (align/models/_identity.py): weights, configs, settings and code
+of what encodes, the views and the code that reads images, the seed where crops are random.
 Posteriors are kept, not samples: the noise of the autoencoder is drawn anew whenever a pair is used. A pair that cannot
 be used (an image missing or damaged, a second size) is counted by its reason here, before the first update.
 """
 
-import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
-from align.data._pairs import Pair, Picture, opened
+from align.data import _views
+from align.data._pairs import Pair
+from align.data._pictures import Picture, status
 from align.data._store import TensorStore
 from align.data._views import View, ViewConfig, buckets, nearest, offsets, pixels, view
 from align.data._workplace import Workplace
+from align.models import _identity
+from align.models._identity import digest
+from rewards import _images
 from samplers import TensorCond
 
 CHUNK = 32  # pairs encoded and written together
@@ -47,11 +53,14 @@ class PairCache:
         for size in self.sizes:
             model.latent_shape(size)  # refuses what is no multiple of the codec's factor
         crops = around.seed if views.crop == "random" else None
-        said = [_weights_digest(model.codec.vae), views.model_dump(mode="json"), self.sizes, two_sizes, crops]
+        said = [_identity.codec(model.codec), _identity.files(_views, _images)]
+        said += [views.model_dump(mode="json"), self.sizes, two_sizes, crops]
         self.images = TensorStore(folder / f"images-{digest(said)}")
         self._stores: dict[Path, TensorStore] = {}
         self._network: str | None = None
-        self.text = TensorStore(folder / f"text-{digest([model.text.fingerprint()])}")
+        self.stamps: list[tuple[str, str]] = []
+        """Of the last pairs' images: what identifies their contents; "" where one is not there."""
+        self.text = TensorStore(folder / f"text-{_identity.text(model.text)}")
 
     def fill(self, pairs: Sequence[Pair]) -> tuple[list[str], Counter[str], list[str]]:
         """(each pair's key, "" where it cannot be used; how many cannot, by reason; examples of what is wrong)."""
@@ -82,10 +91,10 @@ class PairCache:
 
     def store(self, name: str, settings: Any) -> TensorStore:
         """A store beside the latents for what the base network makes of them with these settings."""
-        network = self.around.model.network
         if self._network is None:
-            self._network = _weights_digest(network)
-        folder = self.folder / f"{name}-{digest([self.images.folder.name, self._network, settings])}"
+            self._network = _identity.network(self.around.model, self.around.policy.autocast())
+        stores = self.images.folder.name, self.text.folder.name
+        folder = self.folder / f"{name}-{digest([*stores, self._network, settings])}"
         if folder not in self._stores:
             self._stores[folder] = TensorStore(folder)
             self._stores[folder].scan(verify=self.around.accelerator.is_main_process, say=self.around.say)
@@ -104,13 +113,10 @@ class PairCache:
     def _keys(self, pairs: Sequence[Pair]) -> list[str]:
         """A key a pair, of the two images' contents; "" where an image is missing."""
         contents = Contents(self.folder / "contents.json")
-        keys = []
-        for pair in pairs:
-            stamps = [contents.of(picture) for picture in (pair.winner, pair.loser)]
-            keys.append(digest(stamps) if all(stamps) else "")
+        self.stamps = [(contents.of(pair.winner), contents.of(pair.loser)) for pair in pairs]
         if self.around.accelerator.is_main_process:
             contents.save()
-        return keys
+        return [digest(stamps) if all(stamps) else "" for stamps in self.stamps]
 
     def _encode_images(self, pairs: Sequence[Pair], keys: Sequence[str]) -> dict[int, tuple[str, str]]:
         accelerator = self.around.accelerator
@@ -132,8 +138,10 @@ class PairCache:
         images = []
         for picture in (pair.winner, pair.loser):
             try:
-                images.append(opened(picture.read()))
-            except (OSError, ValueError, SyntaxError) as error:
+                images.append(_images.read_pil(picture.read(), str(picture)))
+            except _images.ImageError as error:
+                raise Unusable("damaged", str(error)) from None
+            except (OSError, ValueError) as error:
                 raise Unusable("damaged", f"{picture} ({error})") from None
         first, second = ((image.height, image.width) for image in images)
         if first != second and self.two_sizes != "fit":
@@ -164,7 +172,7 @@ class PairCache:
 
 
 class Contents:
-    """Hashes of image files, remembered by size and time of change."""
+    """Hashes of files, remembered by size and times of change; a parquet file is hashed as a whole."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -175,38 +183,24 @@ class Contents:
 
     def of(self, picture: Picture) -> str:
         """The stamp of a picture's content; "" if it is not there."""
-        if picture.row is not None:
-            return picture.stamp()
         try:
-            status = os.stat(picture.path)
+            now = status(picture.path)
         except OSError:
             return ""
-        now = [status.st_size, status.st_mtime_ns]
         known = self.known.get(str(picture.path))
-        if known is None or known[:2] != now:
-            known = self.known[str(picture.path)] = [*now, picture.stamp()]
-        return known[2]
+        if known is None or known[:-1] != now:
+            whole = Picture(picture.path).stamp()
+            known = self.known[str(picture.path)] = [*now, whole]
+        return known[-1] if picture.row is None or not known[-1] else f"{known[-1]}:{picture.row}:{picture.column}"
 
     def save(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        """Where the folder can be written; what is not remembered is hashed again."""
         temporary = self.file.with_suffix(".writing")
-        temporary.write_text(json.dumps(self.known), encoding="utf-8")
-        os.replace(temporary, self.file)
+        with suppress(OSError):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self.known), encoding="utf-8")
+            os.replace(temporary, self.file)
 
 
 def _chunks(items: list[T], size: int = CHUNK) -> list[list[T]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-def digest(value: Any) -> str:
-    """A key for JSON-able settings."""
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=12).hexdigest()
-
-
-def _weights_digest(module: nn.Module) -> str:
-    """Of all weights but an adapter's; the same whichever layers carry one."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in ((n, t) for n, t in module.state_dict().items() if ".lora_" not in n):
-        digest.update(f"{name.replace('.base_layer', '')}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -24,10 +24,13 @@ from align.data._pairs import FILE_NAME
 from align.data._workplace import Workplace
 from align.data.prompts import load_prompts, problems
 from align.errors import UserError
+from align.models import _identity
 from align.registry import ComponentConfig, LabelledRewards
 from samplers import generator
 
 SETTINGS, PARTS, IMAGES = "settings.json", "parts", "images"
+DRAWS = ("num_steps", "step_rule", "eta", "guidance_scale", "guidance_interval", "spacing", "timesteps", "image_size")
+"""Of the sampling block, what an image depends on; the rest is about gradients."""
 
 
 class MakeConfig(ComponentConfig):
@@ -98,26 +101,56 @@ def make(config: MakeConfig, folder: Path, around: Workplace) -> int:
     return len(lines)
 
 
+def check(config: MakeConfig, folder: Path, around: Workplace, *, whole: bool) -> None:
+    """Raises UserError where the folder's pairs are of other settings; one without word of its settings is the user's.
+
+    With `whole` all are there, and may serve several recipes: of their data.make must be the same, and what else they
+    were made with (model, sampling, seed) is said where it is another.
+    """
+    file = folder / SETTINGS
+    try:
+        before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if "make" in before:  # as it was written before these keys
+        return
+    now = _settings(config, around)
+    found = [key for key in now if before.get(key) != now[key]]
+    if whole and found and not any(key.startswith("data.make") for key in found):
+        other = ", ".join(found)
+        around.say(f"data.pairs={folder}: its pairs were made with another {other}, and are used as they are")
+    elif found:
+        raise UserError(
+            f"data.pairs={folder} holds pairs of other settings ({', '.join(found)}; see {file}). Set them as they "
+            "were, set data.pairs to another folder, or remove this one."
+        )
+
+
+def _settings(config: MakeConfig, around: Workplace) -> dict[str, Any]:
+    """All that the pairs depend on, by what the user may have changed."""
+    model = around.model
+    drawn = around.sampling.model_dump(mode="json", include=set(DRAWS))
+    prompts = load_prompts(config.prompts, count=config.num_prompts, key="data.make.prompts")
+    make = config.model_dump(mode="json", exclude={"batch_size", "prompts", "num_prompts"})
+    return {
+        **{f"data.make.{key}": value for key, value in make.items()},
+        "data.make.prompts": _identity.digest(prompts),
+        "model": [_identity.network(model, around.policy.autocast()), _identity.text(model.text)],
+        "model.vae": _identity.codec(model.codec),
+        **{f"sampling.{key}": value for key, value in drawn.items()},
+        "train.seed": around.seed,
+    }
+
+
 def _claim(config: MakeConfig, folder: Path, around: Workplace) -> None:
     """The folder is for pairs of these settings only."""
-    settings = {
-        "make": config.model_dump(mode="json"),
-        "model": around.model.source,
-        "sampling": around.sampling.model_dump(mode="json"),
-        "seed": around.seed,
-    }
+    check(config, folder, around, whole=False)
     try:
         for name in (PARTS, IMAGES):
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"data.pairs={folder}: cannot be made ({error.strerror}). Choose another folder.") from None
-    file = folder / SETTINGS
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != settings:
-        raise UserError(
-            f"data.pairs={folder} holds part of the pairs of other settings ({file}). Set them as they were, set "
-            "data.pairs to another folder, or remove this one."
-        )
-    file.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    (folder / SETTINGS).write_text(json.dumps(_settings(config, around), indent=1), encoding="utf-8")
 
 
 def _block(

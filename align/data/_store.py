@@ -8,12 +8,15 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from align.errors import UserError
 
 MAX_OPEN = 64  # shards held open; a file handle each
 
@@ -52,14 +55,21 @@ class TensorStore:
             return
         tensors = {f"{key}/{name}": value.detach().cpu() for key, row in rows.items() for name, value in row.items()}
         data = save({name: value.contiguous() for name, value in tensors.items()})
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{_digest(data)}.safetensors"
         temporary = self.folder / f".{path.stem}-{os.getpid()}"
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            raise UserError(
+                f"{self.folder}: cannot be written ({error.strerror}). Set data.cache to a folder of yours with room."
+            ) from None
         self._add(path, tensors)
 
     def read(self, key: str) -> dict[str, Tensor]:

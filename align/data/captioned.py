@@ -1,21 +1,29 @@
-"""Images with captions as a batch source: prompts to sample, and the pictures they belong to, for denoising terms."""
+"""Images with captions as a batch source: prompts to sample, and the pictures they belong to, for denoising terms.
 
-import json
+Every picture is decoded once before training: one that is damaged, and sizes that do not fit together, are found there.
+"""
+
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
 
+from align.data._pictures import content
+from align.data._workplace import Workplace
 from align.data.prompts import Prompts, PromptsConfig
 from align.errors import UserError
+from align.models._identity import digest
 from align.registry import ComponentConfig
+from align.texts import Unreadable, json_lines, read_text
+from rewards._images import ImageError, read_pil, tensor
 
 FILE_NAME = "captions.jsonl"
+EXAMPLE = '{"file": "a.png", "caption": "..."}'
 
 
 class CaptionedBatch(NamedTuple):
@@ -37,11 +45,10 @@ class CaptionedBatch(NamedTuple):
         """(B, 3, H, W) in [0, 1]."""
         pictures = []
         for file in self.files:
-            with Image.open(file) as opened:
-                picture = opened.convert("RGB")
+            picture = read_pil(file)
             if self.size is not None and picture.size != (self.size[1], self.size[0]):
                 picture = ImageOps.fit(picture, (self.size[1], self.size[0]), Image.Resampling.LANCZOS)
-            pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255)
+            pictures.append(tensor(picture))
         return torch.stack(pictures)
 
 
@@ -54,7 +61,10 @@ class CaptionedConfig(ComponentConfig):
     """Holds the pictures and captions.jsonl, one {"file": "a.png", "caption": "..."} a line, as `align shapes render`
     writes them."""
     image_size: tuple[int, int] | None = Field(default=None)
-    """Height and width that every picture is scaled and cropped to. Default: pictures are taken as they are."""
+    """Height and width that every picture is scaled and cropped to. Default: pictures are taken as they are, and have
+    one size."""
+    damaged: Literal["skip", "refuse"] = "skip"
+    """A picture that cannot be read: left out with its caption and counted, or an error."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         try:
@@ -69,11 +79,51 @@ class Captioned:
     Config = CaptionedConfig
 
     def __init__(self, config: CaptionedConfig, *, batch_size: int, seed: int):
-        rows = _rows(config.folder)
+        self.config, self.batch_size, self.seed = config, batch_size, seed
+        self.size = config.image_size
+        self._take(_rows(config.folder))
+
+    def _take(self, rows: list[tuple[Path, str]]) -> None:
         self.files, self.captions = [file for file, _ in rows], [caption for _, caption in rows]
         numbers = [str(number) for number in range(len(rows))]
-        self.order = Prompts(PromptsConfig(prompts=numbers), batch_size=batch_size, seed=seed)
-        self.size = config.image_size
+        self.order = Prompts(PromptsConfig(prompts=numbers), batch_size=self.batch_size, seed=self.seed)
+
+    def prepare(self, around: Workplace) -> None:
+        """Reads every picture, leaves out or refuses those that cannot be, and says how many."""
+        folder, kept, sizes, problems = self.config.folder, [], Counter[tuple[int, int]](), []
+        rows = list(zip(self.files, self.captions, strict=True))
+        for file, caption in around.progress("pictures read", rows):
+            try:
+                width, height = read_pil(file).size
+            except ImageError as error:
+                problems.append(str(error))
+                continue
+            kept.append((file, caption))
+            sizes[self.size or (height, width)] += 1
+        if problems and (self.config.damaged == "refuse" or not kept):
+            raise UserError(
+                f"data.folder={folder}: {len(problems)} of {len(rows)} pictures cannot be read, such as {problems[0]} "
+                "Repair them, or set data.damaged=skip."
+            )
+        if len(sizes) > 1:
+            told = ", ".join(f"{number} of {h} x {w}" for (h, w), number in sizes.most_common(4))
+            raise UserError(
+                f"data.folder={folder}: its pictures have {len(sizes)} sizes ({told}), and those of a batch need one. "
+                "Set data.image_size to a height and width that all are brought to."
+            )
+        around.model.latent_shape(next(iter(sizes)))  # refuses what is no multiple of the codec's factor
+        said = f", left out: {len(problems)} damaged, such as {problems[0]}" if problems else ""
+        around.say(f"data: {len(kept)} pictures with captions{said}")
+        self._take(kept)
+
+    def all_prompts(self) -> list[str]:
+        """What is trained on."""
+        return list(self.captions)
+
+    def contents(self) -> dict[str, str]:
+        """What a run depends on here, as digests by what they are of."""
+        pictures = [content(file) for file in self.files]
+        return {"data.folder, captions": digest(self.captions), "data.folder, pictures": digest(pictures)}
 
     def __iter__(self) -> Iterator[CaptionedBatch]:
         for batch in self.order:
@@ -91,22 +141,18 @@ class Captioned:
 def _rows(folder: str) -> list[tuple[Path, str]]:
     """(picture, caption) of each line."""
     file = Path(folder).expanduser() / FILE_NAME
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}). Give a folder with pictures and it.") from None
     rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            rows.append((file.parent / str(record["file"]), str(record["caption"])))
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f'{file}, line {number}: is no JSON object with file and caption. Write {{"file": "a.png", '
-                '"caption": "..."}.'
-            ) from None
-        if not rows[-1][0].is_file():
-            raise UserError(f"{file}, line {number}: there is no {rows[-1][0]}. Put it there or remove the line.")
+    try:
+        for number, record in json_lines(read_text(file), str(file), EXAMPLE):
+            told = [record.get(key) for key in ("file", "caption")] if isinstance(record, dict) else [None]
+            if not all(isinstance(text, str) and text for text in told):
+                raise UserError(f"{file}, line {number}: is no JSON object with file and caption. Write {EXAMPLE}.")
+            name, caption = map(str, told)
+            rows.append((file.parent / name, caption))
+            if not rows[-1][0].is_file():
+                raise UserError(f"{file}, line {number}: there is no {rows[-1][0]}. Put it there or remove the line.")
+    except Unreadable as error:
+        raise UserError(f"{error} Give a folder with pictures and {FILE_NAME}.") from None
     if not rows:
         raise UserError(f"{file} has no lines. Write one for each picture.")
     return rows

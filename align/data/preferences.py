@@ -4,6 +4,7 @@ row i of update u is sample u batch_size + i; each bucket is an endless stream o
 order of its own; which bucket serves an update is drawn by (seed, update), in proportion to the buckets' pairs.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor
 
 from align.data._cache import NAMES, PairCache
-from align.data._make import MakeConfig, finished, make
-from align.data._pairs import Layout, Pair, Picture, read_pairs
+from align.data._make import MakeConfig, check, finished, make
+from align.data._pairs import Layout, Pair, detect, read_pairs
+from align.data._pictures import Picture, shards_said
 from align.data._store import TensorStore
 from align.data._views import ViewConfig
 from align.data._workplace import Workplace
 from align.errors import UserError
 from align.models._base import Posterior
+from align.models._identity import digest
 from align.registry import ComponentConfig
 from samplers import generator
 
@@ -132,7 +135,11 @@ class Preferences:
     def prepare(self, around: Workplace) -> None:
         """Makes the pairs if that is asked for, reads them, and fills the cache; says what was left out and why."""
         self.make(around)
-        pairs = read_pairs(self.folder, self.config.layout)
+        left_out: Counter[str] = Counter()
+        pairs = read_pairs(self.folder, self.config.layout, left_out)
+        layout = detect(self.folder) if self.config.layout == "auto" else self.config.layout
+        if layout == "pickapic" and (line := shards_said(self.folder)):
+            around.say(line)
         self.cache = self.cached(around)
         self._keys, refused, examples = self.cache.fill(pairs)
         config = self.config
@@ -144,7 +151,8 @@ class Preferences:
                 )
         kept = [i for i, pair in enumerate(pairs) if self._keys[i] and (config.ties == "keep" or not pair.tie)]
         ties = sum(pair.tie for pair in pairs) if config.ties == "drop" else 0
-        reasons = [f"{count} {kind}" for kind, count in sorted(refused.items())] + ([f"{ties} ties"] if ties else [])
+        reasons = [f"{count} {kind}" for kind, count in sorted((refused + left_out).items())]
+        reasons += [f"{ties} ties"] if ties else []
         around.say(f"data: {len(kept)} pairs" + (f", left out: {', '.join(reasons)}" if reasons else ""))
         if refused:
             around.say(f"  such as {'; '.join(examples)}")
@@ -155,9 +163,27 @@ class Preferences:
         for i in kept:
             self._buckets.setdefault(self.cache.bucket(self._keys[i]), []).append(i)
 
+    def all_prompts(self) -> list[str]:
+        """What is trained on, each prompt as often as it has pairs."""
+        return [pair.prompt for pair in self.pairs]
+
+    def contents(self) -> dict[str, str]:
+        """What a run depends on of these pairs, as digests by what they are of; for a run that is taken up again."""
+        assert self.cache is not None, "prepare was not called"
+        stamps = self.cache.stamps
+        return {
+            "data.pairs, prompts": digest([pair.prompt for pair in self.pairs]),
+            "data.pairs, pictures": digest([sorted(both) for both in stamps]),
+            "data.pairs, which is preferred": digest([*stamps, *(pair.tie for pair in self.pairs)]),
+        }
+
     def make(self, around: Workplace) -> None:
         """Makes the pairs where the recipe says how and they are not there."""
-        if self.config.make is not None and not finished(self.folder):
+        if self.config.make is None:
+            return
+        if finished(self.folder):
+            check(self.config.make, self.folder, around, whole=True)
+        else:
             around.say(f"{make(self.config.make, self.folder, around)} pairs in {self.folder}")
 
     def cached(self, around: Workplace) -> PairCache:

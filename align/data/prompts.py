@@ -61,10 +61,14 @@ class Prompts:
             self.step += 1
             yield batch
 
+    def all_prompts(self) -> list[str]:
+        """What is trained on."""
+        return list(self.prompts)
+
     def _prompt(self, index: int) -> str:
         epoch, place = divmod(index, len(self.prompts))
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
             self._epoch, self._order = epoch, torch.randperm(len(self.prompts), generator=generator).tolist()
         return self.prompts[self._order[place]]
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from align.data._workplace import Workplace
 from align.data.prompts import Prompts, PromptsConfig, problems
+from align.errors import UserError
 from align.registry import ComponentConfig
 from samplers import Rng, ddim, generator, split
 
@@ -82,6 +83,8 @@ class Rows(NamedTuple):
     s: Tensor
     kept: Tensor
     """(n,) float32, 0 or 1: whether the judge saw a difference."""
+    gap: Tensor
+    """(n,) float32: p_best - p_worst."""
     prompt: Tensor
     """(n,) int64: number of the prompt's sample."""
 
@@ -118,12 +121,14 @@ class Rollouts:
         )
         self.step = self.number = self.position = 0
         self.pending: Rows | None = None
+        self._widest = 0.0  # of the gaps that the judge has seen
         self._around: Workplace | None = None
         self._roll: Callable[[Any], Rows] | None = None
 
     def prepare(self, around: Workplace) -> None:
         """Builds the judge."""
         self._around = around
+        _branched(self.config, around)
         judge = self._judge(around)
         self._roll = lambda batch: self._gathered(batch, judge)
 
@@ -132,7 +137,20 @@ class Rollouts:
         n = self.batch_size
         x = torch.empty(n, *model.latent_shape(), device=next(model.network.parameters()).device)
         t = torch.full((n,), 0.5, dtype=torch.float64)
-        self._roll = lambda batch: Rows(x, x, x, t, t / 2, torch.ones(n), torch.arange(n) % len(batch))
+        self._roll = lambda batch: Rows(x, x, x, t, t / 2, torch.ones(n), torch.ones(n), torch.arange(n) % len(batch))
+
+    def all_prompts(self) -> list[str]:
+        """What is trained on."""
+        return list(self.source.prompts)
+
+    @property
+    def why_empty(self) -> str:
+        """Why every row was dropped, in words."""
+        return (
+            f"No two candidates of a step differ by more than data.gap={self.config.gap:g} (p_best - p_worst; the "
+            f"largest was {self._widest:.3g}). Lower data.gap, lower data.temperature={self.config.temperature:g}, "
+            "which is in units of the judge's score, or take another judge."
+        )
 
     def __iter__(self) -> Iterator[TransitionBatch]:
         assert self._roll is not None, "prepare was not called"
@@ -141,6 +159,7 @@ class Rollouts:
             drawn = next(iter(self.source))
             if self.pending is None:
                 rows = self._roll(drawn)
+                self._widest = max(self._widest, float(rows.gap.max()))
                 order = torch.randperm(len(rows.t), generator=generator(self.seed, "transitions", self.number))
                 self.pending = rows.at(order.to(rows.t.device))
             while self.position < len(self.pending.t):
@@ -189,6 +208,25 @@ class Rollouts:
         return Rows(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
+def _branched(config: RolloutsConfig, around: Workplace) -> list[int]:
+    """The steps that are branched: those from `first_step` on that have noise."""
+    sampling, schedule = around.sampling, around.policy.role("train").schedule
+    alphas, sigmas = schedule(sampling.grid(around.model).times)
+    zero = torch.zeros(1)
+    steps = [
+        i
+        for i in range(config.first_step, len(alphas) - 1)
+        if not ddim(zero, zero, *(x[j] for j in (i, i + 1) for x in (alphas, sigmas)), eta=sampling.eta).deterministic
+    ]
+    if not steps:
+        raise UserError(
+            f"data.first_step={config.first_step}: of the {len(alphas) - 1} steps none from there on has noise (a grid "
+            "that ends at the image takes its last step without), so none has candidates. Lower data.first_step, or "
+            "raise sampling.num_steps."
+        )
+    return steps
+
+
 @torch.no_grad()
 def branch(config: RolloutsConfig, around: Workplace, judge: Judge, batch: Any) -> Rows:
     """One branching rollout of a batch of prompts; see the top of this file."""
@@ -219,9 +257,10 @@ def branch(config: RolloutsConfig, around: Workplace, judge: Judge, batch: Any) 
         both = torch.stack([scores.amax(1), scores.amin(1)], 1).double() / config.temperature
         p = both.softmax(1)
         rows, grouped = torch.arange(b, device=device), candidates.unflatten(0, (b, k))
-        kept = p[:, 0] - p[:, 1] > config.gap
+        gap = p[:, 0] - p[:, 1]
         times = [time.expand(b) for time in (t, s)]
-        tensors = (x, grouped[rows, best], grouped[rows, worst], *times, kept.float(), torch.tensor(batch.indices))
+        kept, number = (gap > config.gap).float(), torch.tensor(batch.indices)
+        tensors = (x, grouped[rows, best], grouped[rows, worst], *times, kept, gap.float(), number)
         found.append([tensor.cpu() for tensor in tensors])
         chosen = torch.tensor(
             [int(torch.randint(k, (), generator=generator(around.seed, f"continue/{i}", j))) for j in batch.indices]

@@ -28,6 +28,8 @@ class State:
     """The record of this step; what a hook adds is written with it."""
     stop: str | None = None
     """Why the run should end after this update, or None."""
+    base: Path | None = None
+    """The checkpoint that the run was taken up from, or None."""
     interrupted: str | None = None
     """The signal that ended the run early, or None."""
     chosen: Chosen | None = None

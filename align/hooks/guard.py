@@ -7,26 +7,23 @@ images of a prompt become alike, or their colour or fine detail leaves what the 
 raises no alarm and its score is not below the highest so far by more than one standard error of their difference,
 paired over prompts (the one-standard-error rule of Breiman et al. 1984: a few prompts cannot tell closer ones apart).
 The adapter of the last one that holds is the run's result; after `patience` measurements in a row that do not hold the
-run ends. At the end the adapter's strength is swept: W0 + strength B A, 1 unless another strength without alarm is
-better by more than a standard error (Clark et al., arXiv 2309.17400, section 5.4, scale the adapter by hand).
+run ends. At the end the adapter's strength is swept, W0 + strength B A (Clark et al., arXiv 2309.17400, section 5.4,
+scale the adapter by hand), on prompts apart from those that chose it: align/hooks/_sweep.py says what is recommended.
 
 Judges that know the truth do not belong here: they are for the report.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from statistics import stdev
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from align.data.prompts import load_prompts, problems
 from align.hooks._base import Chosen, Hook, State, Surroundings
-from align.hooks._probes import chroma, detail, spread
+from align.hooks._measured import Base, Measurement, measured
+from align.hooks._sweep import FEWEST, gain, recommended, standard_error
 from align.hooks.drift import Drift, DriftConfig
 from align.registry import ComponentConfig, LabelledRewards
 
@@ -34,6 +31,7 @@ from align.registry import ComponentConfig, LabelledRewards
 class GuardConfig(ComponentConfig):
     """What is watched, and what follows. Each probe is switched off by null."""
 
+    chooses: ClassVar[bool] = True  # the run's result: one hook may
     name: Literal["guard"] = "guard"
     prompts: list[str] | str
     """As in data.prompts: select prompts, none trained on and none reported on."""
@@ -56,8 +54,11 @@ class GuardConfig(ComponentConfig):
     max_shift: float | None = Field(2.0, gt=0)
     """An alarm is raised where the mean chroma or detail is more than so many standard deviations of the base's images
     from the base's mean."""
-    sweep: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25)
-    """Strengths tried at the end; none: no sweep."""
+    sweep: tuple[Annotated[float, Field(ge=0)], ...] = (0.25, 0.5, 0.75, 1.0, 1.25)
+    """Strengths tried at the end, and 1; none: no sweep."""
+    num_sweep_prompts: int = Field(16, ge=1)
+    """Prompts of the sweep: those that follow the first num_prompts, since these have chosen the adapter. Where there
+    are fewer than 4, the sweep is drawn on the first ones, and only strength 1 is recommended."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from problems(self.prompts, ".prompts")
@@ -68,39 +69,6 @@ class GuardConfig(ComponentConfig):
             yield ".rewards", "are missing: the guard needs one that is not trained on. Add it, or remove the guard."
 
 
-@dataclass
-class Measurement:
-    """What was seen after one update, or at one strength."""
-
-    score: float
-    rewards: dict[str, float]
-    probes: dict[str, float]
-    each: list[float]
-    """The score of each prompt; their mean is `score`."""
-    alarms: list[str] = field(default_factory=list)
-
-
-def standard_error(a: Measurement, b: Measurement) -> float:
-    """Of the difference of two scores, paired over prompts; 0 where there is one prompt."""
-    differences = [x - y for x, y in zip(a.each, b.each, strict=True)]
-    return stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
-
-
-def recommended(sweep: Mapping[float, Measurement]) -> float:
-    """1, or the strength without alarm that scores best where it beats 1 by more than a standard error."""
-    sound = {strength: seen for strength, seen in sweep.items() if not seen.alarms}
-    if not sound:
-        return 1.0
-    best = max(sound, key=lambda strength: sound[strength].score)
-    if 1.0 in sound and sound[best].score <= sound[1.0].score + standard_error(sound[best], sound[1.0]):
-        return 1.0
-    return best
-
-
-def _told(seen: Measurement) -> dict[str, Any]:
-    return {key: value for key, value in asdict(seen).items() if key != "each"}
-
-
 class Guard(Hook):
     """Adds guard/LABEL, guard/score, guard/chroma, guard/detail, guard/diversity and drift to the metrics."""
 
@@ -109,13 +77,18 @@ class Guard(Hook):
     def __init__(self, config: GuardConfig, around: Surroundings):
         self.config = config
         self.around = around
-        prompts = load_prompts(config.prompts, count=config.num_prompts, key="hooks.guard.prompts")
+        wanted = config.num_prompts + config.num_sweep_prompts
+        loaded = load_prompts(config.prompts, count=wanted, key="hooks.guard.prompts")
+        prompts, apart = loaded[: config.num_prompts], loaded[config.num_prompts :]
         self.prompts = [prompt for prompt in prompts for _ in range(config.num_seeds)]
+        chosen_on = {" ".join(prompt.split()).casefold() for prompt in prompts}
+        apart = [prompt for prompt in apart if " ".join(prompt.split()).casefold() not in chosen_on]
+        self.apart = [prompt for prompt in apart for _ in range(config.num_seeds)] if len(apart) >= FEWEST else []
+        """What the sweep is judged on; none: nothing but strength 1 can be recommended."""
         self.rewards = around.build_rewards(config.rewards)
         asked = DriftConfig(prompts=prompts, num_prompts=config.drift or 1, every=config.every)
         self.drift = Drift(asked, around) if config.drift else None
-        self.base: dict[str, tuple[float, float]] = {}
-        """name -> (mean, std over images) of the rewards and probes before training."""
+        self.base: Base = {}
         self.best: Measurement | None = None
         """The one with the highest score of those without alarm, or that of the base."""
         self.held: tuple[Measurement, Chosen] | None = None
@@ -141,23 +114,40 @@ class Guard(Hook):
         began = time.perf_counter()
         assert self.held is not None
         held, chosen = self.held
-        found: dict[float, Measurement] = {}
-        if chosen.step > 0 and hasattr(self.around.trainable, "scaled"):
-            for strength in self.config.sweep:
-                with self.around.trainable.scaled(strength):
-                    found[strength] = held if strength == 1 else self._measure(poll)
+        swept: dict[str, Any] = {"sweep": []}
+        if chosen.step > 0 and self.config.sweep and hasattr(self.around.trainable, "scaled"):
+            swept = self._sweep(held, poll)  # else nothing is tried, and nothing said
         self.seconds += time.perf_counter() - began
-        return {
-            "best_update": chosen.step,
-            "best_score": held.score,
-            "events": self.events,
-            "sweep": [{"strength": strength, **_told(m)} for strength, m in sorted(found.items())],
-            **({"recommended_strength": recommended(found)} if found else {}),  # nothing tried, nothing said
-            "seconds": self.seconds,
-        }
+        head = {"best_update": chosen.step, "best_score": held.score, "events": self.events}
+        return {**head, **swept, "seconds": self.seconds}
+
+    def _sweep(self, held: Measurement, poll: Callable[[], None]) -> dict[str, Any]:
+        prompts, stream = (self.apart, "guard/sweep") if self.apart else (self.prompts, "guard")
+        base = Base() if self.apart else self.base
+
+        def seen(role: str) -> Measurement:
+            around = self.around.painter, self.rewards
+            return measured(self.config, *around, prompts, base, role=role, stream=stream, poll=poll)
+
+        of_base = seen("reference") if self.apart else None
+        found: dict[float, Measurement] = {}
+        for strength in sorted({*self.config.sweep, 1.0}):
+            if strength == 1 and not self.apart:
+                found[strength] = held
+                continue
+            with self.around.trainable.scaled(strength):
+                found[strength] = seen("train")
+        said: dict[str, Any] = {"sweep": [{"strength": strength, **m.told()} for strength, m in found.items()]}
+        said |= {"sweep_prompts": len(self.apart) // self.config.num_seeds, "recommended_strength": 1.0}
+        if of_base is not None:
+            best = said["recommended_strength"] = recommended(found)
+            said["gain"] = gain(found[best], of_base, picked_among=1 if best == 1 else len(found) - 1)
+        return said
 
     def _watch(self, state: State) -> None:
         began = time.perf_counter()
+        if not self.base and (self.around.recipe.get("adapter") or {}).get("init"):  # the first adapter is not the base
+            measured(self.config, self.around.painter, self.rewards, self.prompts, self.base, role="reference")
         with state.average():
             seen = self._measure()
             tensors = {name: value.cpu().clone() for name, value in self.around.trainable.state_dict().items()}
@@ -188,40 +178,8 @@ class Guard(Hook):
         )
         return True
 
-    def _measure(self, poll: Callable[[], None] = lambda: None) -> Measurement:
-        """Of the parameters in place. The first measurement is what the others are compared with."""
-        number = len(self.prompts)
-        painter, config = self.around.painter, self.config
-        scores, images = painter.score(
-            "train", self.prompts, self.rewards, stream="guard", num_images=number, poll=poll
-        )
-        probes: dict[str, Tensor] = {}
-        if config.max_shift is not None:
-            probes |= {"chroma": chroma(images), "detail": detail(images)}
-        if config.min_diversity is not None and config.num_seeds > 1:
-            probes["diversity"] = spread(images.unflatten(0, (-1, config.num_seeds)))
-        means = {name: float(values.double().mean()) for name, values in (scores | probes).items()}
-        if not self.base:
-            stds = {name: float(v.double().std(correction=0)) for name, v in (scores | probes).items()}
-            self.base = {name: (means[name], stds[name] or 1.0) for name in means}
-        shifts = {name: (means[name] - mean) / std for name, (mean, std) in self.base.items()}
-        gains = torch.stack([(v.double() - self.base[label][0]) / self.base[label][1] for label, v in scores.items()])
-        seen = Measurement(
-            score=sum(shifts[label] for label in scores) / len(scores),
-            each=gains.mean(0).unflatten(0, (-1, config.num_seeds)).mean(1).tolist(),
-            rewards={label: means[label] for label in scores},
-            probes={name: means[name] for name in probes},
-        )
-        seen.alarms = [
-            f"{name} is {means[name]:.3g}, {abs(shifts[name]):.1f} standard deviations from the base's"
-            for name in ("chroma", "detail")
-            if name in probes and config.max_shift is not None and abs(shifts[name]) > config.max_shift
-        ]
-        if "diversity" in probes and (share := means["diversity"] / (self.base["diversity"][0] or 1.0)) < (
-            config.min_diversity or 0
-        ):
-            seen.alarms.append(f"the images of a prompt differ by {100 * share:.0f} % of what the base's do")
-        return seen
+    def _measure(self) -> Measurement:
+        return measured(self.config, self.around.painter, self.rewards, self.prompts, self.base)
 
     def state_dict(self) -> dict[str, Any]:
         if self.best is None or self.held is None:

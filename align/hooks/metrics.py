@@ -1,17 +1,27 @@
 """The run's record: metrics.jsonl, always written, and Accelerate's trackers, any of which may fail without harm."""
 
+import importlib.util
 import json
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TextIO
-
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from align.errors import UserError
 from align.hooks._base import Hook, State, Surroundings
 from align.registry import ComponentConfig
+from rewards._config import suggest
+from rewards._errors import RegistryError
 from rewards._registry import load_object
 
 FILE_NAME = "metrics.jsonl"
+PACKAGES = {
+    "tensorboard": "tensorboard or tensorboardX",
+    "wandb": "wandb",
+    "trackio": "trackio",
+    **{name: name for name in ("comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")},
+}
+"""Accelerate's trackers, and the package of each; the first three are extras of ours."""
+EXTRAS = ("tensorboard", "wandb", "trackio")
 
 
 class MetricsConfig(ComponentConfig):
@@ -22,6 +32,11 @@ class MetricsConfig(ComponentConfig):
     """tensorboard, wandb, trackio (each an extra), any other tracker of Accelerate's, or the dotted path of one."""
     project: str = "diffalign"
     """The trackers' name for what the run belongs to."""
+
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        for number, name in enumerate(self.trackers):
+            if problem := _missing(name):
+                yield f".trackers.{number}", problem
 
 
 class Metrics(Hook):
@@ -39,7 +54,10 @@ class Metrics(Hook):
     def start(self, state: State) -> None:
         if not self.around.accelerator.is_main_process:
             return
-        kept = [line for line in read(self.path) if line["step"] <= state.step] if state.step else []
+        past = self.path if state.base is None else state.base.parent.parent / FILE_NAME  # another run's, if it is one
+        kept = [line for line in read(past) if line["step"] <= state.step] if state.step else []
+        if state.step and len({line["step"] for line in kept if line["step"]}) < state.step:
+            print(f"{past} does not hold all updates up to {state.step}: {self.path} will have a gap there")
         self.around.output.mkdir(parents=True, exist_ok=True)
         rewritten = self.path.with_suffix(".writing")  # a crash may not cost the records that are kept
         rewritten.write_text("".join(_line(record) for record in kept), encoding="utf-8")
@@ -67,9 +85,11 @@ class Metrics(Hook):
             self._file = None
 
     def _open(self, name: str) -> None:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
         build = load_object(name) if ":" in name else LOGGER_TYPE_TO_CLASS.get(name)
         if build is None:
-            raise UserError(f"there is none of that name; known: {', '.join(map(str, LOGGER_TYPE_TO_CLASS))}")
+            raise UserError("there is none of that name")
         folder = [str(self.around.output)] if build.requires_logging_directory else []
         tracker = build(self.config.project, *folder)
         tracker.start()
@@ -108,3 +128,20 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
     return flat
+
+
+def _missing(name: str) -> str | None:
+    """What stands in the way of a tracker before anything has begun."""
+    if ":" in name:
+        try:
+            load_object(name)
+        except RegistryError as error:
+            return str(error)
+        return None
+    if name not in PACKAGES:
+        known = ", ".join(PACKAGES)
+        return f"there is no tracker {name}.{suggest(name, PACKAGES)} Known: {known}; or the dotted path of one."
+    if any(importlib.util.find_spec(package) for package in PACKAGES[name].split(" or ")):
+        return None
+    wanted = f"diffalign[{name}]" if name in EXTRAS else name
+    return f'{name} needs {PACKAGES[name]}, which is not installed. Run pip install "{wanted}", or remove it.'

@@ -29,6 +29,11 @@ class PanelConfig(ComponentConfig):
     every: int = Field(25, ge=1)
     """Updates between two measurements; one is also made before the first update."""
 
+    @property
+    def chooses(self) -> bool:
+        """Whether the run's result is picked here: one hook may."""
+        return self.best is not None
+
     @model_validator(mode="after")
     def _known(self) -> "PanelConfig":
         if self.best is not None and self.best not in self.rewards:

@@ -46,7 +46,7 @@ class PipelineModel(DiffusionModel):
             pipeline = self._loaded(config)
         if config.base_adapter is not None:
             merge_adapter(pipeline, config.base_adapter)
-        self.source = config.checkpoint
+        self.source, self.settings = config.checkpoint, config
         self._pipeline = pipeline
         self.network = getattr(pipeline, self.network_name)
         if config.quantize is not None:

@@ -1,6 +1,7 @@
 """Images taken to noise by the reference: deterministic DDIM inversion, kept on disk beside the latents."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from align.models._identity import files
 from align.policy.roles import Policy
 from align.registry import ComponentConfig
 from samplers import cfg, invert
+
+_CODE = files(sys.modules[__name__], sys.modules[cfg.__module__], sys.modules[invert.__module__])
 
 
 class InversionConfig(ComponentConfig):
@@ -34,7 +38,8 @@ def trajectories(config: InversionConfig, policy: Policy, batch: Any, pairs: Any
     model, undropped = policy.model, [False] * len(batch)
     mean = torch.cat([pairs.winner.mean, pairs.loser.mean])
     grid = model.grids(config.num_steps, mean.shape[1:], "ddim", None)
-    store = batch.store("inversions", config.model_dump(mode="json"))
+    settings = [config.model_dump(mode="json"), grid.times.tolist(), float(grid.init_scale), _CODE]
+    store = batch.store("inversions", settings)
     keys = _keys(mean, 2 * batch.prompts) if store is not None else [str(i) for i in range(len(mean))]
     if store is not None and any(key not in store for key in keys):
         store.scan()  # what the other processes have written

@@ -60,8 +60,9 @@ class PreferenceConfig(ComponentConfig):
     loss_space: Literal["native", "eps", "x0"] = "native"
     """In what the errors are measured: the network's own prediction, eps or x0."""
     t_weighting: Literal["none", "snr", "min_snr"] = "none"
-    """A further factor of the errors: snr is alpha_t^2/sigma_t^2, min_snr is min(snr, 5)/snr (Hang et al., arXiv
-    2303.09556)."""
+    """snr: a further factor of the errors, alpha_t^2/sigma_t^2. min_snr: the loss of Hang et al., arXiv 2303.09556,
+    min(snr, 5) times the error of x0, which is min(snr, 5)/snr times that of eps: the same whatever the network
+    predicts, in place of loss_space."""
     guard: bool = False
     """Scale the loser's gradient so that no pair raises its winner's error, to first order."""
     alarm: float | None = Field(default=2.0, gt=1)
@@ -103,13 +104,12 @@ def error_scale(config: PreferenceConfig, schedule: Schedule, kind: Prediction, 
     alpha, sigma = schedule(t)
     a, b = row(alpha, sigma, kind)
     det = alpha * b - sigma * a
+    if config.t_weighting == "min_snr":  # min(snr, 5) (sigma/det)^2, without the quotient that is 0/0 at snr = 0
+        return torch.minimum(alpha.square(), 5.0 * sigma.square()) / det.square()
     factor = torch.ones_like(alpha)
     if config.loss_space != "native":
         factor = ((alpha if config.loss_space == "eps" else sigma) / det).square()
-    snr = (alpha / sigma).square()
-    if config.t_weighting == "snr":
-        return factor * snr
-    return factor * snr.clamp(max=5.0) / snr if config.t_weighting == "min_snr" else factor
+    return factor * (alpha / sigma).square() if config.t_weighting == "snr" else factor
 
 
 def dropped(rng: Rng, share: float) -> list[bool]:

@@ -37,11 +37,13 @@ class DRTuneConfig(RewardObjectiveConfig):
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         sampling, problems = windowed(recipe.get("sampling"), "subset")
         yield from problems
-        if sampling is not None and sampling.subset_k > (fewest := self.first_stop(sampling.num_steps) + 1):
+        if sampling is not None and sampling.subset_k > (
+            fewest := sampling.call_of(self.first_stop(sampling.num_steps)) + 1
+        ):
             yield (
                 "sampling.subset_k",
-                f"{sampling.subset_k} exceeds {fewest}, the fewest steps that objective.early_stop={self.early_stop} "
-                "may leave. Lower one of them.",
+                f"{sampling.subset_k} exceeds {fewest}, the fewest network calls that objective.early_stop="
+                f"{self.early_stop} may leave. Lower one of them.",
             )
 
 
@@ -58,8 +60,8 @@ class DRTune(RewardObjective):
         rng = Rng(self.seed, batch.indices, batch.step)
         num_steps = self.sampling.num_steps
         m = int(torch.randint(self.config.first_stop(num_steps), num_steps, (), generator=rng.shared("m")))
-        role, grad = policy.role("train"), self.sampling.grad_policy()
-        trajectory = rollout(self.sampling, self.model, role, batch.prompts, rng, grad=grad, num_calls=m + 1)
+        role, grad, num_calls = policy.role("train"), self.sampling.grad_policy(), self.sampling.call_of(m) + 1
+        trajectory = rollout(self.sampling, self.model, role, batch.prompts, rng, grad=grad, num_calls=num_calls)
         losses, metrics = self.losses(trajectory.x0_hat, batch.prompts)
         metrics["step_read"] = torch.tensor(float(m))
         return Loss(losses, torch.ones_like(losses), metrics)

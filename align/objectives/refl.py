@@ -71,8 +71,8 @@ class ReFL(RewardObjective):
         first, final = self.config.steps(self.sampling.num_steps)
         m = int(torch.randint(first, final + 1, (), generator=rng.shared("m")))
         grad = replace(last(1), checkpoint=self.sampling.checkpoint_steps)
-        role = policy.role("train")
-        x0_hat = rollout(self.sampling, self.model, role, batch.prompts, rng, grad=grad, num_calls=m + 1).x0_hat
+        role, num_calls = policy.role("train"), self.sampling.call_of(m) + 1
+        x0_hat = rollout(self.sampling, self.model, role, batch.prompts, rng, grad=grad, num_calls=num_calls).x0_hat
         losses, metrics = self.losses(x0_hat, batch.prompts)
         metrics["step_read"] = torch.tensor(float(m))
         if self.config.pretraining:

@@ -15,15 +15,16 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from align.errors import UserError
+from align.policy._targets import check_targets, refused
 from align.registry import ComponentConfig
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' load_lora_weights looks for in a folder
@@ -40,7 +41,7 @@ class AdapterConfig(ComponentConfig):
     """The scale is alpha / rank; not given, alpha = rank and the scale is 1."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input. Leave at 0 where noise would drown the signal (preference losses)."""
-    targets: list[str] | str | None = None
+    targets: Annotated[list[str], Field(min_length=1)] | Annotated[str, Field(min_length=1)] | None = None
     """Names of the layers to adapt (endings of module names), or a regular expression; default: the model family's."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank): keeps the update's size when the rank grows."""
@@ -84,6 +85,7 @@ def inject(
         use_rslora=config.rslora,
         use_dora=config.dora,
     )
+    check_targets(network, settings.target_modules)
     others = [(p, p.requires_grad) for n, p in network.named_parameters() if ".lora_" in n]
     network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # PEFT draws A on the CPU
@@ -93,11 +95,7 @@ def inject(
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a further adapter is meant
                 inject_adapter_in_model(settings, network, name)
         except ValueError as error:
-            linear = sorted({n.rsplit(".", 1)[-1] for n, m in network.named_modules() if isinstance(m, nn.Linear)})
-            raise UserError(
-                f"adapter.targets={settings.target_modules!r}: no layer of {type(network).__name__} can be adapted "
-                f"({error}). Its linear layers end in: {', '.join(linear)}."
-            ) from None
+            raise refused(network, f"{settings.target_modules!r}: no layer can be adapted ({error})") from None
     every = [module for module in network.modules() if isinstance(module, LoraLayer)]
     for layer in every:
         layer.set_adapter(NAME if others else name)
@@ -264,14 +262,23 @@ def read(source: str | Path, component: str) -> tuple[dict[str, Tensor], dict[st
 
 def _read(path: Path, component: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the metadata that the file holds for `component`, without that prefix."""
-    with safe_open(path, framework="pt") as file:
-        said = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-        tensors = {n: file.get_tensor(n) for n in file.keys()}  # safe_open is no mapping
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+            tensors = {n: file.get_tensor(n) for n in file.keys()}  # safe_open is no mapping
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"adapter.init={path}: no safetensors file that is whole ({error}). Make it again.") from None
     prefix = f"{component}."
     ours = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
     if not ours:
         raise UserError(
             f"adapter.init={path}: none of its {len(tensors)} tensors is named {prefix}*.lora_A.weight. It must be in "
             "diffusers' format (convert it with diffusers' load_lora_weights and save_lora_weights)."
+        )
+    if others := sorted({n.partition(".")[0] for n in tensors.keys() - {f"{prefix}{n}" for n in ours}}):
+        raise UserError(
+            f"adapter.init={path}: it also holds an adapter of {', '.join(others)}, which would be left out: only the "
+            f"{component} is trained here. Save the {component}'s part alone, or merge the whole into the base "
+            "(model.base_adapter)."
         )
     return ours, {n.removeprefix(prefix): v for n, v in said.items() if n.startswith(prefix)}

@@ -35,6 +35,7 @@ class Noise:
         self.best_reward = torch.full((len(x_T),), -torch.inf, dtype=x_T.dtype, device=x_T.device)
         self.first_reward = torch.full_like(self.best_reward, torch.nan)
         self.best_step = torch.zeros(len(x_T), dtype=torch.long, device=x_T.device)
+        self._held: tuple[Tensor, Tensor] | None = None  # which rows are to stay, and where they are
         self.frames: list[Tensor] | None = None
         """Per row the images of its iterates, (iterates, 3, H, W) bytes on the CPU, if asked for by `keep_frames`."""
 
@@ -67,11 +68,19 @@ class Noise:
         norms = gradient.flatten(1).norm(dim=1)
         finite = norms.isfinite()
         gradient[~finite] = 0
+        self._held = None if bool(finite.all()) else ((~finite).nonzero()[:, 0], self.x_T.detach()[~finite].clone())
         if max_norm is not None:
             scale = (max_norm / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(max=1)
             gradient *= torch.where(finite, scale, 0)[:, None, None, None]
         moved = norms[finite & (norms > 0)]
         return moved.mean() if len(moved) else norms.new_zeros(())
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """After the optimiser's step: momentum and decay move a row without a gradient too; those that stay go back."""
+        if self._held is not None:
+            rows, values = self._held
+            self.x_T[rows] = values
 
     @torch.no_grad()
     def observe(self, span: Span, step: int, rewards: Tensor, pixels: Tensor) -> None:

@@ -85,6 +85,10 @@ class Policy:
             )
         self.roles[role] = dict(weights)
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of a network call."""
+        return self._autocast()
+
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Calls inside are not those of training: evaluation, panels, pictures."""

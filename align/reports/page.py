@@ -107,8 +107,9 @@ def _scores(found: Summary) -> str:
     return (
         "<table><thead><tr><th></th><th>before</th><th>after</th><th>change, 95 %</th><th>in standard deviations, "
         f"-1 to 1</th><th>better on</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
-        f'<p class="small">{number} prompts of {escape(str(found.report_prompts))}; '
-        "the same seeds before and after.</p>"
+        f'<p class="small">{number} {escape(summary.held_out(found.report_seen))} '
+        f"({escape(str(found.report_prompts))}); the same seeds before and after, the adapter at strength "
+        f"{found.strength:g}.</p>"
     )
 
 
@@ -256,7 +257,7 @@ def _facts(found: Summary, output: Path) -> list[str]:
         "time": f"{found.seconds:.1f} s in updates, {found.seconds_per_update:.2f} s each",
         "processes": str(found.num_processes),
         "cost": f"{found.forward_equivalents:,} forward-equivalents of the network",
-        "memory": f"{found.peak_rss_mib:.0f} MiB{gpu}",
+        "memory": "unknown" + gpu if found.peak_rss_mib is None else f"{found.peak_rss_mib:.0f} MiB{gpu}",
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }
     rows |= {f"adapter {name}": text for name, text in found.adapters.items()}

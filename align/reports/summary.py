@@ -1,9 +1,8 @@
 """summary.json: what a run was, what it cost and what it achieved. `Summary` is its schema."""
 
-import resource
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from align.config import Recipe
+from align.data.prompts import load_prompts
 from align.figures.statistics import Comparison
 from align.hooks import metrics
 from align.hooks._base import State
@@ -20,6 +20,14 @@ from align.versions import hardware, versions
 
 FILE_NAME = "summary.json"
 RSS_UNITS_PER_MIB = 1024**2 if sys.platform == "darwin" else 1024
+
+
+def _peak_rss() -> float | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_UNITS_PER_MIB
 
 
 class Summary(BaseModel):
@@ -43,6 +51,10 @@ class Summary(BaseModel):
     """The update whose parameters are the run's result: the last, or the best by a held-out panel."""
     report_prompts: str | None
     """Where the prompts of `scores` come from; null where the recipe has no `evaluate` block."""
+    strength: float = 1.0
+    """The adapter's, at which `scores` were measured: the one that a hook recommends, else 1."""
+    report_seen: dict[str, int] = Field(default_factory=dict)
+    """How many of the report prompts were not held out: {"trained on": n, "chosen on": m}; left out where none is."""
     scores: dict[str, Comparison] = Field(default_factory=dict)
     """For each reward and judge: before and after on the report prompts at the same seeds, means over prompts with
     95 % bootstrap intervals, and the paired difference."""
@@ -61,8 +73,8 @@ class Summary(BaseModel):
     was recomputed for a backward pass counts again."""
     forward_equivalents: int
     """The same with 2 more for each row of a backward pass."""
-    peak_rss_mib: float
-    """The main process's largest resident memory, MiB."""
+    peak_rss_mib: float | None
+    """The main process's largest resident memory, MiB; null on Windows, which does not say."""
     peak_gpu_mib: float | None
     """The main process's largest allocated GPU memory, MiB; null without a GPU."""
     hardware: str
@@ -80,6 +92,7 @@ def write(
     calls: Calls,
     num_processes: int,
     adapters: dict[str, str] | None = None,
+    report_seen: dict[str, int] | None = None,
 ) -> Summary:
     """Writes the summary of a run that ended in `state`, from the recipe, its metrics and its network calls."""
     seconds = [record["seconds"] for record in metrics.read(output / metrics.FILE_NAME) if "seconds" in record]
@@ -92,6 +105,8 @@ def write(
         stopped=state.stop,
         chosen_update=state.chosen.step if state.chosen else state.step,
         report_prompts=str(recipe.evaluate.prompts) if recipe.evaluate else None,
+        report_seen=report_seen or {},
+        strength=recommended_strength(findings),
         scores=scores,
         findings=findings,
         trained_on=list(recipe.rewards),
@@ -100,13 +115,50 @@ def write(
         seconds_per_update=statistics.median(seconds) if seconds else 0.0,
         network_calls=calls.forward + calls.recompute,
         forward_equivalents=calls.forward_equivalents,
-        peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_UNITS_PER_MIB,
+        peak_rss_mib=_peak_rss(),
         peak_gpu_mib=torch.cuda.max_memory_allocated() / 1024**2 if torch.cuda.is_available() else None,
         hardware=hardware(),
         versions=versions(),
     )
     (output / FILE_NAME).write_text(written.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return written
+
+
+def recommended_strength(findings: Mapping[str, Mapping[str, Any]]) -> float:
+    """What a hook recommends; 1 where none has tried."""
+    said = [c["recommended_strength"] for c in findings.values() if "recommended_strength" in c]
+    return float(said[0]) if said else 1.0
+
+
+def seen(recipe: Recipe, trained: Sequence[str]) -> dict[str, int]:
+    """How many of the report prompts training (on the prompts `trained`) or a hook has seen, by their words."""
+    if recipe.evaluate is None:
+        return {}
+    chosen: list[str] = []
+    for hook in recipe.hooks.values():
+        if getattr(hook, "chooses", False):
+            source: Any = hook
+            number = source.num_prompts + getattr(source, "num_sweep_prompts", 0)
+            chosen += load_prompts(source.prompts, count=number, key="hooks")
+    report = load_prompts(recipe.evaluate.prompts, count=recipe.evaluate.num_prompts, key="evaluate.prompts")
+    counts = {
+        how: sum(_words(prompt) in known for prompt in report)
+        for how, known in (("trained on", set(map(_words, trained))), ("chosen on", set(map(_words, chosen))))
+    }
+    return {how: number for how, number in counts.items() if number}
+
+
+def _words(prompt: str) -> str:
+    """A prompt as it is compared: case and blanks say nothing."""
+    return " ".join(prompt.split()).casefold()
+
+
+def held_out(report_seen: Mapping[str, int]) -> str:
+    """What the report prompts are, in words that are true."""
+    if not report_seen:
+        return "prompts that nothing was trained or chosen on"
+    told = " and ".join(f"{number} were {how}" for how, number in report_seen.items())
+    return f"prompts of which {told}, so that these are no held-out scores"
 
 
 def read(output: Path) -> Summary:
@@ -122,11 +174,13 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
             f"{label:<16} {score.before.mean:.4f} -> {score.after.mean:.4f}  change {change.mean:+.4f} "
             f"[{change.low:+.4f}, {change.high:+.4f}]  better on {100 * score.win_rate:.0f} %"
         )
+    if summary.report_seen:
+        yield f"the report is on {held_out(summary.report_seen)}: give evaluate prompts of its own"
     if summary.stopped:
         yield f"ended early: {summary.stopped}"
     for label, found in summary.findings.items():
         if "recommended_strength" in found:
-            yield f"{label} recommends the adapter at strength {found['recommended_strength']:g}"
+            yield f"{label} recommends the adapter at strength {found['recommended_strength']:g}{_gain(found)}"
     if summary.scores:
         yield f"before and after  {output / PICTURE}"
     yield f"report  {output / 'report.html'}"
@@ -134,3 +188,11 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
         f"{summary.num_updates} updates in {summary.seconds:.0f} s ({summary.seconds_per_update:.2f} s each), adapter "
         f"of update {summary.chosen_update} in {output / 'adapter'}"
     )
+
+
+def _gain(found: Mapping[str, Any]) -> str:
+    """How sure the gain on held-out rewards is."""
+    if not (gain := found.get("gain")):
+        return ""
+    word = "better than the base" if gain["better"] else "not surely better than the base"
+    return f": {word}, {gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}] of its standard deviations"

@@ -11,6 +11,7 @@ from align.config import Recipe
 from align.models._network import is_file
 from align.models._pipeline import PipelineModel
 from align.registry import EMBEDDED, model_family
+from align.reports import summary
 from align.reports.summary import Summary
 
 FILE_NAME = "README.md"
@@ -103,8 +104,7 @@ def metadata(
 
 def recommended_strength(found: Summary) -> float:
     """What the guard recommends; 1 where no hook has tried."""
-    said = [c["recommended_strength"] for c in found.findings.values() if "recommended_strength" in c]
-    return float(said[0]) if said else 1.0
+    return summary.recommended_strength(found.findings)
 
 
 def base_licence(recipe: Recipe) -> str | None:
@@ -201,8 +201,8 @@ def _scores(found: Summary, grid: str | None) -> list[str]:
     if grid:
         lines += [f"![The same prompts and seeds before and after training]({grid})", ""]
     lines += [
-        f"At strength 1, on prompts that nothing was chosen on ({found.report_prompts}), at the same seeds, with 95 % "
-        "bootstrap intervals over prompts:",
+        f"At strength {found.strength:g}, on {summary.held_out(found.report_seen)} ({found.report_prompts}), at the "
+        "same seeds, with 95 % bootstrap intervals over prompts:",
         "",
         "| score | trained on | before | after | change | better on |",
         "|---|---|---|---|---|---|",
@@ -233,8 +233,8 @@ def _made(recipe: Recipe, found: Summary) -> list[str]:
         "seed": str(found.seed),
         "licences of the rewards": "; ".join(f"{k}: {r.licence_text()}" for k, r in recipe.rewards.items()) or "none",
         "hardware": f"{found.hardware}; {found.num_processes} process" + ("es" if found.num_processes != 1 else ""),
-        "cost": f"{found.seconds:.0f} s of training, {found.network_calls:,} rows through the network, "
-        f"{found.peak_rss_mib / 1024:.1f} GiB of memory"
+        "cost": f"{found.seconds:.0f} s of training, {found.network_calls:,} rows through the network"
+        + (f", {found.peak_rss_mib / 1024:.1f} GiB of memory" if found.peak_rss_mib is not None else "")
         + (f", {found.peak_gpu_mib / 1024:.1f} GiB on the GPU" if found.peak_gpu_mib is not None else ""),
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }

@@ -1,6 +1,7 @@
 """Checkpoints that resume a run bit for bit: written whole or not at all, checked when read, and free of pickle.
 
-A checkpoint is a folder `step-000050` with, for each object that has a state, its tensors in NAME.safetensors and the
+A checkpoint is a folder `step-000050`, and no other name is one: copies that a user keeps beside them are neither taken
+up nor removed. It has, for each object that has a state, its tensors in NAME.safetensors and the
 rest of its state in state.json; meta.json (step, recipe, versions, threads) and manifest.json with every file's sha256.
 It is written under a temporary name, flushed to the disk, then renamed: a crash leaves the previous ones untouched.
 """
@@ -8,6 +9,7 @@ It is written under a temporary name, flushed to the disk, then renamed: a crash
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +18,12 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from align.errors import UserError
+
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"
+ABANDONED = "abandoned-"
+NAME = re.compile(r"step-(\d{6,})")
 
 
 class Damaged(Exception):
@@ -25,19 +31,47 @@ class Damaged(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`, of which the newest `keep` stay."""
+    """The checkpoints of one run in `folder`, of which the newest `keep` stay, and `base`, the one that the run went
+    back to, if it did."""
 
     def __init__(self, folder: Path, *, keep: int = 2, say: Callable[[str], None] = print):
         self.folder = folder
         self.keep = keep
         self.say = say
+        self.base: int | None = None
 
     def steps(self) -> list[Path]:
         """The finished checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+        found = {number: path for path in self.folder.glob("step-*") if (number := step_of(path)) is not None}
+        return [found[number] for number in sorted(found)]
+
+    def go_back(self, path: Path) -> None:
+        """Makes the checkpoint `path` the newest: later ones of this run are a future that is given up, and are moved
+        aside. It stays as long as what follows goes on from it."""
+        ours = path.resolve().parent == self.folder.resolve()
+        step = json.loads((path / "meta.json").read_text(encoding="utf-8"))["step"] if ours else -1
+        later = [each for each in self.steps() if (step_of(each) or 0) > step]
+        if ours and any(_whole(each) for each in later):  # else they were passed over as damaged
+            self.base = step
+        for each in later:
+            aside = self.folder / f"{ABANDONED}{each.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(each, aside)
+        if later:
+            names = ", ".join(f"{ABANDONED}{each.name}" for each in later)
+            self.say(f"back at {path}: the later checkpoints in {self.folder} are given up, and kept as {names}")
 
     def save(self, step: int, states: dict[str, dict[str, Any]], meta: dict[str, Any]) -> Path:
         """Writes the checkpoint of `step`: `states` maps a name to a state_dict of tensors and JSON-able values."""
+        try:
+            return self._save(step, states, meta)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: the checkpoint of update {step} cannot be written ({error.strerror or error}). Make "
+                "room or set output to another folder; the same command goes on from the checkpoint before it."
+            ) from None
+
+    def _save(self, step: int, states: dict[str, dict[str, Any]], meta: dict[str, Any]) -> Path:
         final = self.folder / f"step-{step:06d}"
         temporary = self.folder / f"{TEMPORARY}{final.name}"
         shutil.rmtree(temporary, ignore_errors=True)  # what a crash left
@@ -59,7 +93,8 @@ class Checkpoints:
         os.replace(temporary, final)
         _flush(self.folder)
         for old in self.steps()[: -self.keep]:
-            shutil.rmtree(old)
+            if step_of(old) != self.base:
+                shutil.rmtree(old)
         return final
 
     def newest(self) -> Path | None:
@@ -72,6 +107,26 @@ class Checkpoints:
             else:
                 return path
         return None
+
+
+def step_of(path: Path) -> int | None:
+    """The update that a folder is the checkpoint of, by its name and what it says itself; None: it is none."""
+    found = NAME.fullmatch(path.name)
+    if found is None or not path.is_dir() or f"step-{int(found[1]):06d}" != path.name:
+        return None
+    try:
+        said = json.loads((path / "meta.json").read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return int(found[1])  # damaged, which is said where it is read
+    return int(found[1]) if said == int(found[1]) else None
+
+
+def _whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except Damaged:
+        return False
+    return True
 
 
 def verify(path: Path) -> None:
@@ -134,7 +189,9 @@ def _sha256(path: Path) -> str:
 
 def _flush(path: Path) -> None:
     """To the disk: the file's bytes, or the folder's list of names."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if path.is_dir() and os.name == "nt":  # Windows opens no folder, and keeps its list of names by itself
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,10 +1,17 @@
-"""An exponential moving average of the trained parameters: shadow <- decay shadow + (1 - decay) value."""
+"""An exponential moving average of the trained parameters.
+
+    shadow <- d shadow + (1 - d) value,   d = min(decay, (1 + n) / (10 + n)) at update n = 0, 1, ...
+
+The ramp is TensorFlow's (ExponentialMovingAverage with num_updates) and diffusers'. Without it the average of a run
+shorter than 1/(1 - decay) updates would be what the run began with.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class EMA:
@@ -14,11 +21,14 @@ class EMA:
         self.parameters = parameters
         self.decay = decay
         self.shadow = [p.detach().clone() for p in parameters]
+        self.count = 0
 
     @torch.no_grad()
     def update(self) -> None:
+        decay = min(self.decay, (1 + self.count) / (10 + self.count))
+        self.count += 1
         for average, parameter in zip(self.shadow, self.parameters, strict=True):
-            average.lerp_(parameter, 1 - self.decay)
+            average.lerp_(parameter, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -35,10 +45,11 @@ class EMA:
             parameter.copy_(average)
             average.copy_(value)
 
-    def state_dict(self) -> dict[str, list[Tensor]]:
-        return {"shadow": self.shadow}
+    def state_dict(self) -> dict[str, Any]:
+        return {"shadow": self.shadow, "count": self.count}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
         for average, value in zip(self.shadow, state["shadow"], strict=True):
             average.copy_(value)

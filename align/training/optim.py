@@ -7,7 +7,7 @@ per process by Accelerate; a function of i cannot be, and needs nothing stored t
 """
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -25,7 +25,7 @@ class OptimConfig(ComponentConfig):
     Nesterov's momentum, as in PyTorch, and takes neither betas nor eps."""
     lr: float = Field(default=1e-4, gt=0)
     """The highest rate: the one after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Decay of the mean and of the mean square of the gradient."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """sgd; 0 is plain descent."""

@@ -1,17 +1,19 @@
-"""Where a run starts: fresh, or at a checkpoint of the same recipe; a changed recipe is refused by the changed keys."""
+"""Where a run starts: fresh, or at a checkpoint of the same recipe and data; a change is refused by its keys."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
 from align.training import checkpoint
 from align.training.checkpoint import Checkpoints, Damaged
+from align.training.contents import changed as changed_contents
 
 FREE = (
     "output",
     "evaluate",
+    "data.cache",
     "hooks.progress",
     "hooks.metrics",
     "train.micro_batch_size",
@@ -21,13 +23,21 @@ FREE = (
     "train.max_failures",
 )
 """Keys, and all keys below them, that may change between the parts of a run: no update depends on them."""
+BY_BATCH = ("train.micro_batch_size", "train.num_processes")
+"""Of these, those that adapter.dropout depends on: its masks are drawn for a micro-batch of a process."""
 
 
-def find(output: Path, resume: str, recipe: dict[str, Any], say: Callable[[str], None]) -> Path | None:
+def find(
+    output: Path,
+    resume: str,
+    recipe: dict[str, Any],
+    say: Callable[[str], None],
+    contents: Mapping[str, str] | None = None,
+) -> Path | None:
     """The checkpoint to go on from, or None to start afresh.
 
     `resume` is "auto" (the newest sound checkpoint in `output`, if there is one), "never", or the path of a checkpoint
-    or of a run's folder. A checkpoint of another recipe raises UserError.
+    or of a run's folder. A checkpoint of another recipe, or of other `contents`, raises UserError.
     """
     if resume == "never":
         return None
@@ -37,22 +47,39 @@ def find(output: Path, resume: str, recipe: dict[str, Any], say: Callable[[str],
         path = _given(Path(resume).expanduser(), say)
     if path is None:
         return None
-    meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-    if changes := list(changed(meta["recipe"], recipe)):
+    found = meta(path)
+    if changes := list(changed(found["recipe"], recipe)):
         listed = ", ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in changes)
         raise UserError(
             f"{path} belongs to another recipe ({listed}), so going on from it would be neither run. Undo the change, "
             "set another output, or start over with --resume never."
         )
+    same_contents(path, found, contents or {})
     return path
+
+
+def meta(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of the run that wrote it."""
+    return json.loads((path / "meta.json").read_text(encoding="utf-8"))
+
+
+def same_contents(path: Path, written: Mapping[str, Any], now: Mapping[str, str]) -> None:
+    """Raises UserError where a checkpoint was written with other contents behind the same names."""
+    if found := changed_contents(written.get("contents", {}), now):
+        raise UserError(
+            f"{path} belongs to other contents behind the same names: {', '.join(found)}. Going on from it would be "
+            "neither run. Put them back as they were, set another output, or start over with --resume never."
+        )
 
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(key, old value, new value) for each setting that an update depends on and that differs."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
     free = FREE
+    if before.get("adapter.dropout"):
+        free = tuple(key for key in free if key not in BY_BATCH)
     if after.get("optim.schedule") == "constant" and after.get("train.num_updates", 0) >= before["train.num_updates"]:
-        free = (*FREE, "train.num_updates")  # at a constant rate a longer run begins as the shorter one does
+        free = (*free, "train.num_updates")  # at a constant rate a longer run begins as the shorter one does
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{word}.") for word in free):
             yield key, before.get(key), after.get(key)

@@ -1,7 +1,7 @@
 """The loop. It knows batches, an objective, something trainable and hooks, and none of them by name."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from pydantic import Field, model_validator
 
 from align.data._base import BatchSource, micro_batches
-from align.errors import UserError
 from align.hooks._base import Hook, State, running
 from align.interrupt import Interrupt
 from align.objectives._base import Objective
@@ -22,6 +21,7 @@ from align.registry import ComponentConfig
 from align.training import checkpoint
 from align.training.checkpoint import Checkpoints
 from align.training.ema import EMA
+from align.training.failures import Failures
 from align.training.movers import alone, movers, moves
 from align.training.optim import OptimConfig
 from align.training.update import Update, update
@@ -30,9 +30,9 @@ from align.versions import versions
 
 class TrainConfig(ComponentConfig):
     """How long, how large, how precise. batch_size says what is computed; micro_batch_size and the number of processes
-    only say how it is cut, and change no result."""
+    only say how it is cut, and change no result, but with adapter.dropout, whose masks are drawn for each cut."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Of all that is drawn: the adapter's start, the order of the data, noise."""
     num_updates: int = Field(default=100, ge=1)
     """Length of the run."""
@@ -88,11 +88,13 @@ class Trainer:
         *,
         recipe: dict[str, Any],
         say: Callable[[str], None],
+        contents: Mapping[str, str] | None = None,
     ):
         self.config = config
         self.optim = optim
         self.accelerator = accelerator
         self.recipe = recipe
+        self.contents = dict(contents or {})
         self.say = say
         self.checkpoints = Checkpoints(output / "checkpoints", keep=config.keep_checkpoints, say=say)
 
@@ -113,13 +115,13 @@ class Trainer:
         self.movers = movers(self.config, self.optim, trainable, cast, self.accelerator)
         ema = EMA(trainable.parameters(), self.config.ema) if self.config.ema else None
         state = State(self.config.num_updates, average=ema.applied if ema else nullcontext)
-        parts: dict[str, Any] = {"batches": batches, "ema": ema, "objective": objective, "trainer": self}
+        self.failures = Failures(self.config.max_failures)
+        parts: dict[str, Any] = {"batches": batches, "ema": ema, "objective": objective, "failures": self.failures}
         for mover in self.movers:
             parts |= mover.parts()
         parts |= {f"adapter-{name}": follower for name, follower in cast.followers.items()}
         parts |= {f"hook-{i}": hook for i, hook in enumerate(hooks)}
         parts = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
-        self.failures = 0
         if resume is not None:
             self._restore(resume, parts, policy, state)
         with Interrupt(self.accelerator) as interrupt, running(hooks, state):
@@ -135,7 +137,7 @@ class Trainer:
                     follower.advance(state.step + 1)
                 state.step += 1
                 state.metrics = {**done.metrics, "outcome": done.outcome, "seconds": time.perf_counter() - started}
-                self._check(done, state.step)
+                self._watch(done, batches, state, rowwise=trainable.rowwise)
                 if done.outcome == "applied" and (watch := getattr(objective, "watch", None)) is not None:
                     watch(done.metrics)
                 for hook in hooks:
@@ -170,19 +172,18 @@ class Trainer:
                     scaler=mover.scaler,
                 )
             metrics |= mover.named({**done.metrics, **mover.trainable.metrics(), "lr": rate})
-            metrics.setdefault("loss", done.metrics["loss"])  # the run's own adapter's, unless the round leaves it out
+            for key in ("loss", "grad_norm"):  # the run's own adapter's, unless the round leaves it out
+                if key in done.metrics:
+                    metrics.setdefault(key, done.metrics[key])
             outcomes.append(done.outcome)
         return Update(metrics, next((outcome for outcome in outcomes if outcome != "applied"), "applied"))
 
-    def _check(self, done: Update, step: int) -> None:
-        """Counts updates in a row without a finite gradient; the counts agree on all processes."""
-        self.failures = self.failures + 1 if done.outcome == "not finite" else 0
-        if self.failures == self.config.max_failures:
-            raise UserError(
-                f"train: the gradient was not finite in {self.failures} updates in a row, up to update {step} (loss "
-                f"{done.metrics['loss']}): the run has diverged. Lower optim.lr or train.max_grad_norm, or keep fewer "
-                "steps in the gradient; the checkpoints before it are kept."
-            )
+    def _watch(self, done: Update, batches: BatchSource, state: State, *, rowwise: bool) -> None:
+        scales = [mover.scaler.get_scale() for mover in self.movers if mover.scaler is not None]
+        scale, why_empty = min(scales, default=None), getattr(batches, "why_empty", None)
+        self.failures.watch(done, state.step, scale=scale, why_empty=why_empty)
+        if state.step == self.config.num_updates and not rowwise:  # each row has a result of its own
+            self.failures.finish(state.step, why_empty)
 
     def _save(self, parts: dict[str, Any], policy: Policy, state: State) -> None:
         calls = policy.calls.over_processes(self.accelerator)
@@ -190,6 +191,7 @@ class Trainer:
             states = {name: held for name, part in parts.items() if (held := part.state_dict())}
             states["calls"] = calls.state_dict()
             meta = {"recipe": self.recipe, "versions": versions(), "threads": torch.get_num_threads()}
+            meta |= {"contents": self.contents, "base": self.checkpoints.base}
             self.checkpoints.save(state.step, states, meta)
         self.accelerator.wait_for_everyone()
 
@@ -199,14 +201,11 @@ class Trainer:
             policy.calls.load_state_dict(states["calls"])
         for name in parts.keys() & states.keys():  # hooks without a state may come and go
             parts[name].load_state_dict(states[name])
-        state.step = meta["step"]
+        state.step, state.base = meta["step"], path
+        self.checkpoints.base = meta.get("base")
+        if self.accelerator.is_main_process:
+            self.checkpoints.go_back(path)
         if meta["threads"] != torch.get_num_threads():
             self.say(f"going on with {meta['threads']} threads, as {path} was written: another number rounds otherwise")
             torch.set_num_threads(meta["threads"])
         self.say(f"going on from {path}, after update {state.step} of {state.num_updates}")
-
-    def state_dict(self) -> dict[str, int]:
-        return {"failures": self.failures}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.failures = state["failures"]

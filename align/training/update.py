@@ -79,6 +79,8 @@ def update(
     outcome = "applied" if finite_loss and norm < float("inf") else "not finite"
     if outcome == "applied":
         optimiser.step() if scaler is None else scaler.step(optimiser)
+        if (settle := getattr(trainable, "settle", None)) is not None:
+            settle()
     if scaler is not None:
         scaler.update()
         outcome = "overflow" if finite_loss and outcome == "not finite" else outcome

@@ -30,7 +30,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from align.data._pairs import opened
 from align.data._workplace import Workplace
 from align.data.preferences import PairBatch, Preferences, PreferencesConfig
 from align.models.sd import SDConfig
@@ -42,6 +41,7 @@ from align.policy.roles import Policy
 from align.policy.trainable import Adapter
 from align.registry import MODELS, build
 from align.training.update import update
+from rewards._images import read_pil
 from samplers import Rng, add_noise
 
 BETA, SEED = 5000.0, 0
@@ -122,7 +122,7 @@ class Bench:
 
 
 def _pixels(data: bytes) -> Tensor:
-    image = opened(data)
+    image = read_pil(data)
     found = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return found.view(image.height, image.width, 3).permute(2, 0, 1).float() / 255
 

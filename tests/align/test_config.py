@@ -3,13 +3,14 @@
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 
 from align import recipes
-from align.config import ALWAYS, Recipe, json_schema, load_recipe
+from align.config import ALWAYS, Recipe, _chooser, json_schema, load_recipe
 from align.errors import UserError
 from align.source import Source
 
@@ -194,3 +195,20 @@ def test_a_finished_run_is_read_though_its_prompts_are_gone(tmp_path):
     with pytest.raises(UserError, match=r"data\.prompts"):
         load_recipe(recipe.dump())
     assert load_recipe(recipe.dump(), on_disk=False) == recipe
+
+
+def test_one_hook_chooses_the_adapter():
+    """Of a guard and a panel's best each would say that its adapter is the run's."""
+    from align.hooks.guard import GuardConfig
+    from align.hooks.panel import PanelConfig
+
+    rewards: Any = {"jpeg": {}}
+    guard = GuardConfig(prompts=["a"], rewards=rewards)
+    best, plain = (PanelConfig(prompts=["a"], rewards=rewards, best=label) for label in ("jpeg", None))
+    assert not list(_chooser({"hooks": {"guard": guard, "panel": plain}})) and not list(_chooser({}))
+    ((key, text),) = _chooser({"hooks": {"guard": guard, "panel": best}})
+    assert key == "hooks.panel.best" and "hooks.guard chooses it already" in text
+    ((key, _),) = _chooser({"hooks": {"panel": best, "other": best}})
+    assert key == "hooks.other.best"
+    ((key, _),) = _chooser({"hooks": {"panel": best, "guard": guard}})
+    assert key == "hooks.guard"

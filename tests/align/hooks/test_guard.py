@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from align.hooks._base import State, Surroundings
+from align.hooks._measured import Measurement
 from align.hooks._probes import chroma, detail, spread
-from align.hooks.guard import Guard, GuardConfig, Measurement, recommended
+from align.hooks._sweep import gain as gain_of
+from align.hooks._sweep import recommended
+from align.hooks.guard import Guard, GuardConfig
 from rewards.brightness import BrightnessConfig
 
 FLAT = torch.full((4, 3, 8, 8), 0.5)
@@ -30,10 +33,12 @@ class Script:
         self.asked = 0
 
     def score(self, role, prompts, rewards, *, stream, num_images, poll):
-        assert (role, stream, num_images) == ("train", "guard", 4) and prompts == ["a", "a", "b", "b"]
+        if stream == "guard":
+            assert (role, num_images) == ("train", 4) and prompts == ["a", "a", "b", "b"]
         self.asked += 1
         means, images = self.measurements.pop(0)
-        spread_out = torch.tensor([-1.0, 1.0, -1.0, 1.0])  # standard deviation 1
+        spread_out = torch.tensor([-1.0, 1.0]).repeat(num_images // 2)  # standard deviation 1
+        images = images.repeat(num_images // len(images), 1, 1, 1)
         return {label: mean + spread_out for label, mean in means.items()}, images
 
 
@@ -51,7 +56,8 @@ class Weights:
 
 
 def guard(script: Script, **settings) -> Guard:
-    given = {"prompts": ["a", "b"], "rewards": {"clip": BrightnessConfig()}, "every": 1, "drift": None, **settings}
+    given = {"prompts": ["a", "b"], "rewards": {"clip": BrightnessConfig()}, "every": 1, "drift": None}
+    given |= {"num_prompts": 2, **settings}
     around = Surroundings(Path(), None, Weights(), script, dict, {}, seed=0)
     return Guard(GuardConfig(**given), around)
 
@@ -107,13 +113,32 @@ def test_slow_decline_cannot_pass_step_by_step():
     assert state.step == 5 and state.chosen is not None and state.chosen.step == 2
 
 
-def test_another_strength_is_recommended_only_where_it_is_clearly_better():
-    one = Measurement(1.0, {}, {}, [1.0, 1.0])
-    unclear, clear = Measurement(1.5, {}, {}, [2.2, 0.8]), Measurement(1.2, {}, {}, [1.2, 1.2])
-    assert recommended({1.0: one, 1.25: unclear}) == 1.0 and recommended({1.0: one, 0.75: clear}) == 0.75
-    astray = Measurement(9.0, {}, {}, [9.0, 9.0], ["alarm"])
-    assert recommended({0.5: astray, 1.0: one}) == 1.0 and recommended({0.5: unclear, 1.0: astray}) == 0.5
-    assert recommended({}) == 1.0
+def seen(*each, alarms=()):
+    return Measurement(sum(each) / len(each), {}, {}, list(each), list(alarms))
+
+
+def test_another_strength_is_recommended_only_where_it_is_surely_better():
+    """At 4 prompts and one other strength, Student's quantile is t(0.95, 3) = 2.353: of d = (1, 1, 1, 2) the margin is
+    2.353 x 0.25 = 0.588 below the mean of 1.25; of (0, 1, 1, 2) it is 0.961 below 1."""
+    one = seen(0, 0, 0, 0)
+    assert recommended({1.0: one, 0.75: seen(1, 1, 1, 2)}) == 0.75
+    assert recommended({1.0: one, 1.25: seen(0, 1, 1, 2)}) == 1.25
+    assert recommended({1.0: one, 0.5: seen(0, 1, 1, 2), 1.25: one}) == 1.0, "two tries ask for more of each"
+    assert recommended({1.0: seen(0, 0), 0.5: seen(9, 9)}) == 1.0, "no interval of two prompts"
+    assert recommended({1.0: one, 0.5: seen(9, 9, 9, 9, alarms=["astray"])}) == 1.0
+    astray = seen(0, 0, 0, 0, alarms=["astray"])
+    assert recommended({0.25: seen(5, 5, 5, 5), 0.5: one, 1.0: astray, 1.75: one}) == 0.5, "the nearest sound one"
+    assert recommended({1.0: one}) == recommended({}) == recommended({0.5: one}) == 1.0
+
+
+def test_the_gain_over_the_base_says_whether_it_is_sure():
+    """t(0.975, 3) = 3.182: (1, 1, 1, 2) is 1.25 +- 0.796, (0, 0, 1, 2) is 0.75 +- 1.523."""
+    base = seen(0, 0, 0, 0)
+    found = gain_of(seen(1, 1, 1, 2), base)
+    assert found == pytest.approx({"mean": 1.25, "low": 1.25 - 0.7956, "high": 1.25 + 0.7956, "better": True}, abs=1e-3)
+    unsure = gain_of(seen(0, 0, 1, 2), base)
+    assert unsure is not None and not unsure["better"] and unsure["low"] < 0
+    assert gain_of(seen(1, 1), seen(0, 0)) is None
 
 
 def test_the_score_is_the_mean_gain_in_the_bases_standard_deviations():
@@ -194,17 +219,74 @@ def test_a_resumed_guard_decides_as_an_unbroken_one():
     assert again.stop == state.stop and again.chosen is not None and again.chosen.step == 2, "it stays ended"
 
 
-def test_the_sweep_recommends_the_best_strength_without_alarm():
-    hook = guard(scores(0.0, 1.0), sweep=(0.5, 1.0, 1.25, 1.5))
+def test_the_sweep_is_judged_on_prompts_that_chose_nothing():
+    """6 more prompts, against the base on them; a strength is measured anew, 1 too."""
+    hook = guard(scores(0.0, 1.0), prompts=list("abcdefgh"), num_sweep_prompts=9, sweep=(0.5, 1.25, 1.5))
     state = play(hook, 1)
-    script = Script(({"clip": 0.8}, textured()), ({"clip": 1.2}, textured()), ({"clip": 7.0}, ALIKE))
-    hook.around = Surroundings(Path(), None, weights := Weights(), script, dict, {}, seed=0)
+    assert hook.apart == [prompt for prompt in "cdefgh" for _ in range(2)]
+    asked, told = [], {"base": 0.0, 0.5: 0.8, 1.0: 1.0, 1.25: 1.2, 1.5: 7.0}
+
+    class Painter(Script):
+        def score(self, role, prompts, rewards, *, stream, num_images, poll):
+            assert prompts == hook.apart and stream == "guard/sweep"
+            asked.append("base" if role == "reference" else weights.used[-1])
+            self.measurements = [({"clip": told[asked[-1]]}, ALIKE if asked[-1] == 1.5 else textured())]
+            return super().score(role, prompts, rewards, stream=stream, num_images=num_images, poll=poll)
+
+    hook.around = Surroundings(Path(), None, weights := Weights(), Painter(), dict, {}, seed=0)
     found = hook.conclude(state, lambda: None)
-    assert weights.used == [0.5, 1.0, 1.25, 1.5] and script.asked == 3, "at 1 it has been measured already"
-    assert [entry["strength"] for entry in found["sweep"]] == [0.5, 1.0, 1.25, 1.5]
+    assert asked == ["base", 0.5, 1.0, 1.25, 1.5] and found["sweep_prompts"] == 6
     assert [round(entry["score"], 6) for entry in found["sweep"]] == [0.8, 1.0, 1.2, 7.0]
     assert found["recommended_strength"] == 1.25 and found["best_update"] == 1
+    assert found["gain"]["better"] and found["gain"]["mean"] == pytest.approx(1.2)
     assert found["sweep"][3]["alarms"] and not found["sweep"][2]["alarms"]
+
+
+def test_without_prompts_apart_strength_1_is_recommended():
+    hook = guard(scores(0.0, 1.0), prompts=["a", "b", "A ", "c"], sweep=(0.5, 1.25))
+    state = play(hook, 1)
+    assert hook.apart == [], "a prompt that chose is none that is apart"
+    script = Script(({"clip": 0.8}, textured()), ({"clip": 9.0}, textured()))
+    hook.around = Surroundings(Path(), None, weights := Weights(), script, dict, {}, seed=0)
+    found = hook.conclude(state, lambda: None)
+    assert weights.used == [0.5, 1.25] and [entry["strength"] for entry in found["sweep"]] == [0.5, 1.0, 1.25]
+    assert found["recommended_strength"] == 1.0 and found["sweep_prompts"] == 0 and "gain" not in found
+
+
+@pytest.mark.slow
+def test_where_training_changes_nothing_the_guard_says_so():
+    """400 runs of adapters that are as good as the base at every strength: another strength than 1 in at most 5 %, a
+    gain that is called sure in at most 5 %."""
+    other = better = 0
+    prompts = [str(i) for i in range(32)]
+    for run in range(400):
+        draw = torch.Generator().manual_seed(run)
+
+        class Null:
+            def score(self, role, prompts, rewards, *, stream, num_images, poll, draw=draw):
+                level = torch.arange(num_images // 2).repeat_interleave(2).sin()  # prompts differ, adapters do not
+                noise = torch.randn(num_images, generator=draw)
+                return {"clip": level + 0.5 * noise}, FLAT[:1].expand(num_images, -1, -1, -1)
+
+        hook = guard(Null(), prompts=prompts, num_prompts=16, patience=None, max_shift=None, min_diversity=None)
+        found = hook.conclude(play(hook, 8), lambda: None)
+        other += found.get("recommended_strength", 1.0) != 1.0
+        better += bool((found.get("gain") or {}).get("better"))
+    assert other <= 0.05 * 400 and better <= 0.05 * 400, (other, better)
+
+
+def test_with_a_first_adapter_the_base_is_the_model_without_it():
+    asked = []
+
+    class Painter:
+        def score(self, role, prompts, rewards, *, stream, num_images, poll):
+            asked.append(role)
+            return {"clip": torch.tensor([-1.0, 1, -1, 1]) + (role == "train")}, textured()
+
+    hook = guard(Painter())
+    hook.around = Surroundings(Path(), None, Weights(), Painter(), dict, {"adapter": {"init": "a"}}, seed=0)
+    state = play(hook, 0)
+    assert asked == ["reference", "train"] and state.metrics["guard/score"] == 1.0
 
 
 def test_where_nothing_improved_there_is_nothing_to_sweep():

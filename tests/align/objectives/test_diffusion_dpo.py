@@ -123,13 +123,31 @@ def test_an_error_in_another_space_is_the_same_error_scaled(kind, space):
 def test_weights_of_times():
     t = torch.tensor([0.2, 0.9], dtype=torch.float64)
     alpha, sigma = FlowSchedule()(t)
-    snr = (alpha / sigma) ** 2
-    found = [
-        error_scale(DiffusionDPOConfig(t_weighting=w), FlowSchedule(), Prediction.EPSILON, t)
-        for w in ("snr", "min_snr")
-    ]
-    torch.testing.assert_close(found[0], snr)
-    torch.testing.assert_close(found[1], torch.tensor([5 / 16, 1.0], dtype=torch.float64))
+    found = error_scale(DiffusionDPOConfig(t_weighting="snr"), FlowSchedule(), Prediction.EPSILON, t)
+    torch.testing.assert_close(found, (alpha / sigma) ** 2)
+
+
+ZERO_SNR = VPSchedule(torch.cat([(1 - torch.linspace(1e-4, 0.02, 999)).cumprod(0), torch.zeros(1)]))
+
+
+@pytest.mark.parametrize("kind", list(Prediction))
+@pytest.mark.parametrize("space", ["native", "eps", "x0"])
+def test_min_snr_is_the_same_loss_in_every_space(kind, space):
+    """min(snr, 5) |x0_hat - x0|^2, Hang et al.'s, whatever the network predicts; 0 at zero SNR, where it is no 0/0."""
+    schedule = FlowSchedule() if kind is Prediction.FLOW else TABLE
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    alpha, sigma = schedule(t)
+    torch.manual_seed(0)
+    x0, eps, noise = (torch.randn(3, 4, dtype=torch.float64) for _ in range(3))
+    out = target(x0, eps, alpha, sigma, kind) + noise
+    predicted, _ = split(out, add_noise(schedule, x0, eps, t), alpha, sigma, kind)
+    config = DiffusionDPOConfig(t_weighting="min_snr", loss_space=space)
+    weighted = error_scale(config, schedule, kind, t) * noise.square().mean(1)
+    expected = (alpha / sigma).square().clamp(max=5) * (predicted - x0).square().mean(1)
+    torch.testing.assert_close(weighted, expected)
+    if kind is not Prediction.EPSILON:  # which says nothing of the image at pure noise, and is refused there
+        last = torch.tensor([1.0], dtype=torch.float64)
+        assert error_scale(config, FlowSchedule() if kind is Prediction.FLOW else ZERO_SNR, kind, last).tolist() == [0]
 
 
 def test_the_laws_of_times():

@@ -10,9 +10,10 @@ from scipy.stats import chisquare
 from align.data.captioned import CaptionedConfig
 from align.data.prompts import PromptsConfig
 from align.objectives.draft import Draft
+from align.objectives.drtune import DRTune
 from align.objectives.refl import ReFL, ReFLConfig
 from align.sampling import SamplingConfig
-from samplers import FlowSchedule, Rng, add_noise, generator
+from samplers import FlowSchedule, Rng, add_noise, generator, grids
 
 PLAIN = {"margin": None, "scale": 1.0}
 
@@ -110,3 +111,23 @@ def test_settings_that_cannot_work():
 def test_few_steps_have_a_range_too(num_steps):
     first, last = ReFLConfig().steps(num_steps)
     assert 0 <= first <= last == num_steps - 1
+
+
+@pytest.mark.parametrize("kind", [ReFL, DRTune])
+def test_heun_reads_the_step_that_was_drawn(kind):
+    """Its 2 N - 1 calls are two a step: the prediction of step m is call 2 m, made at the time of step m."""
+    config = {**PLAIN, "first": 6, "last": 6} if kind is ReFL else {"early_stop": 0.25}
+    objective = build(kind, config, step_rule="heun", subset_k=2, guidance_scale=1.0)
+    objective.model.grids = lambda n, *_: grids.doubled(grids.flow(n))
+    called: list[float] = []
+
+    class Noting(Network):
+        def __call__(self, x_t, t, cond):
+            called.append(float(t))
+            return super().__call__(x_t, t, cond)
+
+    for update in range(6):
+        called.clear()
+        loss = objective(Noting(), at(update))
+        m = int(loss.metrics["step_read"])
+        assert len(called) == 2 * m + 1 and called[-1] == pytest.approx(float(grids.flow(N).times[m]))

@@ -10,6 +10,7 @@ from pair_toys import gradients, policy_on, workplace
 
 from align.data.prompts import PromptBatch, PromptsConfig
 from align.data.rollouts import Rollouts, RolloutsConfig, branch
+from align.errors import UserError
 from align.objectives._base import Parts
 from align.objectives._losses import dpo
 from align.objectives.spo import SPO, SPOConfig
@@ -17,7 +18,7 @@ from align.sampling import SamplingConfig
 from align.training.checkpoint import decode, encode
 from rewards import Composite
 from rewards.brightness import Brightness, BrightnessConfig
-from samplers import Rng, ddim, split
+from samplers import Grid, Rng, ddim, split
 
 SAMPLING = SamplingConfig(num_steps=4, guidance_scale=2.0, eta=1.0)
 PROMPTS = ["a cat", "two", "x", "abc"]
@@ -176,3 +177,24 @@ def test_what_cannot_work_is_refused():
     assert not list(RolloutsConfig(prompts=["a"], first_step=3).conflicts({"sampling": SAMPLING, "rewards": {"a": 1}}))
     ((key, text),) = SPOConfig().conflicts({"data": PromptsConfig(prompts=["a"])})
     assert key == "data" and "sampling steps" in text
+
+
+def test_a_rollout_whose_branched_steps_have_no_noise_is_refused(policy, monkeypatch):
+    """A grid that ends at the image takes its last step without noise."""
+    with pytest.raises(UserError, match=r"data.first_step=3: of the 4 steps none from there on has noise"):
+        ended_at(policy, monkeypatch, 3)
+    assert next(iter(ended_at(policy, monkeypatch, 2))).rows.t.unique().numel() == 1
+
+
+def ended_at(policy, monkeypatch, first_step):
+    grid = SAMPLING.grid(policy.model)
+    exact = Grid(torch.cat([grid.times[:-1], torch.zeros(1, dtype=torch.float64)]), grid.init_scale)
+    monkeypatch.setattr(policy.model, "grids", lambda *_: exact)
+    return rollouts(policy, first_step=first_step)
+
+
+def test_a_gap_that_no_pair_passes_is_named(policy):
+    source = rollouts(policy, gap=0.99)
+    batch = next(iter(source))
+    assert not batch.rows.kept.any() and float(batch.rows.gap.max()) > 0
+    assert "data.gap=0.99" in source.why_empty and f"was {source._widest:.3g})" in source.why_empty

@@ -96,7 +96,7 @@ class Scripted(Reward):
         return torch.tensor(self.calls.pop(0), dtype=images.dtype) + 0 * images.flatten(1).sum(1)
 
 
-def iterates(path, scores, **settings):
+def iterates(path, scores, broken=None, **settings):
     """-> (noise at the end, x_T before each update) of a run whose rewards are scripted."""
     seen = []
 
@@ -121,7 +121,7 @@ def iterates(path, scores, **settings):
             ROWS,
             PROMPTS,
             start=start_of_spread_rows(),
-            reward={"scripted": Scripted(*scores)},
+            reward={"scripted": broken or Scripted(*scores)},
             num_updates=len(scores),
             hooks=[Look()],
             **settings,
@@ -180,3 +180,23 @@ def test_a_part_of_a_batch_knows_its_rows():
     part = batch[1:4][1:3]
     assert (part.prompts, part.indices, part.span) == (("c", "d"), (12, 13), (2, 4))
     assert part.x_T.flatten().tolist() == [2.0, 3.0]
+
+
+class Broken(Reward):
+    """Has no gradient for the second image at the third call."""
+
+    calls = 0
+
+    def forward(self, images, prompts):
+        self.calls += 1
+        scores = images.mean((1, 2, 3))
+        if self.calls == 3:
+            return torch.cat([scores[:1], scores[1:2] + (scores[1:2] - scores[1:2].detach()).sqrt(), scores[2:]])
+        return scores
+
+
+@pytest.mark.parametrize("optim", [{}, {"algorithm": "adamw", "lr": 0.05, "weight_decay": 0.1}], ids=["sgd", "adamw"])
+def test_a_row_without_a_gradient_stays_where_momentum_would_carry_it_on(tmp_path, optim):
+    _, seen = iterates(tmp_path, [[0.0] * 3] * 5, broken=Broken(RewardConfig()), optim=optim)
+    assert torch.equal(seen[3][1], seen[2][1]) and not torch.equal(seen[4][1], seen[3][1])
+    assert not torch.equal(seen[3][0], seen[2][0]), "the others go on"

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from align_toys import Regression, StopAfter, fit, weights
+from align_toys import Regression, StopAfter, fit, toy_policy, weights
 from pydantic import ValidationError
 
 from align.errors import UserError
@@ -77,9 +77,9 @@ def test_a_run_that_diverged_ends_with_a_reason(tmp_path):
 
 
 def test_rows_that_are_all_dropped_move_nothing(tmp_path):
-    fresh, *_ = fit(tmp_path / "a", num_updates=1, objective=Regression(nan_at={0}))
-    policy, _, records = fit(tmp_path / "b", num_updates=1, objective=Regression(drop=1))
-    assert records[0]["outcome"] == "empty" and torch.equal(weights(policy), weights(fresh))
+    policy, _, records = fit(tmp_path, num_updates=3, hooks=[StopAfter(2)], objective=Regression(drop=1))
+    assert [record["outcome"] for record in records] == ["empty"] * 2
+    assert torch.equal(weights(policy), weights(toy_policy(rank=2)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
