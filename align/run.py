@@ -33,7 +33,7 @@ from align.reports import page as report
 from align.reports import summary
 from align.reports.summary import Summary
 from align.share import card
-from align.training import contents, evaluate, resume
+from align.training import contents, evaluate, optim, resume
 from align.training.trainer import Trainer
 from rewards import CombineConfig, Composite
 
@@ -130,8 +130,9 @@ class _Session:
         trainable = getattr(objective, "trainable", adapter)  # an objective may train something of its own
         batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
         painter = Painter(policy, recipe.sampling, accelerator, seed=seed)
-        for note in getattr(objective, "notes", ()):
-            self.say(note)
+        for note in (*getattr(objective, "notes", ()), optim.note(recipe.optim, recipe.train.num_updates)):
+            if note:
+                self.say(note)
         if hasattr(batches, "prepare"):
             batches.prepare(self._workplace(painter, rewards))
         if hasattr(batches, "contents"):

@@ -273,8 +273,7 @@ def _find(source: str | Path) -> Path:
 
 
 def read(source: str | Path, component: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the metadata of an adapter in diffusers' format (folder, file or Hub id), named as in the network
-    `component`."""
+    """The tensors and the metadata of an adapter in diffusers' format, named as in the network `component`."""
     return _read(_find(source), component)
 
 
@@ -285,7 +284,7 @@ def _read(path: Path, component: str) -> tuple[dict[str, Tensor], dict[str, Any]
             said = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
             tensors = {n: file.get_tensor(n) for n in file.keys()}  # safe_open is no mapping
     except (SafetensorError, OSError) as error:
-        raise UserError(f"adapter.init={path}: not a safetensors file that is whole ({error}). Make it again.") from None
+        raise UserError(f"adapter.init={path}: no safetensors file that is whole ({error}). Make it again.") from None
     prefix = f"{component}."
     ours = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
     if not ours:
@@ -295,8 +294,7 @@ def _read(path: Path, component: str) -> tuple[dict[str, Tensor], dict[str, Any]
         )
     if others := sorted({n.partition(".")[0] for n in tensors.keys() - {f"{prefix}{n}" for n in ours}}):
         raise UserError(
-            f"adapter.init={path}: it also holds an adapter of {', '.join(others)}, which would be left out: only the "
-            f"{component} is trained here. Save the {component}'s part alone, or merge the whole into the base "
-            "(model.base_adapter)."
+            f"adapter.init={path}: it also holds an adapter of {', '.join(others)}, which would be left out. Save the "
+            f"{component}'s part alone, or merge the whole into the base (model.base_adapter)."
         )
     return ours, {n.removeprefix(prefix): v for n, v in said.items() if n.startswith(prefix)}
