@@ -238,3 +238,14 @@ def test_an_adapter_with_a_part_that_is_not_trained_is_refused(recipe, tmp_path)
         with pytest.raises(UserError, match=f"{name}.safetensors"):
             align.train(recipe, start | {"adapter.init": str(tmp_path / f"{name}.safetensors")})
     assert not (tmp_path / "second").exists()
+
+
+def test_a_hub_id_is_known_by_the_commit_that_is_here(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = {"name": "sd", "checkpoint": "owner/model"}
+    assert "model.checkpoint" not in digests(recipe | {"model": model}), "not downloaded yet: nothing to compare"
+    reference = tmp_path / "hub" / "models--owner--model" / "refs" / "main"
+    reference.parent.mkdir(parents=True)
+    reference.write_text("0123")
+    assert digests(recipe | {"model": model})["model.checkpoint"] == "0123"
+    assert "model.checkpoint" not in digests(recipe | {"model": model | {"revision": "v1"}}), "which a recipe may pin"
