@@ -81,7 +81,7 @@ def inject(network: nn.Module, config: AdapterConfig, targets: list[str] | str, 
         use_rslora=config.rslora,
         use_dora=config.dora,
     )
-    check_targets(network, settings.target_modules)
+    check_targets(network, config.targets or [])
     network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # PEFT draws A on the CPU
         torch.manual_seed(seed)

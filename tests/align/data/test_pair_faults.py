@@ -175,13 +175,14 @@ def huge(path):
 
 
 def test_one_odd_picture_is_left_out_and_counted(policy, tmp_path):
-    write_pairs(tmp_path, 4)
+    write_pairs(tmp_path, 5)
+    Image.new("RGB", (400, 2)).save(tmp_path / "images/9.png")
     huge(tmp_path / "images/0.png")
     (tmp_path / "images/2.png").write_bytes(b"<html>not found</html>")
     (tmp_path / "images/4.png").write_bytes(b"")
     said = []
     source = prepared(policy, tmp_path, said=said)
-    assert said[0] == "data: 1 pairs, left out: 3 damaged" and "images/0.png" in said[1]
+    assert said[0] == "data: 1 pairs, left out: 3 damaged, 1 too long" and "images/0.png" in said[1]
     assert next(iter(source)).prompts == ("number 3",) * 4
 
 

@@ -149,3 +149,17 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"the checkpoint of update 2 cannot be written \(No space left\). Make room"):
         checkpoints.save(2, STATES, {})
     assert checkpoints.newest().name == "step-000001"
+
+
+def test_to_start_over_removes_the_runs_own_and_nothing_else(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=9)
+    for step in (1, 2):
+        checkpoints.save(step, STATES, {})
+    checkpoints.go_back(tmp_path / "checkpoints" / "step-000001")
+    shutil.copytree(tmp_path / "checkpoints" / "step-000001", tmp_path / "checkpoints" / "step-best")
+    checkpoints.clear()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-best"]
+    shutil.rmtree(tmp_path / "checkpoints" / "step-best")
+    checkpoints.clear()
+    assert not (tmp_path / "checkpoints").exists()
+    checkpoints.clear()
