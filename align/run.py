@@ -34,12 +34,13 @@ from align.reports import page as report
 from align.reports import summary
 from align.reports.summary import Summary
 from align.share import card
-from align.training import contents, evaluate, resume
+from align.training import contents, evaluate, optim, resume
+from align.training.checkpoint import Checkpoints
 from align.training.trainer import Trainer
 from rewards import CombineConfig, Composite
 
 RECIPE, ADAPTER = "recipe.yaml", "adapter"
-WRITTEN = (ADAPTER, "checkpoints", "samples", metrics.FILE_NAME, summary.FILE_NAME, evaluate.PICTURE, evaluate.FOLDER)
+WRITTEN = (ADAPTER, "samples", metrics.FILE_NAME, summary.FILE_NAME, evaluate.PICTURE, evaluate.FOLDER)
 WRITTEN += (report.FILE_NAME,)
 
 
@@ -132,8 +133,12 @@ class _Session:
         trainable = getattr(objective, "trainable", adapter)  # an objective may train something of its own
         batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
         painter = Painter(policy, recipe.sampling, accelerator, seed=seed)
-        for note in getattr(objective, "notes", ()):
-            self.say(note)
+        for block in (recipe.sampling, recipe.evaluate and recipe.evaluate.sampling):
+            if block is not None:
+                block.grid(model)  # a size or times that the model has not are refused before anything is written
+        for note in (*getattr(objective, "notes", ()), optim.note(recipe.optim, recipe.train.num_updates)):
+            if note:
+                self.say(note)
         if hasattr(batches, "prepare"):
             batches.prepare(self._workplace(painter, rewards))
         if hasattr(batches, "contents"):
@@ -158,7 +163,7 @@ class _Session:
             try:
                 findings = self._conclude(hooks, state)
                 strength = summary.recommended_strength(findings)
-                scaled = getattr(trainable, "scaled", None)
+                scaled = getattr(trainable, "scaled", None) if strength != 1 else None
                 with scaled(strength) if scaled else nullcontext():  # what the card loads is what is reported
                     seen = self._seen(batches)
                     scores = self._evaluate(policy, rewards, seen)
@@ -210,6 +215,7 @@ class _Session:
                 if fresh and (self.output / RECIPE).is_file():  # a run's folder, so these are a run's files
                     for name in WRITTEN:
                         _remove(self.output / name)
+                    Checkpoints(self.output / "checkpoints").clear()
                 (self.output / RECIPE).write_text(self.recipe.yaml(), encoding="utf-8")
             except OSError as error:
                 raise UserError(

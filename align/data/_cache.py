@@ -35,6 +35,7 @@ from rewards import _images
 from samplers import TensorCond
 
 CHUNK = 32  # pairs encoded and written together
+LONGEST = 16  # side over side: a line, scaled until it covers its bucket, would fill the memory
 T = TypeVar("T")
 NAMES = ("winner_mean", "winner_logvar", "loser_mean", "loser_logvar")
 
@@ -143,6 +144,8 @@ class PairCache:
                 raise Unusable("damaged", str(error)) from None
             except (OSError, ValueError) as error:
                 raise Unusable("damaged", f"{picture} ({error})") from None
+            if max(images[-1].size) > LONGEST * min(images[-1].size):
+                raise Unusable("too long", f"{picture} is {images[-1].height} x {images[-1].width}")
         first, second = ((image.height, image.width) for image in images)
         if first != second and self.two_sizes != "fit":
             raise Unusable("two sizes", f"{pair.winner} {first}, {pair.loser} {second}")

@@ -82,7 +82,7 @@ class Guard(Hook):
         prompts, apart = loaded[: config.num_prompts], loaded[config.num_prompts :]
         self.prompts = [prompt for prompt in prompts for _ in range(config.num_seeds)]
         chosen_on = {" ".join(prompt.split()).casefold() for prompt in prompts}
-        apart = [prompt for prompt in apart if " ".join(prompt.split()).casefold() not in chosen_on]
+        apart = [p for p in dict.fromkeys(apart) if " ".join(p.split()).casefold() not in chosen_on]
         self.apart = [prompt for prompt in apart for _ in range(config.num_seeds)] if len(apart) >= FEWEST else []
         """What the sweep is judged on; none: nothing but strength 1 can be recommended."""
         self.rewards = around.build_rewards(config.rewards)

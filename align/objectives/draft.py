@@ -86,7 +86,8 @@ class Draft(RewardObjective):
         return sample(denoiser, x_1, Grid(times), cond, grad=grad).x0_hat
 
     def _kl(self, policy: Policy, trajectory: Trajectory, prompts: Sequence[str]) -> Tensor:
-        """(B,). The reference sees the same x_t with its graph: without it the gradient through x_t would be wrong."""
+        """(B,). The reference sees x_t as the policy did: with its graph, or without it where inputs are detached; the
+        gradient through x_t would else be wrong."""
         cond = self.model.text.encode(prompts)
         reference = self.sampling.guided(policy.role("reference"), self.model.text.encode([""]))
         gaps = []
@@ -95,6 +96,7 @@ class Draft(RewardObjective):
             alpha_t, sigma_t = reference.schedule(t)
             x0 = trajectory.x0_hats[i]
             out = target(x0, (x_t - alpha_t * x0) / sigma_t, alpha_t, sigma_t, reference.kind)
-            out_ref = checkpoint(reference, x_t, t, cond, use_reentrant=False)
+            seen = x_t.detach() if self.sampling.detach_input else x_t
+            out_ref = checkpoint(reference, seen, t, cond, use_reentrant=False)
             gaps.append((out - out_ref).square().flatten(1).mean(1))
         return torch.stack(gaps).mean(0)

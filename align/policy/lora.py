@@ -85,7 +85,7 @@ def inject(
         use_rslora=config.rslora,
         use_dora=config.dora,
     )
-    check_targets(network, settings.target_modules)
+    check_targets(network, config.targets or [])
     others = [(p, p.requires_grad) for n, p in network.named_parameters() if ".lora_" in n]
     network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # PEFT draws A on the CPU
@@ -255,8 +255,7 @@ def _find(source: str | Path) -> Path:
 
 
 def read(source: str | Path, component: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the metadata of an adapter in diffusers' format (folder, file or Hub id), named as in the network
-    `component`."""
+    """The tensors and the metadata of an adapter in diffusers' format, named as in the network `component`."""
     return _read(_find(source), component)
 
 
@@ -277,8 +276,7 @@ def _read(path: Path, component: str) -> tuple[dict[str, Tensor], dict[str, Any]
         )
     if others := sorted({n.partition(".")[0] for n in tensors.keys() - {f"{prefix}{n}" for n in ours}}):
         raise UserError(
-            f"adapter.init={path}: it also holds an adapter of {', '.join(others)}, which would be left out: only the "
-            f"{component} is trained here. Save the {component}'s part alone, or merge the whole into the base "
-            "(model.base_adapter)."
+            f"adapter.init={path}: it also holds an adapter of {', '.join(others)}, which would be left out. Save the "
+            f"{component}'s part alone, or merge the whole into the base (model.base_adapter)."
         )
     return ours, {n.removeprefix(prefix): v for n, v in said.items() if n.startswith(prefix)}

@@ -61,6 +61,14 @@ class Checkpoints:
             names = ", ".join(f"{ABANDONED}{each.name}" for each in later)
             self.say(f"back at {path}: the later checkpoints in {self.folder} are given up, and kept as {names}")
 
+    def clear(self) -> None:
+        """Removes this run's checkpoints; what a user keeps beside them stays."""
+        for path in list(self.folder.glob("*")):
+            if step_of(path) is not None or path.name.startswith((TEMPORARY, f"{ABANDONED}step-")):
+                shutil.rmtree(path)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
     def save(self, step: int, states: dict[str, dict[str, Any]], meta: dict[str, Any]) -> Path:
         """Writes the checkpoint of `step`: `states` maps a name to a state_dict of tensors and JSON-able values."""
         try:

@@ -38,7 +38,8 @@ def _named(config: Any, path: str) -> Iterator[tuple[str, Any]]:
         if isinstance(prompts, str):
             count = fields.get("count", fields.get("num_prompts", fields.get("num_images")))
             yield _joined(path, "prompts"), _loaded(prompts, count)
-        config = {name: value for name, value in fields.items() if name != "prompts"}
+        pinned = fields.get("revision") and not Path(str(fields.get("checkpoint"))).expanduser().exists()
+        config = {k: v for k, v in fields.items() if k != "prompts" and not (k == "checkpoint" and pinned)}
     if isinstance(config, Mapping):
         for name, value in config.items():
             key = _joined(path, str(name))
@@ -71,7 +72,7 @@ def _digest_of(value: Any) -> str | None:
         path = Path(name).expanduser()
         if ("/" in name or path.suffix) and path.exists():
             return of_path(path)
-    return _commit(value) if value.count("/") == 1 else None
+    return _commit(place) if place.count("/") == 1 else None
 
 
 def _source(place: str) -> Path | None:

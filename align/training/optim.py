@@ -57,6 +57,17 @@ def build(config: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Op
     return bitsandbytes.optim.AdamW8bit(parameters, **common)
 
 
+def note(config: OptimConfig, num_updates: int) -> str | None:
+    """What is to be said of settings that undo the training."""
+    if config.num_warmup < num_updates or config.num_warmup <= 1:
+        return None
+    share = learning_rate(config, num_updates - 1, num_updates) / config.lr
+    return (
+        f"optim.num_warmup={config.num_warmup} is not below train.num_updates={num_updates}: the rate gets no further "
+        f"than {share:.0%} of optim.lr"
+    )
+
+
 def learning_rate(config: OptimConfig, update: int, num_updates: int) -> float:
     """The rate of update number `update` (0 is the first) of `num_updates`; above 0 up to the last one."""
     if update < config.num_warmup:

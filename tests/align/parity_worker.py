@@ -1,4 +1,4 @@
-"""Run by test_processes.py under torchrun, and by itself: one short run for each case, its numbers as JSON.
+"""Run by test_processes.py, as two processes and within its own: one short run for each case, its numbers as JSON.
 
 usage: parity_worker.py OUTPUT_FOLDER
 """
@@ -42,12 +42,19 @@ class KillRank(Hook):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class Enough(Hook):
+    """Ends a run that would end as an error: it learns nothing."""
+
+    def after_update(self, state: State) -> None:
+        state.stop = "enough" if state.step == 2 else None
+
+
 CASES: dict[str, dict[str, Any]] = {
     "even": {"batch_size": 8},
     "uneven": {"batch_size": 5, "micro_batch_size": 2},
     "fewer rows than processes": {"batch_size": 1},
     "rows dropped": {"batch_size": 7, "objective": Regression(drop=3)},
-    "all rows dropped": {"batch_size": 7, "objective": Regression(drop=1)},
+    "all rows dropped": {"batch_size": 7, "objective": Regression(drop=1), "hooks": [Enough()]},
     "not finite": {"batch_size": 5, "objective": Regression(nan_at={1})},
     "statistics first": {"batch_size": 5, "micro_batch_size": 2, "objective": Centred()},
     "average": {"batch_size": 5, "ema": 0.5},

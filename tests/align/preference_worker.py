@@ -1,4 +1,4 @@
-"""Run under torchrun by test_preference_runs.py and test_guard_run.py: one short run of each recipe of a file.
+"""Run as two processes by test_preference_runs.py and test_guard_run.py: one short run of each recipe of a file.
 
 usage: preference_worker.py RECIPES.json OUTPUT_FOLDER
 """

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import parity_worker
 import pytest
 import torch
 from parity_worker import CASES
 from safetensors.torch import load_file
+from two_processes import together
 
 import align
 from align.policy.lora import FILE_NAME
@@ -19,23 +21,18 @@ from align.run import Run
 WORKER = Path(__file__).with_name("parity_worker.py")
 
 
-def launch(output, num_processes):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    paths = os.pathsep.join([str(WORKER.parent), str(WORKER.parents[2])])
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    output.mkdir()
-    done = subprocess.run(
-        [*command, str(WORKER), str(output)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+def reported(output, num_processes):
     return [json.loads((output / f"rank-{rank}.json").read_text()) for rank in range(num_processes)]
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    (one,) = launch(folder / "one", 1)
-    first, second = launch(folder / "two", 2)
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+    parity_worker.main(folder / "one")
+    together(WORKER, folder / "two", folders=(WORKER.parent,))
+    (one,), (first, second) = reported(folder / "one", 1), reported(folder / "two", 2)
     return one, first, second
 
 

@@ -4,17 +4,13 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from evaluate_toys import make_runs
+from two_processes import together
 from typer.testing import CliRunner
 
 from align.commands.app import app
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +70,12 @@ def test_an_interruption_has_its_exit_code_and_says_how_to_go_on(runs, tmp_path,
 
 def launched(runs, output, num_processes):
     """evaluation.json and the rows of scores.csv, of an adapter and two noise methods on so many processes."""
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
     words = [str(runs / "one"), "best-of:2", "reno:2", "--prompts", str(runs / "prompts.csv"), "-o", str(output)]
-    done = subprocess.run(
-        [*program, "-m", "align", "evaluate", *words, "--images", "1", "--batch", "2", "--set", "optim.lr=1"],
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    words = ["evaluate", *words, "--images", "1", "--batch", "2", "--set", "optim.lr=1"]
+    if num_processes == 1:
+        assert (done := CliRunner().invoke(app, words)).exit_code == 0, done.output
+    else:
+        together("-m", "align", *words, num_processes=num_processes)
     rows = list(csv.DictReader((output / "scores.csv").open()))
     return json.loads((output / "evaluation.json").read_text()), rows
 

@@ -1,13 +1,11 @@
 """Whole runs under the guard, on a tiny random Stable Diffusion: what is written, and that resuming changes nothing."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from two_processes import together
 
 import align
 from align.policy import lora
@@ -106,15 +104,7 @@ def test_two_processes_guard_the_run_of_one(recipe, tmp_path):
     kept = recipe | {"rewards": {"dull": {"name": "brightness", "weight": -1.0}}}
     recipes = {"ended": recipe, "kept": kept | {"train": recipe["train"] | {"num_updates": 2}}}
     (tmp_path / "recipes.json").write_text(json.dumps(recipes))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER)]
-    done = subprocess.run(
-        [*command, str(tmp_path / "recipes.json"), str(tmp_path / "two")],
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    together(WORKER, tmp_path / "recipes.json", tmp_path / "two")
     for name, settings in recipes.items():
         one, two = align.train(settings, output=str(tmp_path / "one" / name)), Run(tmp_path / "two" / name)
         assert (one.report.num_processes, two.report.num_processes) == (1, 2)

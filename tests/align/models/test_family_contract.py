@@ -106,7 +106,8 @@ def test_every_family_has_a_tiny_pipeline():
 def test_samples_are_the_stock_pipelines(case, num_steps):
     pipeline = built(case)
     model = wrap(case, pipeline)
-    for size in tiny(case[0]).SIZES:
+    sizes = tiny(case[0]).SIZES  # all of them at few steps; many steps are dear, and each number meets another size
+    for size in sizes if num_steps == 4 else sizes[-1:] if num_steps == 10 else sizes[:1]:
         z = noise(model, size)
         found = ours(case, model, z, size, num_steps)
         assert difference(found, theirs(case, pipeline, z, size, num_steps)) < 1e-4

@@ -1,4 +1,4 @@
-"""Run by test_reno_processes.py under torchrun, and by itself: one run of noise optimisation, its lines as JSON.
+"""Run by test_reno_processes.py, as two processes and within its own: one run of noise optimisation, its lines as JSON.
 
 usage: reno_worker.py MODEL OUTPUT_FOLDER
 """

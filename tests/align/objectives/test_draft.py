@@ -183,6 +183,17 @@ def test_the_penaltys_gradient_equals_finite_differences_through_x_t_too():
     assert float(gradient) == pytest.approx(float(numeric.detach()), rel=1e-7)
 
 
+@pytest.mark.parametrize("detached", [False, True])
+def test_the_penaltys_gradient_where_inputs_are_detached(detached):
+    """The gap is theta/sigma whatever x_t is: its square has the gradient 2 theta/sigma^2 and no part through x_t."""
+    sigmas, found = FlowSchedule()(grids.flow(4).times)[1], []
+    for kl in (3.0, 0.0):
+        parameter = theta(0.2)
+        loss = objective({"kl": kl}, last_k=4, detach_input=detached)(Roles(parameter), BATCH).per_sample.mean()
+        found.append(float(torch.autograd.grad(loss, parameter)[0]))
+    assert found[0] - found[1] == pytest.approx(float(3 * 2 * 0.2 * (1 / sigmas[:4].square()).mean()), rel=1e-6)
+
+
 def test_a_recipe_without_gradient_steps_is_refused():
     ((key, text),) = DraftConfig().conflicts({"sampling": SamplingConfig(last_k=0)})
     assert key == "sampling.last_k" and "no step would carry" in text

@@ -39,3 +39,8 @@ def test_the_8_bit_optimiser_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r'optim.algorithm=adamw8bit.*pip install "diffalign\[bnb\]"'):
         optim.build(OptimConfig(algorithm="adamw8bit"), [torch.nn.Parameter(torch.zeros(1))])
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_said():
+    assert optim.note(OptimConfig(num_warmup=10), 100) is None and optim.note(OptimConfig(), 1) is None
+    assert "the rate gets no further than 6% of optim.lr" in str(optim.note(OptimConfig(num_warmup=500), 30))
