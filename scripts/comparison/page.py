@@ -38,14 +38,13 @@ def write(output: Path, page: Path) -> Path:
     parts += [_overoptimised(output, images), _reno(output)]
     if not any(parts):
         raise SystemExit(f"{output} holds no measurements: python scripts/compare.py run")
-    page.write_text("\n".join(part for part in (TITLE, *parts) if part), encoding="utf-8")
+    told = (TITLE, *([_verdict(found[COLUMNS[0]])] if COLUMNS[0] in found else []), WRITTEN, *parts)
+    page.write_text("\n".join(part for part in told if part), encoding="utf-8")
     return page
 
 
-TITLE = """# Results on the shapes world
-
-Written by `python scripts/compare.py write` from measured runs; not edited by hand.
-"""
+TITLE = "# Results on the shapes world\n"
+WRITTEN = "Written by `python scripts/compare.py write` from measured runs; not edited by hand.\n"
 
 RIVALS = {
     "spo-tweedie": "SPO learns faster than DPO",
@@ -85,6 +84,16 @@ def _gains(output: Path, column: str) -> dict[str, dict[str, Any]]:
                 told[label] = interval(torch.stack(gains).double().mean(0))
         found[folder.name] = told
     return dict(sorted(found.items(), key=lambda item: -item[1]["gold"].mean))
+
+
+def _verdict(gains: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page in two lines: which method gains most gold, and what paying anew for each image gains."""
+    trained, chosen = (
+        [(n, t["gold"]) for n, t in gains.items() if (n == "best-of-n") is best] for best in (False, True)
+    )
+    first = [f"{name} gains most gold of what is trained, {_signed(value)};" for name, value in trained[:1]]
+    second = [f"{name} gains {_signed(value)}, and pays it for every image anew." for name, value in chosen[:1]]
+    return "\n".join([" ".join([f"**Verdict.** At equal {COLUMNS[0]}", *first]), *second]) + "\n"
 
 
 def _table(gains: Mapping[str, Mapping[str, Any]]) -> str:

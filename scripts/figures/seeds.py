@@ -4,6 +4,7 @@ Finished runs are read, unfinished ones resumed. No seed is left out. The last r
 t-interval; the rows above have bootstrap intervals over report prompts.
 """
 
+import re
 import shlex
 import shutil
 import sys
@@ -38,6 +39,18 @@ def table(reports: dict[int, dict]) -> list[str]:
         scale = sum(scores[label].std_before for scores in reports.values()) / len(gains)
         cells.append(f"**{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]**, {mean / scale:+.2f} sd")
     return [*lines, "| mean | " + " | ".join(cells) + " |"]
+
+
+def verdict(rows: list[str], seeds: str) -> list[str]:
+    """The page in two lines, from its table."""
+    labels = [label.strip() for label in rows[0].split("|")[2:-1]]
+    means = dict(zip(labels, re.findall(r"\*\*(.+?)\*\*", rows[-1]), strict=True))
+    told = [f"{label} {means[label]}" for label in ("gold", "judge_graded", "judge") if label in means]
+    count = len(seeds.split(","))
+    return [
+        f"**Verdict.** Mean of {count} seeds, none left out: {', '.join(told)}.",
+        "An interval that holds 0 is no difference.",
+    ]
 
 
 def finished(recipe: "Recipe") -> "Run | None":
@@ -77,14 +90,17 @@ def main(
             cost = run.report
             lines.append(f"Seed {seed}: {cost.num_updates} updates, {cost.seconds:.0f} s, chosen {cost.chosen_update}.")
         count = next(iter(next(iter(reports.values())).values())).num_prompts
+        rows = table(reports)
         text = [
             " ".join([f"# {recipe}", *changes, f"on seeds {seeds}"]),
+            "",
+            *verdict(rows, seeds),
             "",
             f"Written by `python scripts/figures/seeds.py {shlex.join([recipe, *options])}` on {hardware()}.",
             f"Before -> after and the paired difference with its 95 % interval on {count} report prompts a seed;",
             "sd: of the base model's images.",
             "",
-            *table(reports),
+            *rows,
             "",
             *lines,
         ]

@@ -20,7 +20,7 @@ from align.commands.app import app
 from align.config import Recipe, load_recipe
 from align.errors import UserError
 
-HARMLESS = ("cd", "export", "git", "mkdocs", "ls")
+HARMLESS = ("cd", "export", "git", "mkdocs", "ls", "source")
 PROGRAMS = (
     "align",
     "accelerate",
