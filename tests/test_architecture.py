@@ -82,7 +82,15 @@ def test_heavy_libraries_are_imported_inside_functions():
 
 def test_heavy_libraries_stay_in_their_files():
     """diffusers, transformers and peft are named where a family, an adapter, a reward or a checkpoint is built."""
-    homes = ("align.models", "align.policy.lora", "align.policy.mix", "rewards", "align.shapes", "align.plan")
+    homes = (
+        "align.models",
+        "align.policy.lora",
+        "align.policy.mix",
+        "align.policy.adapter_file",
+        "rewards",
+        "align.shapes",
+        "align.plan",
+    )
     homes += ("align.commands.doctor",)
     assert not broken(lambda file, module: module.split(".")[0] in HEAVY and not within(file, *homes))
 
@@ -121,7 +129,9 @@ ARROWS = {
     "align.objectives._losses": (),
     "align.objectives._priors": (),
     "align.policy.noise": (),
-    "align.policy.lora": ("policy._targets", "registry", "errors"),
+    "align.policy.lora": ("policy._targets", "policy.adapter_file", "registry", "errors"),
+    "align.policy.adapter_file": ("policy.adapter_state", "output", "errors"),
+    "align.output": ("errors",),
     "align.training.optim": ("registry", "errors"),
     "align.registry": ("shapes.embedded",),
     "align.errors": (),

@@ -1,9 +1,15 @@
-"""An adapter on disk: where a run, a folder or a file has it, and what its tensors are at alpha = rank."""
+"""The one reader of adapters: where a run, a folder, a file or a Hub id has one, and its tensors at alpha = rank.
+
+A tensor that is not understood changes the images it was trained for, so it is named and the file refused; nothing is
+left out without a word. Names are those of diffusers (unet.X.lora_A.weight), its two older spellings, and PEFT's own.
+"""
 
 import json
-import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,21 +17,44 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from align.errors import UserError
-from align.policy.lora import FILE_NAME, METADATA_KEY, AdapterConfig, ordered
+from align.output import write as write_file
 
+FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' load_lora_weights looks for in a folder
+METADATA_KEY = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
 RECIPE, FOLDER = "recipe.yaml", "adapter"  # in a run's folder, and in that of a pulled adapter
+STATE, MANIFEST = "trainable.safetensors", "manifest.json"  # in a checkpoint's
 DOWN, UP, MAGNITUDE, ALPHA = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".alpha"
+NETWORKS = ("unet", "transformer")
+TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
+TOPS = {"unet": ("down_blocks.", "mid_block.", "up_blocks."), "transformer": ("transformer_blocks.",)}
+TOPS["transformer"] += ("single_transformer_blocks.", "layers.", "blocks.")
+SPELLINGS = (
+    (r"\.lora_(A|B)\.(?:default|default_0)\.weight$", r".lora_\1.weight"),  # as PEFT has them in memory
+    (r"\.lora_magnitude_vector(?:\.default)?(?:\.weight)?$", MAGNITUDE),
+    (r"\.processor\.", "."),
+    (r"\.to_out_lora\.down\.weight$", ".to_out.0" + DOWN),
+    (r"\.to_out_lora\.up\.weight$", ".to_out.0" + UP),
+    (r"\.(to_[qkv]|add_[qkv]_proj|to_add_out)_lora\.down\.weight$", r".\1" + DOWN),
+    (r"\.(to_[qkv]|add_[qkv]_proj|to_add_out)_lora\.up\.weight$", r".\1" + UP),
+    (r"\.lora\.down\.weight$", DOWN),
+    (r"\.lora\.up\.weight$", UP),
+    (r"\.lora_linear_layer\.down\.weight$", DOWN),
+    (r"\.lora_linear_layer\.up\.weight$", UP),
+)
+"""Older and other spellings -> diffusers' names (diffusers.utils.state_dict_utils.UNET_TO_DIFFUSERS)."""
+OTHER_KINDS = {"lokr_": "a LoKr", "hada_": "a LoHa", "lora_unet_": "kohya's names", "lora_te": "kohya's names"}
+OTHER_KINDS |= {"diffusion_model.": "ComfyUI's names", "oft_": "an OFT", "ia3": "an IA3", "dora_scale": "kohya's DoRA"}
 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """One adapter in diffusers' format."""
+    """One adapter."""
 
     path: Path
     component: str
     """What its pipeline calls the network: unet, transformer."""
     layers: dict[str, tuple[Tensor, Tensor]]
-    """{module path: (A (r, in), B (out, r))}; the module's weight grows by B A."""
+    """{module path: (A (r, in), B (out, r))}, of a convolution with its kernel's sides; the weight grows by B A."""
     magnitudes: dict[str, Tensor]
     """{module path: (out,)}: DoRA's trained norms."""
 
@@ -34,62 +63,238 @@ class AdapterFile:
         """The largest of its layers'."""
         return max(len(a) for a, _ in self.layers.values())
 
-    def config(self) -> AdapterConfig:
-        """What injects this very adapter into a network that has its modules."""
-        return AdapterConfig(
-            rank=self.rank, targets=sorted(self.layers), dora=bool(self.magnitudes), init=str(self.path)
-        )
+    @property
+    def ranks(self) -> dict[str, int]:
+        """{module path: rank} of those that have another than the largest."""
+        return {module: len(a) for module, (a, _) in self.layers.items() if len(a) != self.rank}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As PEFT names them inside the network."""
+        found = {f"{module}{DOWN}": a for module, (a, _) in self.layers.items()}
+        found |= {f"{module}{UP}": b for module, (_, b) in self.layers.items()}
+        return found | {f"{module}{MAGNITUDE}": norm for module, norm in self.magnitudes.items()}
 
 
 def locate(source: Path) -> tuple[Path, Path | None]:
-    """(the adapter's file, the recipe beside it if there is one) of a run, an adapter's folder, or the file itself."""
+    """(the adapter's file, the recipe beside it if there is one) of a run, an adapter's folder, a checkpoint of a run,
+    or the file itself."""
     source = source.expanduser()
+    if (source / MANIFEST).is_file() and (source / STATE).is_file():
+        recipe = source.absolute().parent.parent / RECIPE
+        return source / STATE, recipe if recipe.is_file() else None
     tried = [source] if source.is_file() else [source / FOLDER / FILE_NAME, source / FILE_NAME]
     for path in tried:
         if path.is_file():
             beside = [folder / RECIPE for folder in (path.parent, path.parent.parent)]
             return path, next((recipe for recipe in beside if recipe.is_file()), None)
-    why = "it is no folder" if not source.is_dir() else f"neither it nor its folder {FOLDER} holds {FILE_NAME}"
+    why = f"neither it nor its folder {FOLDER} holds {FILE_NAME}"
+    if not source.is_dir():
+        why = "it is no folder" if source.exists() else "there is no such folder"
+    elif (steps := sorted((source / "checkpoints").glob("step-*"))) and (steps[-1] / STATE).is_file():
+        raise UserError(
+            f"{source}: there is no adapter: the run has not ended. Finish it with align train, or name its newest "
+            f"checkpoint, {steps[-1]}."
+        )
     raise UserError(f"{source}: there is no adapter: {why}. Give the folder of a finished run, or of an adapter.")
 
 
-def read(path: Path) -> AdapterFile:
-    """The adapter in a .safetensors file of diffusers' format, at alpha = rank whatever alpha the file has."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # safe_open is no mapping
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file that is whole ({error}). Make it again.") from None
-    downs = [name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
-    components = {name.partition(".")[0] for name in downs}
-    expected = {f"{n}{end}" for n in downs for end in (DOWN, UP)}
-    if len(components) != 1 or not expected <= tensors.keys():
-        raise UserError(
-            f"{path}: its tensors are not those of one network's adapter in diffusers' format "
-            f"(unet.*{DOWN} or transformer.*{DOWN}, each with its {UP}). Convert it with diffusers' load_lora_weights "
-            "and save_lora_weights."
-        )
-    (component,) = components
+def is_hub_id(source: str | Path) -> bool:
+    """Whether it has the form owner/name; a dot may be in it (me/style-v1.5), the end of a weights' file may not."""
+    text = str(source)
+    plain = text.count("/") == 1 and not text.startswith((".", "~", "/")) and not re.search(r"[\s\\]", text)
+    return plain and not text.endswith((".safetensors", ".bin", ".pt", ".ckpt"))
+
+
+def find(source: str | Path) -> Path:
+    """The adapter's file that a folder, a file or a Hub id means."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return locate(path)[0]
+    if not is_hub_id(source):
+        reason = "and it is no Hub id (owner/name)"
+    elif path.parent.is_dir():
+        reason = f"in the folder {path.parent}"
+    else:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(str(source), FILE_NAME))
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            reason = f"and the Hub does not give it ({type(error).__name__})"
+    raise UserError(f"{source}: there is no file {path} {reason}. Give the folder that holds {FILE_NAME}.")
+
+
+def read(path: Path, component: str | None = None) -> AdapterFile:
+    """The adapter in a file, at alpha = rank whatever alpha the file has; `component` is the network that it must be
+    for. A UserError says what about the file is not understood."""
+    if path.name == STATE and (path.parent / MANIFEST).is_file():
+        from align.policy.adapter_state import read_state
+
+        return read_state(path, component)
+    tensors, said = _load(path)
+    named = {name: _place(name) for name in tensors}
+    _refuse(path, named, tensors, component)
+    found = next(place[0] for place in named.values() if place is not None)
+    parts: dict[tuple[str, str], Tensor] = {}
+    for name, place in named.items():
+        assert place is not None
+        if place[1:] in parts:
+            raise UserError(f"{path}: {name} is there in two spellings. Give a file with one of them.")
+        parts[place[1:]] = tensors[name]
+    for module, end in list(parts):  # an older spelling of DoRA's
+        if end == MAGNITUDE and (module, DOWN) not in parts and (f"{module}.0", DOWN) in parts:
+            parts[f"{module}.0", end] = parts.pop((module, end))
+    settings = {key.removeprefix(f"{found}."): value for key, value in said.items() if key.startswith(f"{found}.")}
+    return assembled(path, found, parts, settings)
+
+
+def assembled(
+    path: Path, component: str, parts: Mapping[tuple[str, str], Tensor], settings: Mapping[str, Any]
+) -> AdapterFile:
+    """{(module, DOWN | UP | MAGNITUDE | ALPHA): tensor} and PEFT's settings -> the adapter at alpha = rank."""
     layers, magnitudes = {}, {}
-    for name in downs:
-        a, b = tensors[f"{name}{DOWN}"].float(), tensors[f"{name}{UP}"].float()
-        patterns = said.get(f"{component}.alpha_pattern") or {}
-        otherwise = patterns.get(name.removeprefix(f"{component}."), said.get(f"{component}.lora_alpha", len(a)))
-        alpha = float(tensors.get(f"{name}{ALPHA}", otherwise))
-        scale = alpha / (len(a) ** 0.5 if said.get(f"{component}.use_rslora") else len(a))
-        module = name.removeprefix(f"{component}.")
-        layers[module] = (a, b * scale)
-        if (magnitude := f"{name}{MAGNITUDE}") in tensors:
-            magnitudes[module] = tensors[magnitude].float()
+    for module in dict.fromkeys(module for module, _ in parts):
+        down, up = parts.get((module, DOWN)), parts.get((module, UP))
+        if down is None or up is None:
+            has, lacks = (UP, DOWN) if down is None else (DOWN, UP)
+            has = has if (module, has) in parts else ALPHA if (module, ALPHA) in parts else MAGNITUDE
+            raise UserError(
+                f"{path}: it has {module}{has} but no {module}{lacks}. The file is damaged; fetch it again."
+            )
+        rank = len(down)
+        if up.ndim != down.ndim or up.shape[1] != rank:
+            raise UserError(f"{path}: {module} has A of {tuple(down.shape)} and B of {tuple(up.shape)}: not one rank.")
+        if not (down.isfinite().all() and up.isfinite().all()):
+            raise UserError(
+                f"{path}: {module} holds values that are no numbers: its training had diverged. Give another."
+            )
+        if (module, ALPHA) in parts:
+            alpha = float(parts[module, ALPHA])
+        else:
+            alpha = _alpha(path, module, settings, rank)
+        layers[module] = (down.float(), up.float() * (alpha / (rank**0.5 if settings.get("use_rslora") else rank)))
+        if (module, MAGNITUDE) in parts:
+            magnitudes[module] = parts[module, MAGNITUDE].float()
+    if magnitudes and (bare := layers.keys() - magnitudes.keys()):
+        raise UserError(f"{path}: it has DoRA's norms for some layers and none for {sorted(bare)[0]}. Fetch it again.")
+    if settings.get("use_dora") and not magnitudes:
+        raise UserError(
+            f"{path}: it says that it is a DoRA and has no trained norms. The file is damaged; fetch it again."
+        )
     return AdapterFile(path, component, layers, magnitudes)
+
+
+def _alpha(path: Path, module: str, settings: Mapping[str, Any], rank: int) -> float:
+    """As PEFT finds it: the first pattern, a module's ending or a regular expression, that matches; then lora_alpha."""
+    if not settings:
+        return float(rank)
+    if not (patterns := settings.get("alpha_pattern") or {}):
+        return float(settings.get("lora_alpha", 8))
+    from peft.utils.other import get_pattern_key
+
+    try:
+        key = get_pattern_key(list(patterns), module)
+        return float(patterns.get(key, settings.get("lora_alpha", 8)))  # PEFT's default where nothing is said
+    except (re.error, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: its alpha_pattern cannot be used ({error}). Correct its metadata.") from None
+
+
+def _place(name: str) -> tuple[str, str, str] | None:
+    """A tensor's name -> (component, module, DOWN | UP | MAGNITUDE | ALPHA)."""
+    name = name.removeprefix("base_model.model.")
+    component, _, rest = name.partition(".")
+    if component not in (*NETWORKS, *TEXT):
+        known = [part for part, tops in TOPS.items() if name.startswith(tops)]
+        if not known:
+            return None
+        component, rest = known[0], name
+    rest = rest.removeprefix("base_model.model.")
+    for pattern, plain in SPELLINGS:
+        rest = re.sub(pattern, plain, f".{rest}").removeprefix(".")
+    for end in (DOWN, UP, MAGNITUDE, ALPHA):
+        if rest.endswith(end):
+            return component, rest.removesuffix(end), end
+    return None
+
+
+def _refuse(path: Path, named: Mapping[str, Any], tensors: Mapping[str, Tensor], component: str | None) -> None:
+    unknown = [name for name, place in named.items() if place is None]
+    if unknown or not named:
+        first = min(unknown, default="none")
+        kind = next((kind for mark, kind in OTHER_KINDS.items() if mark in first), "")
+        raise UserError(
+            f"{path}: {len(unknown)} of its {len(named)} tensors are not those of one network's LoRA in diffusers' "
+            f"format, first {first}{f' ({kind})' if kind else ''}. Convert it with diffusers' load_lora_weights and "
+            "save_lora_weights."
+        )
+    components = sorted({place[0] for place in named.values()})
+    if text := [name for name in components if name in TEXT]:
+        first = next(name for name, place in named.items() if place[0] in TEXT)
+        raise UserError(
+            f"{path}: it also changes the {' and the '.join(text)} ({first}), which is not applied here, and without "
+            "that part it is another adapter. Train and save it for the network alone."
+        )
+    if len(components) > 1:
+        raise UserError(f"{path}: it holds adapters of {' and '.join(components)}. Give a file of one network.")
+    if component is not None and components != [component]:
+        raise UserError(
+            f"{path}: it is an adapter of a {components[0]}, and this model's network is a {component}: it was trained "
+            "on a model of another kind. Give one trained on this one."
+        )
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """({name: tensor}, what the metadata say of PEFT's settings); one line for a file that is none."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+        if problem := _other_file(head):
+            raise UserError(f"{path}: {problem}")
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY, "{}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # safe_open is no mapping
+    except (SafetensorError, OSError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path}: not a safetensors file that is whole ({said}). Make it again.") from None
+    try:
+        said = json.loads(text)
+        assert isinstance(said, dict)
+    except (ValueError, AssertionError):
+        raise UserError(f"{path}: its {METADATA_KEY} is no JSON object. Make it again.") from None
+    settings = path.parent / "adapter_config.json"  # PEFT's own folder says it beside the file
+    if not said and settings.is_file() and any(name.startswith("base_model.model.") for name in tensors):
+        config = json.loads(settings.read_text(encoding="utf-8"))
+        said = {f"{component}.{key}": value for component in NETWORKS for key, value in config.items()}
+    elif not said and any(name.startswith("base_model.model.") for name in tensors):
+        raise UserError(f"{path}: PEFT's file without the adapter_config.json that says its alpha. Put it beside.")
+    return tensors, said
+
+
+def _other_file(head: bytes) -> str:
+    """What a file is whose first bytes say that it is no safetensors."""
+    if head[8:9] == b"{":
+        return ""
+    start = head.lstrip()[:64].lower()
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer in place of the weights. Fetch them: git lfs pull, or download the file itself."
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page and no weights. Download the file itself (on the Hub: /resolve/, not /blob/)."
+    if head.startswith(b"PK\x03\x04") or head.startswith(b"\x80"):
+        return "a torch pickle, which can run code and is not read. Save it as .safetensors."
+    return "" if len(head) >= 8 else "is empty or cut short. Fetch it again."
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
     """Writes tensors as a .safetensors file that appears whole or not at all; equal tensors are equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
     data = serialise({name: torch.clone(t).contiguous() for name, t in tensors.items()}, {"format": "pt", **metadata})
-    temporary.write_bytes(ordered(data))
-    os.replace(temporary, path)
-    return path
+    return write_file(path, ordered(data))
+
+
+def ordered(data: bytes) -> bytes:
+    """The same safetensors file with its header's keys in order: safetensors writes the metadata in a random one, and
+    equal adapters should be equal files."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]

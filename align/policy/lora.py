@@ -10,7 +10,6 @@ loader, with or without knowledge of the metadata, arrives at the same W.
 """
 
 import json
-import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,17 +18,15 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from align.errors import UserError
+from align.policy import adapter_file
 from align.policy._targets import check_targets, refused
+from align.policy.adapter_file import FILE_NAME, METADATA_KEY, is_hub_id
 from align.registry import ComponentConfig
 
-FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' load_lora_weights looks for in a folder
 NAME = "default"  # inside PEFT's layers, of the adapter that a run trains; others lie beside it
-METADATA_KEY = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
 
 
 class AdapterConfig(ComponentConfig):
@@ -51,8 +48,12 @@ class AdapterConfig(ComponentConfig):
     """Start from this adapter: a folder, a .safetensors file, or a Hub id; its rank must equal `rank`."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        if self.init is not None and not is_hub_id(self.init) and not _file(self.init).is_file():
-            yield ".init", f"there is no file {_file(self.init)}. Give the folder that holds {FILE_NAME}."
+        if self.init is None or (is_hub_id(self.init) and not Path(self.init).expanduser().exists()):
+            return
+        try:
+            adapter_file.read(adapter_file.find(self.init))
+        except UserError as error:
+            yield ".init", str(error)
 
     @model_validator(mode="before")
     @classmethod
@@ -174,33 +175,21 @@ def save(network: nn.Module, path: Path, *, component: str = "unet", name: str =
         "use_dora": settings.use_dora,
         "use_rslora": False,
     }
-    path.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", METADATA_KEY: json.dumps({f"{component}.{k}": v for k, v in said.items()})}
-    temporary = path / f".{FILE_NAME}"
-    temporary.write_bytes(ordered(serialise(tensors, metadata=metadata)))
-    os.replace(temporary, path / FILE_NAME)
-    return path / FILE_NAME
-
-
-def ordered(data: bytes) -> bytes:
-    """The same safetensors file with its header's keys in order: safetensors writes the metadata in a random one, and
-    equal adapters should be equal files."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data[8 + length :]
+    metadata = {METADATA_KEY: json.dumps({f"{component}.{k}": v for k, v in said.items()})}
+    return adapter_file.write(path / FILE_NAME, tensors, metadata)
 
 
 def load(network: nn.Module, source: str | Path, *, component: str = "unet", into: str = NAME) -> None:
     """Copies the adapter in `source` into the one already injected as `into`; any alpha of the file is respected."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    tensors, said = _read(_find(source), component)
     settings = _settings(network, into)
     ours = _scale(settings.lora_alpha, settings.r, settings.use_rslora)
+    try:
+        tensors = adapter_file.read(adapter_file.find(source), component).tensors()
+    except UserError as error:
+        raise UserError(f"adapter.init={error}") from None
     wanted = {n: tuple(v.shape) for n, v in get_peft_model_state_dict(network, adapter_name=into).items()}  # type: ignore[arg-type]
-    alphas = {n.removesuffix(".alpha"): float(v) for n, v in tensors.items() if n.endswith(".alpha")}
-    tensors = {n: v for n, v in tensors.items() if not n.endswith(".alpha")}
     found = {n: tuple(v.shape) for n, v in tensors.items()}
     if found != wanted:
         name = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
@@ -209,12 +198,7 @@ def load(network: nn.Module, source: str | Path, *, component: str = "unet", int
             f"{found.get(name, 'absent')}, recipe: {wanted.get(name, 'absent')}). Set adapter.rank, targets and dora "
             "as they were when it was trained."
         )
-    for name in [n for n in tensors if n.endswith(".lora_B.weight")]:
-        layer = name.removesuffix(".lora_B.weight")
-        rank = tensors[name].shape[1]
-        patterns = said.get("alpha_pattern") or {}
-        alpha = float(alphas[layer] if layer in alphas else patterns.get(layer, said.get("lora_alpha", rank)))
-        tensors[name] = tensors[name] * (_scale(alpha, rank, said.get("use_rslora", False)) / ours)
+    tensors = {name: value / ours if name.endswith(adapter_file.UP) else value for name, value in tensors.items()}
     set_peft_model_state_dict(network, tensors, adapter_name=into)  # type: ignore[arg-type]
 
 
@@ -224,59 +208,3 @@ def _settings(network: nn.Module, name: str) -> Any:
 
 def _scale(alpha: float, rank: int, rslora: bool) -> float:
     return alpha / (rank**0.5 if rslora else rank)
-
-
-def _file(source: str | Path) -> Path:
-    path = Path(source).expanduser()
-    return path / FILE_NAME if path.is_dir() else path
-
-
-def is_hub_id(source: str | Path) -> bool:
-    """Whether it has the form owner/name; a dot may be in it (me/style-v1.5), the end of a weights' file may not."""
-    text = str(source)
-    return text.count("/") == 1 and not text.startswith((".", "~", "/")) and not text.endswith((".safetensors", ".bin"))
-
-
-def _find(source: str | Path) -> Path:
-    path = _file(source)
-    if path.is_file():
-        return path
-    if is_hub_id(source):
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            return Path(hf_hub_download(str(source), FILE_NAME))
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            reason = f"and the Hub does not give it ({type(error).__name__})"
-    else:
-        reason = "and it is no Hub id (owner/name)"
-    raise UserError(f"adapter.init={source}: there is no file {path} {reason}. Give the folder that holds {FILE_NAME}.")
-
-
-def read(source: str | Path, component: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the metadata of an adapter in diffusers' format, named as in the network `component`."""
-    return _read(_find(source), component)
-
-
-def _read(path: Path, component: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the metadata that the file holds for `component`, without that prefix."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            tensors = {n: file.get_tensor(n) for n in file.keys()}  # safe_open is no mapping
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"adapter.init={path}: no safetensors file that is whole ({error}). Make it again.") from None
-    prefix = f"{component}."
-    ours = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-    if not ours:
-        raise UserError(
-            f"adapter.init={path}: none of its {len(tensors)} tensors is named {prefix}*.lora_A.weight. It must be in "
-            "diffusers' format (convert it with diffusers' load_lora_weights and save_lora_weights)."
-        )
-    if others := sorted({n.partition(".")[0] for n in tensors.keys() - {f"{prefix}{n}" for n in ours}}):
-        raise UserError(
-            f"adapter.init={path}: it also holds an adapter of {', '.join(others)}, which would be left out. Save the "
-            f"{component}'s part alone, or merge the whole into the base (model.base_adapter)."
-        )
-    return ours, {n.removeprefix(prefix): v for n, v in said.items() if n.startswith(prefix)}

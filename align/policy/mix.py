@@ -6,13 +6,15 @@ A weight of 0 leaves an adapter out; with all of them 0 the network is the base,
 the adapters add to the weights, not in what they make of the images: that is what a sweep is for.
 """
 
+import difflib
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from align.errors import UserError
 from align.policy import adapter_file, lora
@@ -29,16 +31,28 @@ class Located(NamedTuple):
 
 def locate(source: str) -> Located:
     """The adapter that a user means by a run's folder, an adapter's folder or file, or a Hub id."""
-    if Path(source).expanduser().exists() or not lora.is_hub_id(source):
-        file, recipe = adapter_file.locate(Path(source))
-        return Located(str(file), recipe, _name(file.parent) if file.name == lora.FILE_NAME else file.stem)
+    path = Path(source).expanduser()
+    if path.exists() or not adapter_file.is_hub_id(source):
+        file, recipe = adapter_file.locate(path)
+        named = file.name in (adapter_file.FILE_NAME, adapter_file.STATE)
+        return Located(str(file), recipe, _name(file.parent) if named else file.stem)
+    if path.parent.is_dir():  # runs/typo, where there is a folder runs
+        beside = [f"{path.parent}/{folder.name}" for folder in path.parent.iterdir() if folder.is_dir()]
+        close = difflib.get_close_matches(source, beside, n=1)
+        meant = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(
+            f"{source}: there is no such folder in {path.parent}.{meant} Give the folder of a finished run, or of an "
+            "adapter."
+        )
     return Located(source, None, source)
 
 
 def _name(folder: Path) -> str:
-    """runs/draft-shapes/adapter is called draft-shapes."""
+    """runs/draft-shapes/adapter is called draft-shapes, a checkpoint of it draft-shapes step-000050."""
     folder = folder.resolve()
-    return folder.parent.name if folder.name == "adapter" else folder.name
+    if folder.parent.name == "checkpoints":
+        return f"{folder.parent.parent.name} {folder.name}"
+    return folder.parent.name if folder.name == adapter_file.FOLDER else folder.name
 
 
 class Mixer:
@@ -68,6 +82,9 @@ class Mixer:
                 layer.set_scale(name, active[name])
         self.network.requires_grad_(False)  # PEFT's switches ask for gradients
 
+    def merge(self) -> None:
+        """Adds what is set to the weights for good, and takes PEFT's layers out."""
+        lora.merge(self.network, self._layers)
 
 @torch.no_grad()
 def attach(network: nn.Module, component: str, source: str, name: str) -> list[Any]:
@@ -76,20 +93,14 @@ def attach(network: nn.Module, component: str, source: str, name: str) -> list[A
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
 
-    try:
-        tensors, said = lora.read(source, component)
-    except UserError as error:
-        raise UserError(str(error).removeprefix("adapter.init=")) from None
-    tensors, ranks = _unscaled(source, tensors, said)
-    rank = max(ranks.values())
-    other = {layer: r for layer, r in ranks.items() if r != rank}
+    file = adapter_file.read(adapter_file.find(source), component)
     settings = LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        target_modules=sorted(ranks),
-        rank_pattern=other,
-        alpha_pattern=dict(other),
-        use_dora=any("lora_magnitude_vector" in key for key in tensors),
+        r=file.rank,
+        lora_alpha=file.rank,
+        target_modules=sorted(file.layers),
+        rank_pattern=whole_names(file.ranks),
+        alpha_pattern=whole_names(file.ranks),
+        use_dora=bool(file.magnitudes),
     )
     required = [(p, p.requires_grad) for p in network.parameters()]
     on = [(m, list(m.active_adapters)) for m in network.modules() if isinstance(m, LoraLayer)]
@@ -97,7 +108,7 @@ def attach(network: nn.Module, component: str, source: str, name: str) -> list[A
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is meant here
             inject_adapter_in_model(settings, network, name)
-        result = set_peft_model_state_dict(network, tensors, adapter_name=name)  # type: ignore[arg-type]
+        result = set_peft_model_state_dict(network, file.tensors(), adapter_name=name)  # type: ignore[arg-type]
     except (ValueError, RuntimeError) as error:  # no such layers; layers of other shapes
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{source}: does not fit this model ({reason}). Give one trained on it.") from None
@@ -113,21 +124,6 @@ def attach(network: nn.Module, component: str, source: str, name: str) -> list[A
     return [m for m in network.modules() if isinstance(m, LoraLayer) and name in m.scaling]
 
 
-def _unscaled(
-    source: str, tensors: Mapping[str, Tensor], said: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """(the tensors with each layer's scale folded into B, {layer: rank})."""
-    down, up = ".lora_A.weight", ".lora_B.weight"
-    alphas = {name.removesuffix(".alpha"): float(value) for name, value in tensors.items() if name.endswith(".alpha")}
-    patterns = said.get("alpha_pattern") or {}
-    found = {name: value for name, value in tensors.items() if not name.endswith(".alpha")}
-    ranks = {name.removesuffix(down): len(value) for name, value in found.items() if name.endswith(down)}
-    for layer, rank in ranks.items():
-        if layer + up not in found:
-            raise UserError(f"{source}: it has {layer}{down} but no {layer}{up}. The file is damaged; fetch it again.")
-        alpha = float(alphas.get(layer) or patterns.get(layer) or said.get("lora_alpha") or rank)
-        scale = alpha / (rank**0.5 if said.get("use_rslora") else rank)
-        found[layer + up] = found[layer + up] * scale
-    if not ranks:
-        raise UserError(f"{source}: there is no lora_A weight in it. It must be in diffusers' format.")
-    return found, ranks
+def whole_names(ranks: Mapping[str, int]) -> dict[str, int]:
+    """Patterns for PEFT that match these modules and no other that ends alike."""
+    return {f"^{re.escape(module)}": rank for module, rank in ranks.items()}

@@ -14,9 +14,9 @@ from typing import Any
 from align.config import Recipe, load_recipe
 from align.errors import UserError
 from align.models._base import Dtypes
-from align.policy import adapter_file, lora
+from align.policy import adapter_file
 from align.policy.adapter_file import DOWN, MAGNITUDE, UP, AdapterFile
-from align.policy.trainable import Adapter
+from align.policy.mix import Mixer, whole_names
 from align.registry import MODELS, build, model_family
 
 SAID = {"kohya": {"ss_network_module": "networks.lora"}}
@@ -89,8 +89,8 @@ def _peft(file: AdapterFile, recipe: Recipe | None, folder: Path, name: str, str
         "base_model_name_or_path": str(getattr(recipe.model, "checkpoint", "")) if recipe else None,
         "r": file.rank,
         "lora_alpha": file.rank,
-        "rank_pattern": {module: len(a) for module, (a, _) in file.layers.items() if len(a) != file.rank},
-        "alpha_pattern": {module: len(a) for module, (a, _) in file.layers.items() if len(a) != file.rank},
+        "rank_pattern": whole_names(file.ranks),
+        "alpha_pattern": whole_names(file.ranks),
         "target_modules": sorted(file.layers),
         "use_dora": bool(file.magnitudes),
         "inference_mode": True,
@@ -103,9 +103,10 @@ def _peft(file: AdapterFile, recipe: Recipe | None, folder: Path, name: str, str
 
 def _merged(file: AdapterFile, recipe: Recipe, folder: Path, name: str, strength: float) -> Path:
     model = build(MODELS, in_float32(recipe.model))
-    adapter = Adapter(file.config(), model.network, list(model.lora_targets), component=file.component, seed=0)
-    with adapter.scaled(strength):
-        lora.merge(model.network, adapter.layers)
+    mixer = Mixer(model.network, file.component)
+    mixer.add(str(file.path))
+    mixer.set({str(file.path): strength})
+    mixer.merge()
     model.to_pipeline().save_pretrained(folder)
     return folder
 

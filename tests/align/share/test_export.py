@@ -213,8 +213,8 @@ def test_what_cannot_be_is_said_in_a_line(tiny_sd_factory, tmp_path):
 
 def test_a_file_of_another_format_is_no_adapter(tmp_path):
     adapter_file.write(tmp_path / "a.safetensors", {"lora_unet_x.lora_down.weight": torch.zeros(1, 1)}, {})
-    with pytest.raises(UserError, match="not those of one network's adapter in diffusers' format"):
+    with pytest.raises(UserError, match="not those of one network's LoRA in diffusers' format"):
         export(tmp_path / "a.safetensors", "peft", tmp_path / "out")
     (tmp_path / "b.safetensors").write_bytes(b"cut")
-    with pytest.raises(UserError, match="not a safetensors file that is whole"):
+    with pytest.raises(UserError, match=r"not a safetensors file that is whole|cut short"):
         export(tmp_path / "b.safetensors", "peft", tmp_path / "out")

@@ -1,0 +1,45 @@
+"""The adapter inside a run's checkpoint: its trained parameters, or their moving average where the run keeps one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from align.errors import UserError
+from align.policy.adapter_file import DOWN, MAGNITUDE, UP, AdapterFile, assembled
+
+
+def read_state(path: Path, component: str | None) -> AdapterFile:
+    """Of CHECKPOINT/trainable.safetensors; scale and network's name come from the recipe in its meta.json."""
+    folder = path.parent
+    try:
+        recipe: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["recipe"]
+        tensors = load_file(path)
+        average = folder / "ema.safetensors"
+        if average.is_file():
+            shadow = load_file(average)
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            names = [f"/{name}" for name, _ in state["trainable"]["$dict"]]  # in the parameters' order, as the average
+            tensors = {name: shadow[f"/shadow/{place}"] for place, name in enumerate(names)}
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"{folder}: the checkpoint is damaged ({error}). Give another.") from None
+    parts = {}
+    for name, value in tensors.items():
+        module, sign, rest = name.removeprefix("/").partition(".lora_")
+        end = {"A.default.weight": DOWN, "B.default.weight": UP, "magnitude_vector.default.weight": MAGNITUDE}.get(rest)
+        if not sign or end is None:
+            raise UserError(
+                f"{folder}: what this run trained is no adapter of the network ({name}). Give another run's."
+            )
+        parts[module, end] = value
+    adapter = recipe["adapter"]
+    alpha = adapter["rank"] if adapter.get("alpha") is None else adapter["alpha"]
+    return assembled(path, component or _network(recipe), parts, {"lora_alpha": alpha, "use_rslora": adapter["rslora"]})
+
+
+def _network(recipe: dict[str, Any]) -> str:
+    from align.registry import MODELS, model_family
+
+    return getattr(model_family(MODELS.look_up(recipe["model"])), "network_name", "unet")
