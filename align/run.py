@@ -130,7 +130,7 @@ class _Session:
         for note in getattr(objective, "notes", ()):
             self.say(note)
         if hasattr(batches, "prepare"):
-            batches.prepare(self._workplace(painter, rewards))
+            batches.prepare(self._workplace(painter, rewards, getattr(objective, "wanted", None)))
         around = Surroundings(self.output, accelerator, trainable, painter, self._composite, settings, seed)
         hooks = [build(HOOKS, config, around) for config in recipe.hooks.values()]
         trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, recipe=settings, say=self.say)
@@ -174,8 +174,8 @@ class _Session:
             model.compile()
         return Policy(model, adapter, lambda: recipe.train.autocast(device))
 
-    def _workplace(self, painter: Painter, rewards: Composite | None) -> Workplace:
-        return Workplace(painter, rewards, self._composite, self.say)
+    def _workplace(self, painter: Painter, rewards: Composite | None, wanted: Any = None) -> Workplace:
+        return Workplace(painter, rewards, self._composite, self.say, wanted)
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:
