@@ -6,7 +6,7 @@ import torch
 from pair_toys import workplace
 
 from align.data.groups import Groups, GroupsConfig
-from align.policy import Policy
+from align.policy.roles import Policy
 from align.sampling import SamplingConfig
 from rewards import Composite
 from rewards.brightness import Brightness, BrightnessConfig

@@ -10,7 +10,7 @@ from torch import Tensor
 from align.data._wanted import Wanted
 from align.errors import UserError
 from align.objectives._base import Parts
-from align.policy import Policy
+from align.policy.roles import Policy
 from samplers import Transition, noisy, split
 from samplers.denoiser import CfgGrad
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from align.objectives import _transitions
 from align.objectives._base import Loss, Parts
 from align.objectives._rl_losses import ppo
-from align.policy import Policy
+from align.policy.roles import Policy
 from align.registry import ComponentConfig
 from samplers.denoiser import CfgGrad
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from align.objectives import _transitions
 from align.objectives._base import Loss, Parts
 from align.objectives._rl_losses import ppo
-from align.policy import Policy
+from align.policy.roles import Policy
 from align.registry import ComponentConfig
 from samplers import Transition, flow_time, guard_log_ratio
 from samplers.denoiser import CfgGrad

@@ -7,13 +7,13 @@ import torch
 from group_toys import PROMPTS, SAMPLING, bright, groups, moved
 from pair_toys import policy_on
 
-from align.checkpoint import decode, encode
 from align.data._advantages import advantages
 from align.data._wanted import Wanted
 from align.data.groups import GroupsConfig
-from align.lora import AdapterConfig
+from align.policy.lora import AdapterConfig
 from align.sampling import SamplingConfig, rollout
-from align.trainer import TrainConfig
+from align.training.checkpoint import decode, encode
+from align.training.trainer import TrainConfig
 from rewards import CombineConfig, Composite
 from rewards.python import Python, PythonConfig
 from samplers import Rng, noisy, split

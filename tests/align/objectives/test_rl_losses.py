@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from align.losses import dpo, log_ratio_of_errors
+from align.objectives._losses import dpo, log_ratio_of_errors
 from align.objectives._rl_losses import forward_terms, ppo
 
 A = torch.tensor([1.5, -0.7, 0.0, 2.0], dtype=torch.float64)
