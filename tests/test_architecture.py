@@ -100,6 +100,7 @@ ARROWS = {
         "objectives._reward",
         "objectives._rl_losses",
         "objectives._transitions",
+        "policy.cast",
         "policy.noise",
         "policy.roles",
         "policy.trainable",
