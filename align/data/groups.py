@@ -109,7 +109,7 @@ class Groups:
         self.running = Running()
         self.step = self.number = self.position = 0
         self.pending: tuple[Rollout, torch.Tensor] | None = None
-        self.times = Times(0.0, 0.0)
+        self.times, self.drawing = Times(0.0, 0.0), 0
         self.wanted = Wanted()
         self._around: Workplace | None = None
         self._roll: Callable[[Plan], Rollout] | None = None
@@ -120,11 +120,13 @@ class Groups:
         self._possible = densities(around.sampling.law(), around.model.schedule, around.sampling.grid(around.model))
         self._roll = self._gathered
 
-    def rehearse(self, model: Any, sampling: Any, wanted: Wanted | None) -> None:
+    def rehearse(self, around: Workplace) -> None:
         """In place of `prepare`, for a plan: images without data, on the model's own device."""
-        self.wanted = wanted or Wanted()
+        model, sampling = around.model, around.sampling
+        self.wanted = around.wanted or Wanted()
         self._possible = densities(sampling.law(), model.schedule, sampling.grid(model))
         device, shape = next(model.network.parameters()).device, model.latent_shape(sampling.image_size)
+        self.drawing = self.batch_size * sampling.num_calls * (1 if sampling.guidance_scale == 1 else 2)
 
         def roll(plan: Plan) -> Rollout:
             n, steps = len(plan.prompts), sum(plan.steps)

@@ -127,8 +127,9 @@ class Rollouts:
         judge = self._judge(around)
         self._roll = lambda batch: self._gathered(batch, judge)
 
-    def rehearse(self, model: Any) -> None:
+    def rehearse(self, around: Workplace) -> None:
         """In place of `prepare`, for a plan: rows without data, on the model's own device."""
+        model = around.model
         n = self.batch_size
         x = torch.empty(n, *model.latent_shape(), device=next(model.network.parameters()).device)
         t = torch.full((n,), 0.5, dtype=torch.float64)
