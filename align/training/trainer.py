@@ -169,7 +169,8 @@ class Trainer:
                     max_grad_norm=mover.max_grad_norm,
                     scaler=mover.scaler,
                 )
-            metrics |= mover.named({**done.metrics, **mover.trainable.metrics(), "lr": rate})
+            own = mover.trainable.metrics() | mover.over_eps(done.metrics.get("grad_norm", 0.0))
+            metrics |= mover.named({**done.metrics, **own, "lr": rate})
             metrics.setdefault("loss", done.metrics["loss"])  # the run's own adapter's, unless the round leaves it out
             outcomes.append(done.outcome)
         return Update(metrics, next((outcome for outcome in outcomes if outcome != "applied"), "applied"))

@@ -51,3 +51,15 @@ def test_the_plan_counts_the_images_that_are_drawn(tmp_path):
     """64 images of 10 steps and 2 trained steps of each: 640 + 128 rows forward, 128 of them with gradient."""
     text = plan(load_recipe("grpo/shapes", {"output": str(tmp_path / "run")}))
     assert "768 forward, of which 128 with gradient" in text
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_memory_is_that_of_one_micro_batch_whatever_the_steps(name, tmp_path):
+    """Neither sampling steps nor trained steps nor looks are in the graph together."""
+
+    def peak(num_steps: int) -> int:
+        changed = {"output": str(tmp_path), "sampling.num_steps": num_steps, "train.micro_batch_size": 8}
+        return rehearse(load_recipe(f"{name}/shapes", changed)).peak
+
+    few, many = peak(5), peak(20)
+    assert many == pytest.approx(few, rel=0.02)

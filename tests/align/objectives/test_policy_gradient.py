@@ -53,6 +53,17 @@ def test_importance_sampling_with_one_update_is_the_score_function(policy):
     torch.testing.assert_close(second, first, rtol=1e-5, atol=1e-9)
 
 
+def test_on_all_steps_and_without_its_extras_flow_grpo_is_ddpo(policy):
+    first, second = objective(GRPO, policy, cfg_grad="both", clip=0.01), objective(DDPO, policy, form="is", clip=0.01)
+    stream = iter(groups(policy, first.wanted, num_prompts=4))
+    next(stream)
+    batch = next(stream)
+    moved(policy, 0.005)
+    one, other = first(policy, batch), second(policy, batch)
+    assert torch.equal(one.per_sample, other.per_sample) and one.metrics["clipped"].any()
+    assert torch.equal(gradients(policy, one), gradients(policy, other))
+
+
 @pytest.mark.parametrize("settings", [{}, {"guard": True}, {"mask": 1e-6}, {"kl": 0.1, "guard": True}])
 def test_the_ratio_is_exactly_1_before_the_policy_has_moved(policy, settings):
     method = objective(GRPO, policy, **settings)
