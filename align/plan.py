@@ -23,10 +23,12 @@ from torch.utils._pytree import tree_leaves
 
 from align.config import Recipe
 from align.data._base import micro_batches
+from align.data._workplace import Workplace
 from align.errors import UserError
 from align.models._quantize import size
 from align.objectives._base import Parts
 from align.policy.cast import gather
+from align.policy.painter import Painter
 from align.policy.roles import Calls, Policy
 from align.policy.trainable import Adapter, Trainable
 from align.registry import DATA, MODELS, OBJECTIVES, build, resolve_embedded
@@ -50,6 +52,10 @@ class Rehearsal:
     """Numbers of adapters that are kept beside them: snapshots, frozen ones."""
     rows: int
     """Samples in the micro-batch."""
+    total: int
+    """Samples of the whole update; where a source draws images itself, steps of them or looks at them."""
+    drawing: int
+    """Rows of network calls, without gradient, in which the source draws what an update trains on."""
     calls: Calls
     peak: int
     """Bytes beside weights and optimiser, at most, during forward and backward."""
@@ -70,8 +76,9 @@ def plan(recipe: Recipe) -> str:
         found = rehearse(recipe)
     except UserError as error:
         return _table(lines | {"parameters": f"unknown: {error}"})
-    updates = train.batch_size / found.rows
+    updates = found.total / found.rows
     calls = Calls(*(round(updates * n) for n in (found.calls.forward, found.calls.recompute, found.calls.backward)))
+    calls.forward += found.drawing
     floats = {"adamw": 4, "adamw8bit": 2.5, "sgd": 3}[recipe.optim.algorithm]  # weight, gradient, one or two moments
     moments = 4 * (found.trainable * floats + found.held)
     total = found.weights + moments + found.peak
@@ -104,8 +111,11 @@ def rehearse(recipe: Recipe, *, num_processes: int = 1) -> Rehearsal:
     trained: dict[str, Trainable] = {MAIN: adapter, **{name: one for name, (one, _) in cast.trained.items()}}
     source = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=0)
     if hasattr(source, "rehearse"):
-        source.rehearse(model)
-    batch = micro_batches(next(iter(source)), recipe.train.micro_batch_size, num_processes=num_processes)[0]
+        nobody: Any = None  # there is but this process
+        painter = Painter(policy, recipe.sampling, nobody, seed=0)
+        source.rehearse(Workplace(painter, None, lambda _: None, print, getattr(objective, "wanted", None)))
+    update = next(iter(source))
+    batch = micro_batches(update, recipe.train.micro_batch_size, num_processes=num_processes)[0]
     existing = [p for m in model.components().values() for p in (*m.state_dict(keep_vars=True).values(), *m.buffers())]
     with _fused_attention(), Peak(existing) as memory:
         for move in moves(objective, 0):
@@ -114,7 +124,8 @@ def rehearse(recipe: Recipe, *, num_processes: int = 1) -> Rehearsal:
                 with policy.backward():
                     loss.per_sample.sum().backward()
     trainable = sum(p.numel() for one in trained.values() for p in one.parameters())
-    return Rehearsal(parameters, weights, trainable, cast.held(), len(batch), policy.calls, memory.peak)
+    counts = len(batch), len(update), getattr(source, "drawing", 0)
+    return Rehearsal(parameters, weights, trainable, cast.held(), *counts, policy.calls, memory.peak)
 
 
 def _meta_pipeline(config: Any) -> Any:

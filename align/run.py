@@ -140,7 +140,7 @@ class _Session:
             if note:
                 self.say(note)
         if hasattr(batches, "prepare"):
-            batches.prepare(self._workplace(painter, rewards))
+            batches.prepare(self._workplace(painter, rewards, getattr(objective, "wanted", None)))
         if hasattr(batches, "contents"):
             named |= batches.contents()
         if checkpoint is not None:
@@ -194,8 +194,8 @@ class _Session:
             model.compile()
         return Policy(model, adapter, lambda: recipe.train.autocast(device))
 
-    def _workplace(self, painter: Painter, rewards: Composite | None) -> Workplace:
-        return Workplace(painter, rewards, self._composite, self.say)
+    def _workplace(self, painter: Painter, rewards: Composite | None, wanted: Any = None) -> Workplace:
+        return Workplace(painter, rewards, self._composite, self.say, wanted)
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from align.models._base import DiffusionModel
-    from samplers import Denoiser, GradPolicy, Grid, Rng, Schedule, StepRule, Trajectory
+    from samplers import Denoiser, GradPolicy, Grid, Law, Rng, Schedule, StepRule, Trajectory
+    from samplers.denoiser import CfgGrad
 
 STOCHASTIC = ("ddim", "euler_ancestral")  # the rules that take an eta
+LINEAR = ("ddim", "euler", "euler_ancestral")  # the rules that are one line in (x0, eps), whose noise a law can choose
+UNBOUNDED = ("flow_sde", "dance_sde")  # the laws whose level is a rate, not a share
 
 
 class SamplingConfig(ComponentConfig):
@@ -29,8 +32,12 @@ class SamplingConfig(ComponentConfig):
     """Network evaluations along the grid; heun takes 2 num_steps - 1."""
     step_rule: Literal["ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "lcm"] = "ddim"
     """The integrator; lcm with num_steps=1 is one-step generation."""
-    eta: float | None = Field(default=None, ge=0, le=1)
-    """Share of fresh noise a step, ddim and euler_ancestral only. Default: 0 for ddim, 1 for euler_ancestral."""
+    noise_law: Literal["ddim", "cps", "flow_sde", "dance_sde"] | None = None
+    """Which noise a step takes, with ddim or an euler's grid (samplers/laws.py): ddim and cps leave none in the image,
+    flow_sde and dance_sde are Flow-GRPO's and DanceGRPO's. Default: the step rule's own."""
+    eta: float | None = Field(default=None, ge=0)
+    """Share of fresh noise a step, in [0, 1], ddim and euler_ancestral only; or the noise law's level. Default: 0 for
+    ddim, 1 for euler_ancestral; for a law 1 (ddim), 0.8 (cps), 0.7 (flow_sde), 0.3 (dance_sde), as published."""
     guidance_scale: float = Field(default=7.5, ge=0)
     """Classifier-free guidance w in out_u + w (out_c - out_u); 1 is no guidance, at half the cost."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -88,8 +95,12 @@ class SamplingConfig(ComponentConfig):
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             yield "guidance_interval", f"is {[low, high]}. Set it to two times t with 0 <= low <= high <= 1."
-        if self.eta and self.step_rule not in STOCHASTIC:
+        if self.eta and self.step_rule not in STOCHASTIC and self.noise_law is None:
             yield "eta", f"is {self.eta}, and {self.step_rule} has no eta. Use {' or '.join(STOCHASTIC)}, or remove it."
+        if (self.eta or 0) > 1 and self.noise_law not in UNBOUNDED:
+            yield "eta", f"is {self.eta}. Set it within [0, 1]: it is the share of a step's noise that is fresh."
+        if self.noise_law is not None and self.step_rule not in LINEAR:
+            yield "noise_law", f"is {self.noise_law}, and {self.step_rule} takes none. Use {', '.join(LINEAR)}."
         if self.spacing == "karras" and self.step_rule == "ddim":
             yield "spacing", "is karras, which ddim has not. Use euler, heun or dpmpp_2m, or another spacing."
         if self.spacing is not None and self.step_rule == "lcm":
@@ -125,10 +136,31 @@ class SamplingConfig(ComponentConfig):
         if self.window == "normal" and not 1 <= self.normal_mean < calls:
             yield "normal_mean", f"{self.normal_mean} is none of the {calls} steps. Set it within [1, {calls})."
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps have noise whose law is known, and so a density: what `law` needs."""
+        if self.noise_law is not None:
+            return self.eta is None or self.eta > 0
+        return self.step_rule in STOCHASTIC and bool(self._eta())
+
+    def law(self) -> "Law":
+        """The noise of a step, as its standard deviation and the share that is kept (samplers/laws.py)."""
+        from samplers import LAWS, LEVELS
+
+        if self.noise_law is not None:
+            return LAWS[self.noise_law](LEVELS[self.noise_law] if self.eta is None else self.eta)
+        return LAWS["ddim"](self._eta())
+
+    def _eta(self) -> float:
+        own = 1.0 if self.step_rule == "euler_ancestral" else 0.0
+        return own if self.eta is None else self.eta
+
     def step(self) -> "StepRule | type[StepRule]":
         """The step rule as `samplers.sample` takes it."""
         import samplers
 
+        if self.noise_law is not None:
+            return samplers.noisy(self.law())
         rules: dict[str, Any] = {
             "ddim": samplers.ddim,
             "euler": samplers.euler,
@@ -161,12 +193,13 @@ class SamplingConfig(ComponentConfig):
         }[self.window]()
         return samplers.GradPolicy(policy.keep, detach_input=self.detach_input, checkpoint=self.checkpoint_steps)
 
-    def guided(self, denoiser: "Denoiser", uncond: Any) -> "Denoiser":
-        """`denoiser` with this block's guidance; `uncond` is the encoded empty prompt, one row or one per sample."""
+    def guided(self, denoiser: "Denoiser", uncond: Any, grad: "CfgGrad" = "both") -> "Denoiser":
+        """`denoiser` with this block's guidance; `uncond` is the encoded empty prompt, one row or one per sample; grad:
+        what of the guided output carries gradient (`samplers.cfg`)."""
         from samplers import cfg
 
         rescale = getattr(denoiser, "rescale", None)  # the family's, by way of its denoiser
-        return cfg(denoiser, uncond, self.guidance_scale, interval=self.guidance_interval, rescale=rescale)
+        return cfg(denoiser, uncond, self.guidance_scale, interval=self.guidance_interval, rescale=rescale, grad=grad)
 
 
 def _by_hand(timesteps: Sequence[int], schedule: "Schedule", own: "Grid") -> "Grid":
@@ -195,13 +228,14 @@ def rollout(
     grad: "GradPolicy | None" = None,
     x_T: "Tensor | None" = None,
     num_calls: int | None = None,
+    step: "StepRule | type[StepRule] | None" = None,
     keep: Literal["last", "states", "all"] = "last",
 ) -> "Trajectory":
     """Prompts to latents, as the config says: encode, draw x_T (stream "x_T" of rng), guide, integrate.
 
     `denoiser` is a role of the policy, unguided. grad: default no gradient; x_T: (B, C, h, w) standard normal instead
-    of the drawn one; num_calls: end after so many network calls, and read x0_hat, what the last one predicts. The
-    result's x0 (or x0_hat) goes to `model.codec.decode`.
+    of the drawn one; num_calls: end after so many network calls, and read x0_hat, what the last one predicts; step: a
+    step rule in place of the block's. The result's x0 (or x0_hat) goes to `model.codec.decode`.
     """
     import torch
 
@@ -219,8 +253,8 @@ def rollout(
         x_T * grid.init_scale,
         grid,
         cond,
-        step=config.step(),
-        eta=config.eta if config.step_rule in STOCHASTIC else None,
+        step=config.step() if step is None else step,
+        eta=config.eta if step is None and config.step_rule in STOCHASTIC and config.noise_law is None else None,
         grad=NO_GRAD if grad is None else grad,
         keep=keep,
         rng=rng,

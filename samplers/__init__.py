@@ -15,6 +15,7 @@ from samplers.gaussian import GaussianDenoiser, constant
 from samplers.grad import NO_GRAD, GradPolicy, bernoulli, contiguous, full, last, normal, subset
 from samplers.grids import Grid
 from samplers.heun import Heun
+from samplers.laws import LAWS, LEVELS, Law, cps_law, dance_sde_law, ddim_law, flow_sde_law, flow_time, noisy
 from samplers.lcm import lcm
 from samplers.noise import Rng, generator, noise
 from samplers.prediction import Prediction, row, split, target
@@ -29,9 +30,12 @@ from samplers.schedule import (
     shift,
     zero_terminal_snr,
 )
-from samplers.transition import StepRule, Transition
+from samplers.transition import StepRule, Transition, guard_log_ratio
+from samplers.windows import Window, Windowed, densities
 
 __all__ = [
+    "LAWS",
+    "LEVELS",
     "NO_GRAD",
     "Cond",
     "DPMpp2M",
@@ -41,6 +45,7 @@ __all__ = [
     "GradPolicy",
     "Grid",
     "Heun",
+    "Law",
     "Prediction",
     "Rng",
     "Schedule",
@@ -49,6 +54,8 @@ __all__ = [
     "Trajectory",
     "Transition",
     "VPSchedule",
+    "Window",
+    "Windowed",
     "add_noise",
     "bernoulli",
     "bind",
@@ -56,18 +63,26 @@ __all__ = [
     "cfg",
     "constant",
     "contiguous",
+    "cps_law",
+    "dance_sde_law",
     "ddim",
+    "ddim_law",
     "denoise",
+    "densities",
     "dynamic_shift",
     "euler",
     "euler_ancestral",
+    "flow_sde_law",
+    "flow_time",
     "full",
     "generator",
     "grids",
+    "guard_log_ratio",
     "invert",
     "last",
     "lcm",
     "noise",
+    "noisy",
     "normal",
     "row",
     "sample",

@@ -24,6 +24,8 @@ class Workplace:
     """{label: reward config} -> rewards.Composite on the run's device."""
     say: Callable[[str], None]
     """Prints a line, on the main process."""
+    wanted: Any = None
+    """What the objective wants of rows that are drawn for it (align.data._wanted.Wanted), or None: it says nothing."""
 
     @property
     def policy(self) -> Any:

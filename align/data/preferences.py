@@ -192,8 +192,9 @@ class Preferences:
         folder = Path(self.config.cache).expanduser() if self.config.cache else base / "cache"
         return PairCache(folder, self.config.views, two_sizes=self.config.two_sizes, around=around)
 
-    def rehearse(self, model: Any) -> None:
+    def rehearse(self, around: Workplace) -> None:
         """In place of `prepare`, for a plan: pairs without data, on the model's own device."""
+        model = around.model
         device = next(model.network.parameters()).device
         shape = model.latent_shape(self.config.views.image_size)
         empty = torch.empty(self.batch_size, *shape, device=device)

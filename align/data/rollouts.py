@@ -26,7 +26,7 @@ from align.data._workplace import Workplace
 from align.data.prompts import Prompts, PromptsConfig, problems
 from align.errors import UserError
 from align.registry import ComponentConfig
-from samplers import Rng, ddim, generator, split
+from samplers import Rng, generator, noisy, split
 
 Judge = Callable[[Tensor, tuple[str, ...], Tensor], Tensor]
 """(images (n, 3, H, W) in [0, 1], n prompts, t ()) -> scores (n,), higher is better."""
@@ -59,7 +59,7 @@ class RolloutsConfig(ComponentConfig):
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from problems(self.prompts, ".prompts")
         sampling = recipe.get("sampling")
-        if sampling is not None and (sampling.step_rule != "ddim" or not sampling.eta):
+        if sampling is not None and not sampling.stochastic:
             yield (
                 "sampling.eta",
                 "must be above 0, with step_rule=ddim: a step without noise has no density. Set it to 1.",
@@ -132,8 +132,9 @@ class Rollouts:
         judge = self._judge(around)
         self._roll = lambda batch: self._gathered(batch, judge)
 
-    def rehearse(self, model: Any) -> None:
+    def rehearse(self, around: Workplace) -> None:
         """In place of `prepare`, for a plan: rows without data, on the model's own device."""
+        model = around.model
         n = self.batch_size
         x = torch.empty(n, *model.latent_shape(), device=next(model.network.parameters()).device)
         t = torch.full((n,), 0.5, dtype=torch.float64)
@@ -212,11 +213,11 @@ def _branched(config: RolloutsConfig, around: Workplace) -> list[int]:
     """The steps that are branched: those from `first_step` on that have noise."""
     sampling, schedule = around.sampling, around.policy.role("train").schedule
     alphas, sigmas = schedule(sampling.grid(around.model).times)
-    zero = torch.zeros(1)
+    zero, rule = torch.zeros(1), noisy(sampling.law())
     steps = [
         i
         for i in range(config.first_step, len(alphas) - 1)
-        if not ddim(zero, zero, *(x[j] for j in (i, i + 1) for x in (alphas, sigmas)), eta=sampling.eta).deterministic
+        if not rule(zero, zero, *(x[j] for j in (i, i + 1) for x in (alphas, sigmas))).deterministic
     ]
     if not steps:
         raise UserError(
@@ -238,10 +239,11 @@ def branch(config: RolloutsConfig, around: Workplace, judge: Judge, batch: Any) 
     alphas, sigmas = denoiser.schedule(grid.times)
     device = next(model.network.parameters()).device
     x = rng.normal("x_T", torch.empty(b, *model.latent_shape(sampling.image_size), device=device)) * grid.init_scale
+    rule = noisy(sampling.law())
     out, last, found = denoiser(x, grid.times[0], cond), len(grid.times) - 2, []
     for i, (t, s) in enumerate(zip(grid.times[:-1], grid.times[1:], strict=True)):
         x0_hat, eps = split(out, x, alphas[i], sigmas[i], denoiser.kind)
-        step = ddim(x0_hat, eps, alphas[i], sigmas[i], alphas[i + 1], sigmas[i + 1], eta=sampling.eta)
+        step = rule(x0_hat, eps, alphas[i], sigmas[i], alphas[i + 1], sigmas[i + 1])
         if i < config.first_step or step.deterministic:
             x = step.sample(None if step.deterministic else rng.normal(f"step/{i}", x))
             out = denoiser(x, s, cond) if i < last else out

@@ -22,7 +22,7 @@ from align.objectives._base import Loss, Parts
 from align.objectives._losses import DPOForm, dpo
 from align.policy.roles import Policy
 from align.registry import ComponentConfig
-from samplers import Transition, ddim, split
+from samplers import Transition, noisy, split
 
 
 class SPOConfig(ComponentConfig):
@@ -80,7 +80,7 @@ class SPO:
         (alpha_t, sigma_t), (alpha_s, sigma_s) = denoiser.schedule(rows.t), denoiser.schedule(rows.s)
         x_t = rows.x_t.to(device)
         x0, eps = split(denoiser(x_t, rows.t.to(device), cond), x_t, alpha_t, sigma_t, denoiser.kind)
-        return ddim(x0, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta=self.sampling.eta)
+        return noisy(self.sampling.law())(x0, eps, alpha_t, sigma_t, alpha_s, sigma_s)
 
     def _clamped(self, log_ratio: Tensor) -> Tensor:
         if self.config.clamp is None:

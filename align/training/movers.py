@@ -4,6 +4,7 @@ A single trainable is the case of one. While one moves, the others carry no grad
 as it stands, and nothing is left in their `grad`.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,17 @@ class Mover:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         return rate
+
+    def over_eps(self, norm: float) -> dict[str, float]:
+        """{"grad_over_eps": root mean square of the clipped gradient over Adam's epsilon}; nothing for SGD.
+
+        Below 1 the steps shrink with the gradient, and nothing seems to be learnt: lower optim.eps.
+        """
+        if self.config.algorithm == "sgd":
+            return {}
+        count = sum(parameter.numel() for parameter in self.trainable.parameters())
+        clipped = norm if self.max_grad_norm is None else min(norm, self.max_grad_norm)
+        return {"grad_over_eps": clipped / math.sqrt(count) / self.config.eps}
 
     def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Metrics as they are recorded: under the trainable's name where there are several."""

@@ -171,7 +171,8 @@ class Trainer:
                     max_grad_norm=mover.max_grad_norm,
                     scaler=mover.scaler,
                 )
-            metrics |= mover.named({**done.metrics, **mover.trainable.metrics(), "lr": rate})
+            own = mover.trainable.metrics() | mover.over_eps(done.metrics.get("grad_norm", 0.0))
+            metrics |= mover.named({**done.metrics, **own, "lr": rate})
             for key in ("loss", "grad_norm"):  # the run's own adapter's, unless the round leaves it out
                 if key in done.metrics:
                     metrics.setdefault(key, done.metrics[key])

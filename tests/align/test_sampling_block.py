@@ -37,6 +37,8 @@ def model(tiny_sd_factory):
         ({"num_steps": 1, "timesteps": [800], "spacing": "leading"}, r"timesteps\n  .*spacing=leading"),
         ({"guidance_interval": (0.7, 0.2)}, r"guidance_interval\n  .* low <= high"),
         ({"eta": 1.5}, r"eta\n  is 1.5"),
+        ({"eta": 1.5, "noise_law": "cps"}, r"eta\n  is 1.5"),
+        ({"step_rule": "heun", "noise_law": "cps"}, r"noise_law\n  is cps, and heun takes none"),
         ({"num_step": 8}, r"num_step\n  unknown key"),
     ],
 )
@@ -158,3 +160,27 @@ def test_a_flow_model_has_no_table():
     model = SimpleNamespace(schedule=FlowSchedule(), grids=lambda *_: grids.flow(1), latent_shape=lambda *_: (4, 8, 8))
     with pytest.raises(UserError, match="no table of times"):
         SamplingConfig(num_steps=1, timesteps=(800,)).grid(model)  # type: ignore[arg-type]
+
+
+def test_a_noise_law_replaces_the_rules_own(model):
+    """ddim's law is ddim with that eta; cps at 0 has no noise; each law has the level that it was published with."""
+    from samplers import FlowSchedule
+
+    rng = Rng(3, range(2))
+
+    def x0(**settings):
+        config = SamplingConfig(num_steps=3, guidance_scale=1, **settings)
+        return rollout(config, model, model.denoiser(), ["a", "b"], rng).x0
+
+    assert torch.equal(x0(noise_law="ddim", eta=0.6), x0(eta=0.6))
+    assert torch.equal(x0(noise_law="ddim"), x0(eta=1.0))
+    torch.testing.assert_close(x0(noise_law="cps", eta=0), x0(), rtol=0, atol=1e-5)
+    assert torch.equal(x0(step_rule="euler", noise_law="ddim"), x0(step_rule="euler_ancestral"))
+    assert not torch.allclose(x0(noise_law="flow_sde", eta=0.2), x0(noise_law="dance_sde", eta=0.2), atol=1e-3)
+    flow, times = FlowSchedule(), torch.tensor([0.7, 0.55], dtype=torch.float64)
+    levels = (*flow(times[0]), *flow(times[1]))
+    for law, level in (("ddim", 1.0), ("cps", 0.8), ("flow_sde", 0.7), ("dance_sde", 0.3)):
+        named, said = SamplingConfig(noise_law=law), SamplingConfig(noise_law=law, eta=level)
+        assert named.law()(*levels) == said.law()(*levels) and named.stochastic
+    assert not SamplingConfig().stochastic and not SamplingConfig(noise_law="cps", eta=0).stochastic
+    assert SamplingConfig(step_rule="euler_ancestral").stochastic and not SamplingConfig(step_rule="lcm").stochastic

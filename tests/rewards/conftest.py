@@ -1,11 +1,13 @@
 """Tiny checkpoints in stock formats."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_checkpoints
 import torch
+from judge_server import judging
 from reward_toys import randomise, to_tensor
 
 
@@ -132,3 +134,10 @@ def tiny_lpips(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def tiny_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Dinov2Model folder."""
     return tiny_checkpoints.dino(tmp_path_factory.mktemp("tiny_dino"))
+
+
+@pytest.fixture(scope="session")
+def judge_url() -> Iterator[str]:
+    """A chat endpoint on loopback, for as long as the tests run."""
+    with judging() as judge:
+        yield judge.url

@@ -100,6 +100,10 @@ class Tiny:
         yield {"function": f"{self.folder / 'mine.py'}:warmth"}
         yield {"function": f"{self.folder / 'mine.py'}:warm", "differentiable": False}
 
+    def http(self) -> Iterator[dict]:
+        url = self.fixture("judge_url")
+        yield from ({"url": url, "model": "m", "answer": how, "cache": None} for how in ("yes", "number"))
+
     def _picture(self) -> str:
         smooth(40, 52).transpose(0).save(self.folder / "reference.png")
         return str(self.folder / "reference.png")

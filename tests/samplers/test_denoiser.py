@@ -101,3 +101,20 @@ def test_cond_rows():
 def test_cond_tensors_must_agree_on_their_rows():
     with pytest.raises(ValueError, match="same number of rows"):
         TensorCond({"a": torch.zeros(3), "b": torch.zeros(2)})
+
+
+@pytest.mark.parametrize(("grad", "gain"), [("both", (1 - 3.0, 3.0)), ("cond", (0.0, 3.0)), ("none", (0.0, 1.0))])
+def test_which_branch_of_a_guided_output_carries_gradient(vp, grad, gain):
+    """out = out_u + 3 (out_c - out_u): the factors with which the outputs of the two branches reach it."""
+    theta = torch.zeros(2, 1, dtype=torch.float64, requires_grad=True)  # of the unconditional and the conditional row
+
+    class Two:
+        schedule, kind = vp, Prediction.EPSILON
+
+        def __call__(self, x_t, t, cond):
+            return cond.tensors["mean"] + theta[cond.tensors["mean"][:, 0].long()]
+
+    zero, one = (constant(torch.full((1, 1), v, dtype=torch.float64)) for v in (0.0, 1.0))
+    out = cfg(Two(), zero, 3.0, grad=grad)(torch.zeros(1, 1, dtype=torch.float64), T, one)
+    assert out.tolist() == [[3.0]]
+    assert torch.autograd.grad(out.sum(), theta)[0].flatten().tolist() == pytest.approx(gain)

@@ -123,3 +123,15 @@ def test_a_move_without_a_finite_gradient_is_the_rounds_outcome(tmp_path):
 
     _, _, records = fit(tmp_path, objective=Broken(), num_updates=3)
     assert [record["outcome"] for record in records] == ["applied", "not finite", "applied"]
+
+
+def test_the_record_says_how_far_the_gradient_is_above_adams_epsilon(tmp_path):
+    """Root mean square of the clipped gradient over eps; SGD has no epsilon."""
+    policy, _, records = fit(tmp_path / "free", max_grad_norm=None, optim={"eps": 1e-6}, num_updates=2)
+    count = weights(policy).numel()
+    for record in records:
+        assert record["grad_over_eps"] == pytest.approx(record["grad_norm"] / count**0.5 / 1e-6)
+    _, _, clipped = fit(tmp_path / "clipped", max_grad_norm=1e-3, optim={"eps": 1e-6}, num_updates=1)
+    assert clipped[0]["grad_over_eps"] == pytest.approx(1e-3 / count**0.5 / 1e-6)
+    _, _, plain = fit(tmp_path / "sgd", optim={"algorithm": "sgd"}, num_updates=1)
+    assert "grad_over_eps" not in plain[0]

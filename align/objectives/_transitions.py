@@ -1,0 +1,71 @@
+"""What the objectives share that train single sampling steps: the guided step from x_t to x_s under a role, and its
+ratio to the step that was drawn."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.data._wanted import Wanted
+from align.errors import UserError
+from align.objectives._base import Parts
+from align.policy.roles import Policy
+from samplers import Transition, noisy, split
+from samplers.denoiser import CfgGrad
+
+Gather = Callable[[Tensor], Tensor]
+
+
+def conflicts(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What keeps a recipe from training the steps of groups."""
+    data, sampling = recipe.get("data"), recipe.get("sampling")
+    if data is not None and not hasattr(data, "group_size"):
+        yield "data", "makes no groups of the policy's own images. Use `data: {name: groups, prompts: ...}`."
+    if sampling is not None and not sampling.stochastic:
+        yield (
+            "sampling.noise_law",
+            f"is not set, and {sampling.step_rule} draws no noise: a step without noise has no density to train. Set "
+            "it to cps, or step_rule to ddim with eta: 1.",
+        )
+
+
+class Steps:
+    """Base: `wanted` says what the source keeps; `transition` is the policy's step at the rows' x_t."""
+
+    def __init__(self, config: Any, parts: Parts, *, means: bool = False, cfg_grad: CfgGrad = "both"):
+        self.config, self.model, self.sampling = config, parts.model, parts.sampling
+        self.wanted = Wanted(transitions=True, means=means)
+        self.rule, self.cfg_grad = noisy(parts.sampling.law()), cfg_grad
+        self._apart: list[Tensor] = []
+
+    def transition(self, policy: Policy, role: str, batch: Any, cond: Any) -> Transition:
+        """Rows may stand at different steps; coefficients stay on the CPU, where the rows are."""
+        device = next(self.model.network.parameters()).device
+        uncond = self.model.text.encode([""])
+        denoiser = self.sampling.guided(policy.role(role), uncond, self.cfg_grad)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = denoiser.schedule(batch.t), denoiser.schedule(batch.s)
+        x_t = batch.x_t.to(device)
+        x0, eps = split(denoiser(x_t, batch.t.to(device), cond), x_t, alpha_t, sigma_t, denoiser.kind)
+        return self.rule(x0, eps, alpha_t, sigma_t, alpha_s, sigma_s)
+
+    def old(self, batch: Any, step: Transition, log_prob: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(log p_old(x_s), the old mean or None). Before the policy has moved they are its own, to the last bit; what
+        was stored at the rollout must then be the same but for rounding, which `after_update` asserts."""
+        stored = batch.log_prob.to(log_prob)
+        if not batch.fresh:
+            return stored, batch.mean.to(step.mean) if self.wanted.means else None
+        self._apart.append((log_prob.detach() - stored).abs().max())
+        return log_prob.detach(), step.mean.detach()
+
+    def after_update(self, gather: Gather) -> None:
+        """The same on every process; called before the optimiser moves."""
+        device = next(self.model.network.parameters()).device
+        apart, self._apart = self._apart or [torch.zeros((), device=device)], []
+        worst = float(gather(torch.stack(apart).amax().float()[None]).amax())
+        if not worst <= self.config.tolerance:
+            raise UserError(
+                f"objective: at the first update after a rollout the log-probabilities are {worst:.1e} from those that "
+                f"were drawn (tolerance {self.config.tolerance:g}): rollout and training do not see the same network. "
+                "Look for dropout, another guidance or another precision; for bf16 set objective.tolerance to 0.02."
+            )

@@ -1,0 +1,137 @@
+"""Whole runs of online RL: two processes are one, and a run that was ended goes on bit for bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import align
+from align.run import Run
+from align.training.checkpoint import Checkpoints
+
+WORKER = Path(__file__).with_name("preference_worker.py")
+DATA = {"name": "groups", "prompts": ["a cat", "two", "x", "abc"], "group_size": 3, "rollout_size": 4}
+STEPS = {"num_steps": 4, "guidance_scale": 2.0, "eta": 1.0}
+PLAIN = {"num_steps": 3, "guidance_scale": 1.0}
+METHODS = {
+    "ddpo": {  # a rollout of 12 images serves two updates; the second is off-policy
+        "objective": {"name": "ddpo", "clip": 0.1},
+        "data": DATA | {"num_prompts": 4, "normalise": "running"},
+        "sampling": STEPS,
+    },
+    "grpo": {
+        "objective": {"name": "grpo", "guard": True, "kl": 0.1, "mask": 1e-3, "clip": 0.1},
+        "data": DATA | {"num_prompts": 4, "window": {"start": "random", "size": 2}, "shared_noise": True},
+        "sampling": STEPS | {"noise_law": "cps", "eta": 0.7},
+    },
+    "nft": {
+        "objective": {"name": "nft", "num_draws": 2, "old_rate": 0.2},
+        "data": DATA | {"num_prompts": 4},
+        "sampling": PLAIN,
+    },
+    "awm": {"objective": {"name": "awm", "num_draws": 2, "old_rate": 0.1}, "data": DATA, "sampling": PLAIN},
+    "dgpo": {"objective": {"name": "dgpo", "num_draws": 2}, "data": DATA | {"overlap": True}, "sampling": PLAIN},
+}
+UNEQUAL = ("seconds", "outcome", "rollout_seconds", "reward_seconds")
+
+
+@pytest.fixture(scope="module")
+def recipes(tiny_sd_factory, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("online")
+    tiny_sd_factory().save_pretrained(folder / "model")
+    common = {
+        "model": {"name": "sd", "checkpoint": str(folder / "model")},
+        "rewards": {"brightness": {}},
+        "optim": {"algorithm": "sgd", "lr": 1e-2},  # Adam would blow up the rounding of gradients that are almost 0
+        "train": {
+            "num_updates": 4,
+            "batch_size": 6,
+            "micro_batch_size": 4,
+            "checkpoint_every": 1,
+            "keep_checkpoints": 9,
+        },
+    }
+    return {name: common | blocks for name, blocks in METHODS.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(recipes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return {name: align.train(recipe, output=str(folder / name)) for name, recipe in recipes.items()}
+
+
+def numbers(run):
+    return [{k: v for k, v in record.items() if k not in UNEQUAL} for record in run.metrics]
+
+
+def trained(run):
+    return load_file(next((run.output / "adapter").glob("*.safetensors")))
+
+
+def test_two_processes_give_the_run_of_one(recipes, whole, tmp_path):
+    """A group's images lie on both: advantages, DGPO's margins and the gradient are of all rows."""
+    file = tmp_path / "recipes.json"
+    file.write_text(json.dumps(recipes))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER)]
+    done = subprocess.run(
+        [*command, str(file), str(tmp_path / "two")],
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    for name, one in whole.items():
+        two = Run(tmp_path / "two" / name)
+        assert (one.report.num_processes, two.report.num_processes) == (1, 2)
+        assert one.report.network_calls == two.report.network_calls
+        for mine, expected in zip(numbers(two), numbers(one), strict=True):
+            assert mine == pytest.approx(expected, rel=1e-3, abs=1e-5), name
+        first = trained(one)
+        assert sum(float(t.abs().sum()) for t in first.values()) > 0
+        for key, tensor in trained(two).items():
+            torch.testing.assert_close(tensor, first[key], rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_updates_are_on_policy_and_the_second_ones_are_not(whole):
+    for name in ("ddpo", "grpo"):
+        gaps = [record["ratio_gap"] for record in whole[name].metrics]
+        assert gaps[0] == gaps[2] == 0 and gaps[1] > 0 and gaps[3] > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("done", [1, 2])
+def test_a_run_that_was_ended_goes_on_bit_for_bit(recipes, whole, tmp_path, name, done):
+    """Ended within a rollout (ddpo, grpo, nft) and between two; what `old` is goes on with it."""
+    checkpoint = Checkpoints(whole[name].output / "checkpoints").steps()[done - 1]
+    run = align.train(recipes[name], output=str(tmp_path / "run"), resume=str(checkpoint))
+    assert numbers(run) == numbers(whole[name])[done:]
+    first, second = trained(whole[name]), trained(run)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", ["ddpo", "nft"])
+def test_a_run_killed_within_a_rollout_draws_it_again(recipes, whole, tmp_path, name):
+    """The reward fails in the middle of the third update's rollout: the same command goes on from the checkpoint."""
+    from rewards.brightness import Brightness
+
+    asked, known = [], Brightness.forward
+
+    def failing(self, images, prompts):
+        asked.append(len(images))
+        if sum(asked) > 12 + 4:  # the second rollout, its second part
+            raise KeyboardInterrupt
+        return known(self, images, prompts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Brightness, "forward", failing)
+        with pytest.raises(KeyboardInterrupt):
+            align.train(recipes[name], output=str(tmp_path / "run"))
+    run = align.train(recipes[name], output=str(tmp_path / "run"))
+    assert numbers(run)[2:] == numbers(whole[name])[2:]
+    assert all(torch.equal(tensor, trained(whole[name])[key]) for key, tensor in trained(run).items())
