@@ -43,7 +43,7 @@ def pages() -> dict[str, str]:
 INDEX = f"""# Reference
 
 {WRITTEN} On the command line the same is told by
-`align components`, `align components NAME`, `align rewards`, `align models` and `align COMMAND --help`.
+`align components`, `align components NAME`, `align rewards`, `align models` and `align ... --help`.
 
 | page | what stands on it |
 |---|---|
