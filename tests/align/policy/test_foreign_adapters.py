@@ -125,7 +125,7 @@ def test_pefts_own_folder_is_read_with_its_config(tiny_sd_factory, tensors, tmp_
     ):
         assert mine[0] == theirs[0] and torch.equal(mine[1][1], theirs[1][1])
     (folder / "adapter_config.json").unlink()
-    with pytest.raises(UserError, match="without the adapter_config.json that says its alpha"):
+    with pytest.raises(UserError, match=r"without the adapter_config\.json that says its alpha"):
         read(file, "unet")
 
 
