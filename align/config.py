@@ -1,6 +1,7 @@
 """A recipe: YAML plus `a.b=c` overrides -> one frozen tree of component configs, with every problem said at once."""
 
 import copy
+import difflib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from align.training.optim import OptimConfig
 from align.training.trainer import TrainConfig
 from rewards._card import UNSTATED, is_open
 from rewards._combine import CombineConfig
+from rewards._config import wants_text
 
 ALWAYS = ("progress", "metrics")
 """Hooks of every run, after those that add to the metrics; `hooks.progress=false` leaves one out."""
@@ -110,8 +112,10 @@ def load_recipe(
         path = recipes.find(source)
         said = Source.read(path)
         said.tree.setdefault("output", f"runs/{_run_name(path)}")
+        if (folder := recipes.run_folder(source, path)) is not None:
+            said.tree["output"] = str(folder)
     said.override(overrides)
-    recipe, parts, problems = _validated(said.tree)
+    recipe, parts, problems = _validated(said, trains=on_disk)
     if on_disk:
         problems += _conflicts(said.tree, parts)
     if problems or recipe is None:
@@ -122,7 +126,17 @@ def load_recipe(
 
 def _line(said: Source, path: KeyPath, text: str) -> str:
     key = ".".join(map(str, path)) or "recipe"
+    if text.startswith("unknown key. Known") and (other := _elsewhere(str(path[-1]), str(path[0]))):
+        text = text.replace("unknown key.", f"unknown key. Did you mean {other}?", 1)
     return f"{said.origin(path)}: {key}: {text.removeprefix(f'{key}=')}"
+
+
+def _elsewhere(word: str, block: str) -> str:
+    """The key of another block that a word may have been meant for: sampling.last_k."""
+    blocks = {"sampling": SamplingConfig, "adapter": AdapterConfig, "optim": OptimConfig, "train": TrainConfig}
+    known = {key: f"{name}.{key}" for name, kind in blocks.items() if name != block for key in kind.model_fields}
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    return known[close[0]] if close else ""
 
 
 def json_schema() -> dict[str, Any]:
@@ -133,16 +147,21 @@ def json_schema() -> dict[str, Any]:
 
 def _run_name(path: Path) -> str:
     folder = path.parent.name
+    if path.name == "recipe.yaml":  # of a pulled adapter, which names no folder of its own
+        return folder or path.stem
     return f"{folder}-{path.stem}" if path.parent.parent.name in ("recipes", "_recipes") else path.stem
 
 
-def _validated(tree: Mapping[str, Any]) -> tuple[Recipe | None, dict[str, Any], list[tuple[KeyPath, str]]]:
+def _validated(said: Source, *, trains: bool) -> tuple[Recipe | None, dict[str, Any], list[tuple[KeyPath, str]]]:
     """The recipe, or the blocks of it that are valid by themselves (a mistake in one must not hide what is wrong
     between the others) and the problems of the rest."""
+    tree, context = said.tree, {"trains": trains}
     try:
-        recipe = Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree, context=context)
         return recipe, dict(recipe), []
     except ValidationError as error:
+        if said.respell(entry["loc"] for entry in error.errors() if wants_text(entry)):
+            return _validated(said, trains=trains)
         problems = [(entry["loc"], _message(entry)) for entry in error.errors()]
     parts: dict[str, Any] = {}
     for name, field in Recipe.model_fields.items():
@@ -150,7 +169,7 @@ def _validated(tree: Mapping[str, Any]) -> tuple[Recipe | None, dict[str, Any], 
             block: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
             try:
                 parts[name] = TypeAdapter(block).validate_python(
-                    tree.get(name, field.get_default(call_default_factory=True))
+                    tree.get(name, field.get_default(call_default_factory=True)), context=context
                 )
             except ValidationError:
                 continue  # said above

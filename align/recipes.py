@@ -6,6 +6,8 @@ from pathlib import Path
 from align.errors import UserError
 
 _PACKAGE = Path(__file__).parent
+RECIPE = "recipe.yaml"  # in a run's folder
+BESIDE = ("checkpoints", "adapter", "metrics.jsonl", "summary.json")  # what a run leaves there
 
 
 def folders() -> list[Path]:
@@ -26,7 +28,7 @@ def names() -> dict[str, Path]:
 def find(name: str | Path) -> Path:
     """The file of a recipe: a path, a run's folder (its recipe.yaml), or a name such as draft/shapes."""
     path = Path(name).expanduser()
-    candidates = [path, path / "recipe.yaml", path.with_name(f"{path.name}.yaml")]
+    candidates = [path, path / RECIPE, path.with_name(f"{path.name}.yaml")]
     candidates += [folder / f"{name}.yaml" for folder in folders()]
     for candidate in candidates:
         if candidate.is_file():
@@ -35,3 +37,13 @@ def find(name: str | Path) -> Path:
     close = difflib.get_close_matches(str(name).removeprefix("recipes/").removesuffix(".yaml"), known, n=1)
     hint = f' Did you mean "{close[0]}"?' if close else ""
     raise UserError(f'recipe "{name}": there is no such file and no such recipe.{hint} `align recipes` lists them.')
+
+
+def run_folder(source: str | Path, path: Path) -> Path | None:
+    """The folder of the run whose recipe `path` is: the one that was named, wherever the recipe says that it lies; None
+    for a recipe that is no run's. A run's recipe by its file is told by what lies beside it."""
+    if path.name != RECIPE or "output" not in path.read_text(encoding="utf-8", errors="replace"):
+        return None
+    named = Path(source).expanduser()
+    is_run = named.is_dir() or any((path.parent / name).exists() for name in BESIDE)
+    return (named if named.is_dir() else path.parent) if is_run else None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from align.errors import UserError
@@ -79,13 +79,15 @@ class SamplingConfig(ComponentConfig):
         return 2 * step if self.step_rule == "heun" else step
 
     @model_validator(mode="after")
-    def _fits(self) -> "SamplingConfig":
-        """Every setting that is fine in itself but cannot work with the others, at its own key."""
+    def _fits(self, info: ValidationInfo) -> "SamplingConfig":
+        """Every setting that is fine in itself but cannot work with the others, at its own key; the gradient's only
+        where something is trained, which {"trains": False} denies."""
+        trains = not isinstance(info.context, dict) or info.context.get("trains", True)
         problems = [
             InitErrorDetails(
                 type=PydanticCustomError("setting", "{text}", {"text": text}), loc=(key,), input=getattr(self, key)
             )
-            for key, text in [*self._rule_problems(), *self._window_problems()]
+            for key, text in [*self._rule_problems(), *(self._window_problems() if trains else ())]
         ]
         if problems:
             raise ValidationError.from_exception_data(type(self).__name__, problems)
@@ -184,7 +186,7 @@ class SamplingConfig(ComponentConfig):
         import samplers
 
         policy = {
-            "last": lambda: samplers.last(self.last_k),
+            "last": lambda: samplers.last(min(self.last_k, self.num_calls)),
             "contiguous": lambda: samplers.contiguous(self.min_k, self.max_k or self.num_calls),
             "bernoulli": samplers.bernoulli,
             "normal": lambda: samplers.normal(self.normal_mean, self.normal_std),

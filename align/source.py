@@ -1,7 +1,7 @@
 """A recipe as it was written: YAML and `a.b=c` overrides -> a plain tree, and where each of its keys was said."""
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,19 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """010 is ten."""
+        text = node.value.lower()
+        return int(text, 16 if "0x" in text else 8 if "0o" in text else 10)
 
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag not in (_BOOL, _FLOAT)]
+
+_BOOL, _FLOAT, _INT, _MERGE, _NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "merge", "null"))
+_Loader.yaml_implicit_resolvers = {  # no dates, no 1:30 in base 60, no binary
+    first: [(tag, regexp) for tag, regexp in resolvers if tag in (_MERGE, _NULL)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_constructor(_INT, _Loader.construct_yaml_int)
+_Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?([0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     _FLOAT,
@@ -49,6 +56,8 @@ class Source:
         self.tree = tree
         self.name = name
         self._origins: dict[KeyPath, str] = {}
+        self._texts: dict[KeyPath, str] = {}
+        """How values were written on the command line, which may have been read as numbers, true, false or null."""
 
     @classmethod
     def read(cls, path: Path) -> "Source":
@@ -73,18 +82,35 @@ class Source:
         if not isinstance(tree, dict):
             raise UserError(f"{name}: a recipe is a mapping (model: ..., objective: ...), not {tree!r}. Correct it.")
         source = cls(tree, name)
-        source._record(node, ())
+        source._record(node, (), lambda mark: f"{name}:{mark.line + 1}")
+        source._texts.clear()  # who writes a file sees what is a number in it
         return source
 
-    def _record(self, node: Any, path: KeyPath) -> None:
+    def _record(self, node: Any, path: KeyPath, origin: Callable[[Any], str]) -> None:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                self._origins[(*path, key.value)] = f"{self.name}:{key.start_mark.line + 1}"
-                self._record(value, (*path, key.value))
+                self._origins[(*path, key.value)] = origin(key.start_mark)
+                self._record(value, (*path, key.value), origin)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
-                self._origins[(*path, index)] = f"{self.name}:{value.start_mark.line + 1}"
-                self._record(value, (*path, index))
+                self._origins[(*path, index)] = origin(value.start_mark)
+                self._record(value, (*path, index), origin)
+        elif isinstance(node, yaml.ScalarNode) and node.style is None:
+            self._texts[path] = node.value
+
+    def respell(self, paths: Iterable[KeyPath]) -> bool:
+        """Puts back how the values at `paths` were written, where that is not what they were read as: a folder called
+        007 is text where text is wanted. Whether anything changed."""
+        changed = False
+        for path in paths:
+            if path not in self._texts:
+                continue
+            tree: Any = self.tree
+            for key in path[:-1]:
+                tree = tree[key]
+            changed |= tree[path[-1]] != (text := self._texts.pop(path)) or not isinstance(tree[path[-1]], str)
+            tree[path[-1]] = text
+        return changed
 
     def origin(self, path: KeyPath) -> str:
         """Where the key at `path`, a key in its block, or the nearest block above it was said."""
@@ -98,9 +124,12 @@ class Source:
         return self.name
 
     def override(self, overrides: Sequence[str] | Mapping[str, Any]) -> None:
-        """Sets `a.b=c` (c is YAML), or {"a.b": c}; blocks that are not there yet are made."""
+        """Sets `a.b=c`, or {"a.b": c}; blocks that are not there yet are made. c is YAML where it begins as a list, a
+        mapping or a quoted text does, and otherwise plain: a number, true, false, null, or text to its end."""
+        nodes: dict[str, Any] = {}
         if not isinstance(overrides, Mapping):
-            overrides = dict(_parsed(text) for text in overrides)
+            parsed = {key: (value, node) for key, value, node in map(_parsed, overrides)}
+            overrides, nodes = ({key: pair[i] for key, pair in parsed.items()} for i in (0, 1))
         for dotted, value in overrides.items():
             *blocks, last = path = tuple(dotted.split("."))
             tree: dict[str, Any] = self.tree
@@ -114,18 +143,31 @@ class Source:
                     raise UserError(f"{dotted}={value}: {key} is {inner!r} and has no keys inside. Set {key} itself.")
                 tree[key] = tree = inner  # from left to right
             tree[last] = value
-            self._origins = {k: v for k, v in self._origins.items() if k[: len(path)] != path}
+            for known in (self._origins, self._texts):
+                for said in [said for said in known if said[: len(path)] == path]:
+                    del known[said]
             self._origins[path] = "command line"
+            self._record(nodes.get(dotted), path, lambda mark: "command line")
 
 
-def _parsed(text: str) -> tuple[str, Any]:
+def _parsed(text: str) -> tuple[str, Any, yaml.Node]:
     key, sign, value = text.partition("=")
     if not sign or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         raise UserError(f'override "{text}": not of the form key.path=value. Write, for example, optim.lr=1e-4.')
-    try:
-        return key, yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f'override "{text}": {value!r} is not valid YAML ({error}). Quote it.') from None
+    value = value.strip()
+    quoted = len(value) > 1 and value[0] in "\"'" and value[-1] == value[0]
+    if value[:1] in ("[", "{") or quoted:
+        try:
+            loader = _Loader(value)
+            node = loader.get_single_node()
+            return key, loader.construct_document(node), node
+        except yaml.YAMLError as error:
+            if not quoted:
+                said = str(error).replace("\n", " ")
+                raise UserError(f'override "{text}": {value!r} is not valid YAML ({said}). Quote it.') from None
+    loader = _Loader("")
+    plain = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, value, (True, False)), value)
+    return key, loader.construct_document(plain), plain
 
 
 def _shown(path: Path) -> str:

@@ -80,12 +80,21 @@ def _explain(config: type[BaseModel], value: Any, errors: list[ErrorDetails]) ->
         found.setdefault(_path(value, error), []).append(error)
     return [
         InitErrorDetails(
-            type=PydanticCustomError(_EXPLAINED, "{text}", {"text": _text(config, path, several)}),
+            type=PydanticCustomError(
+                _EXPLAINED,
+                "{text}",
+                {"text": _text(config, path, several), "wants_text": any(map(wants_text, several))},
+            ),
             loc=path,
             input=several[0]["input"],
         )
         for path, several in found.items()
     ]
+
+
+def wants_text(error: ErrorDetails) -> bool:
+    """Whether text would be right where something else was given."""
+    return error["type"] == "string_type" or bool(error.get("ctx", {}).get("wants_text"))
 
 
 def _path(value: Any, error: ErrorDetails) -> tuple[int | str, ...]:

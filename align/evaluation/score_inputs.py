@@ -128,7 +128,7 @@ def reward_configs(
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from rewards._config import suggest
+    from rewards._config import suggest, wants_text
 
     tree: dict[str, Any] = {}
     for name in names:
@@ -149,8 +149,13 @@ def reward_configs(
             raise UserError(f"--set {change}: {label} is no reward here.{meant}")
     source = Source(tree, "--reward")
     source.override(changes)
-    try:
-        return TypeAdapter(LabelledRewards).validate_python(source.tree)
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e.get('ctx', {}).get('error', e['msg'])}" for e in error.errors()]
-        raise UserError("\n".join(dict.fromkeys(lines))) from None
+    while True:
+        try:
+            return TypeAdapter(LabelledRewards).validate_python(source.tree)
+        except ValidationError as error:
+            if source.respell(e["loc"] for e in error.errors() if wants_text(e)):
+                continue
+            lines = [
+                f"{'.'.join(map(str, e['loc']))}: {e.get('ctx', {}).get('error', e['msg'])}" for e in error.errors()
+            ]
+            raise UserError("\n".join(dict.fromkeys(lines))) from None

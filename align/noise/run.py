@@ -175,7 +175,7 @@ def drawn_again(
     own = yaml.safe_load(said["recipe"])
     settings = own if recipe is None else {**load_recipe(recipe, on_disk=False).dump(), "train": own["train"]}
     loaded = load_recipe(settings, model, on_disk=False)
-    studio = Studio(load_recipe(loaded, overrides))
+    studio = Studio(load_recipe(loaded, overrides, on_disk=False))
     asked = tuple(studio.model.latent_shape(studio.recipe.sampling.image_size))
     if asked != tuple(x_T.shape):
         raise UserError(

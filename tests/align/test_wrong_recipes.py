@@ -78,8 +78,8 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("bad prompts", {"data.prompts": "empty.txt"}, "data.prompts", "Give at least one"),
     ("bad prompts", {"data.prompts": ["a", "  "]}, "data.prompts", "Remove it or write it"),
     ("bad prompts", {"data.prompts": "latin1.txt"}, "data.prompts", "Save the file as UTF-8"),
-    ("bad prompts", {"data.prompts": "prompts.csv"}, "data.prompts", "a .txt or .jsonl file"),
-    ("bad prompts", {"data.prompts": "broken.jsonl"}, "data.prompts", "a line"),
+    ("bad prompts", {"data.prompts": "prompts.csv"}, "data.prompts", "there are no prompts in it"),
+    ("bad prompts", {"data.prompts": "broken.jsonl"}, "data.prompts", "line 2 has no text"),
 ]
 
 

@@ -216,5 +216,5 @@ def test_a_file_of_another_format_is_no_adapter(tmp_path):
     with pytest.raises(UserError, match="not those of one network's LoRA in diffusers' format"):
         export(tmp_path / "a.safetensors", "peft", tmp_path / "out")
     (tmp_path / "b.safetensors").write_bytes(b"cut")
-    with pytest.raises(UserError, match=r"not a safetensors file that is whole|cut short"):
+    with pytest.raises(UserError, match=r"is empty or cut short"):
         export(tmp_path / "b.safetensors", "peft", tmp_path / "out")
