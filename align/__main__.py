@@ -1,9 +1,9 @@
 """`align ...`, `python -m align ...`, and `accelerate launch -m align train RECIPE`."""
 
 import gc
-import importlib.util
 import sys
-from pathlib import Path
+
+from align.shadow import shadowed
 
 
 def main() -> None:
@@ -19,22 +19,6 @@ def main() -> None:
         if ended.code == 2 and "triton" not in sys.modules:  # whose bindings would complain
             gc.freeze()  # the refusal is said: no search of all that torch has made before the program ends
         raise
-
-
-def shadowed() -> dict[str, str]:
-    """{package: what hides it} for those of ours that are not the ones beside this package; `rewards` and `samplers`
-    are names that other projects use too."""
-    home = Path(__file__).resolve().parent.parent
-    found = {}
-    for name in ("rewards", "samplers"):
-        spec = importlib.util.find_spec(name)
-        where = Path(spec.origin).resolve().parent if spec and spec.origin else None
-        if where != home / name:
-            found[name] = (
-                f"the package of this name that Python finds is {where or 'none'}, not {home / name}. Run from another "
-                "folder, rename the other package, or take its folder off PYTHONPATH."
-            )
-    return found
 
 
 if __name__ == "__main__":

@@ -64,7 +64,9 @@ class Recipe(ComponentConfig):
     adapter: AdapterConfig = AdapterConfig()
     """What is trained."""
     optim: OptimConfig = OptimConfig()
+    """The optimiser and the learning rate."""
     train: TrainConfig = TrainConfig()
+    """How long, how large, how precise."""
     hooks: Annotated[
         dict[str, Annotated[SerializeAsAny[ComponentConfig], HOOKS]],
         Labelled(HOOKS),

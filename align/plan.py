@@ -26,9 +26,11 @@ from align.data._base import micro_batches
 from align.errors import UserError
 from align.models._quantize import size
 from align.objectives._base import Parts
+from align.policy.cast import gather
 from align.policy.roles import Calls, Policy
-from align.policy.trainable import Adapter
+from align.policy.trainable import Adapter, Trainable
 from align.registry import DATA, MODELS, OBJECTIVES, build, resolve_embedded
+from align.training.movers import MAIN, alone, moves
 from rewards._composite import Scored
 
 MIB = 2**20
@@ -44,6 +46,8 @@ class Rehearsal:
     """Bytes of all components."""
     trainable: int
     """Number of trained parameters."""
+    held: int
+    """Numbers of adapters that are kept beside them: snapshots, frozen ones."""
     rows: int
     """Samples in the micro-batch."""
     calls: Calls
@@ -69,7 +73,7 @@ def plan(recipe: Recipe) -> str:
     updates = train.batch_size / found.rows
     calls = Calls(*(round(updates * n) for n in (found.calls.forward, found.calls.recompute, found.calls.backward)))
     floats = {"adamw": 4, "adamw8bit": 2.5, "sgd": 3}[recipe.optim.algorithm]  # weight, gradient, one or two moments
-    moments = 4 * found.trainable * floats
+    moments = 4 * (found.trainable * floats + found.held)
     total = found.weights + moments + found.peak
     each = ", ".join(f"{name} {number / 1e6:.1f} M" for name, number in found.parameters.items())
     lines |= {
@@ -96,17 +100,21 @@ def rehearse(recipe: Recipe, *, num_processes: int = 1) -> Rehearsal:
     adapter = Adapter(recipe.adapter.model_copy(update={"init": None}), model.network, list(model.lora_targets), seed=0)
     policy = Policy(model, adapter, lambda: recipe.train.autocast(torch.device("cpu")))
     objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, _MeanPixel(recipe.rewards), 0))
+    cast = gather(policy, objective)
+    trained: dict[str, Trainable] = {MAIN: adapter, **{name: one for name, (one, _) in cast.trained.items()}}
     source = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=0)
     if hasattr(source, "rehearse"):
         source.rehearse(model)
     batch = micro_batches(next(iter(source)), recipe.train.micro_batch_size, num_processes=num_processes)[0]
     existing = [p for m in model.components().values() for p in (*m.state_dict(keep_vars=True).values(), *m.buffers())]
     with _fused_attention(), Peak(existing) as memory:
-        loss = objective(policy, batch)
-        with policy.backward():
-            loss.per_sample.sum().backward()
-    trainable = sum(p.numel() for p in adapter.parameters())
-    return Rehearsal(parameters, weights, trainable, len(batch), policy.calls, memory.peak)
+        for move in moves(objective, 0):
+            with alone(trained[move.trainable], trained.values()):
+                loss = move.objective(policy, batch)
+                with policy.backward():
+                    loss.per_sample.sum().backward()
+    trainable = sum(p.numel() for one in trained.values() for p in one.parameters())
+    return Rehearsal(parameters, weights, trainable, cast.held(), len(batch), policy.calls, memory.peak)
 
 
 def _meta_pipeline(config: Any) -> Any:

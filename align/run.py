@@ -25,6 +25,7 @@ from align.hooks import metrics
 from align.hooks._base import Hook, State, Surroundings
 from align.interrupt import Interrupt, Interrupted
 from align.objectives._base import Parts
+from align.policy.cast import gather
 from align.policy.painter import Painter
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter
@@ -128,6 +129,7 @@ class _Session:
         model, adapter = policy.model, policy.adapter
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
         objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, rewards, seed))
+        cast = gather(policy, objective)
         trainable = getattr(objective, "trainable", adapter)  # an objective may train something of its own
         batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
         painter = Painter(policy, recipe.sampling, accelerator, seed=seed)
@@ -148,7 +150,7 @@ class _Session:
         said: dict[str, Any] = {"recipe": settings, "contents": named, "say": self.say}
         trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, **said)
         self._open_folder(fresh=checkpoint is None)  # everything is built: what cannot be leaves no folder behind
-        state = trainer.fit(objective, policy, trainable, batches, hooks, resume=checkpoint)
+        state = trainer.fit(objective, policy, trainable, batches, hooks, cast=cast, resume=checkpoint)
         again = "the same command" + {"auto": "", "never": " without --resume"}.get(resume_from, " with --resume auto")
         if state.interrupted:
             self.say(f"{state.interrupted}: ended after update {state.step}; {again} goes on from there")
@@ -168,7 +170,7 @@ class _Session:
             except Interrupted as signal:
                 self.say(f"{signal}: training is done and saved; {again} goes on with the report")
                 return Run(self.output, str(signal))
-        self._summarise(policy, scores, findings, state, seen)
+        self._summarise(policy, scores, findings, state, {"adapters": cast.described(), "report_seen": seen})
         return Run(self.output)
 
     def prepare(self, *, pairs_only: bool) -> Path:
@@ -251,12 +253,12 @@ class _Session:
         scores: dict[str, Comparison],
         findings: dict[str, dict[str, Any]],
         state: State,
-        seen: dict[str, int],
+        more: dict[str, Any],
     ) -> None:
         calls = policy.calls.over_processes(self.accelerator)
         if self.accelerator.is_main_process:
             number = self.accelerator.num_processes
-            written = summary.write(self.output, self.recipe, state, scores, findings, calls, number, seen)
+            written = summary.write(self.output, self.recipe, state, scores, findings, calls, number, **more)
             card.write(self.output / ADAPTER, self.recipe, written)
             report.write(self.output)
             for line in summary.lines(written, self.output):

@@ -26,7 +26,7 @@ _OPEN_CLIP_TAGS = {"openai": "MIT", "laion2b_": "MIT", "laion400m_": "MIT", "web
 
 @dataclass(frozen=True)
 class Card:
-    """A reward in words, shown by `align rewards` and held against docs/rewards.md by a test."""
+    """A reward in words, shown by `align rewards` and held against docs/reference/rewards.md by a test."""
 
     measures: str
     """One sentence."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from rewards._clip import single
-from rewards._load import hf_config, hf_preprocess, load_hf, load_tokenizer
+from rewards._load import hf_preprocess, load_hf, load_tokenizer
 from rewards._preprocess import Preprocess
 from rewards._text import PromptCache
 
@@ -61,12 +61,3 @@ class SiglipTowers(nn.Module):
             [prompt.lower()], padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         return normalize(self.text_model(input_ids=tokens["input_ids"].to(device)).pooler_output, dim=-1)[0]
-
-
-def load_siglip(model: str, dtype: torch.dtype = torch.float32) -> SiglipTowers:
-    """The towers of a folder or a Hub id, at a fixed resolution or at native aspect ratio as its config says."""
-    if hf_config(model).get("model_type") != "siglip2":
-        return SiglipTowers(model, dtype)
-    from rewards._naflex import NaflexTowers
-
-    return NaflexTowers(model, dtype)

@@ -26,6 +26,7 @@ FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 class HPSv2Config(RewardConfig):
     name: Literal["hpsv2"] = "hpsv2"
     version: Literal["2.0", "2.1"] = "2.1"
+    """Of the weights; scores of the two are not comparable."""
     weights: str | None = None
     """A file of the version's weights; default: downloaded from the Hub (xswu/HPSv2, 2 GB)."""
     model: str = "ViT-H-14"

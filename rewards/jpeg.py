@@ -34,6 +34,7 @@ class JpegConfig(RewardConfig):
     goal: Literal["compressible", "incompressible"] = "compressible"
     """Small files, or large ones."""
     quality: int = Field(95, ge=1, le=100)
+    """JPEG's own, 1 to 100."""
 
     card = Card(
         measures="The size of an image as a JPEG, in kB: texture and detail.",

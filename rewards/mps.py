@@ -45,7 +45,9 @@ class MPSConfig(RewardConfig):
     threshold: float = Field(0.3, ge=0, lt=1)
     """Share of its largest similarity with the criteria from which on a token of the prompt is seen."""
     layers: int = Field(4, ge=1)
+    """Of the cross-attention."""
     heads: int = Field(16, ge=1)
+    """Of the cross-attention."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the image tower; projection, cross-attention and cosine are always computed in float32."""
 

@@ -17,7 +17,9 @@ from torch import Tensor
 from rewards._base import Reward
 from rewards._card import Card
 from rewards._config import RewardConfig
-from rewards._siglip import load_siglip
+from rewards._load import hf_config
+from rewards._naflex import NaflexTowers
+from rewards._siglip import SiglipTowers
 
 
 class SiglipConfig(RewardConfig):
@@ -25,6 +27,7 @@ class SiglipConfig(RewardConfig):
     model: str = "google/siglip2-so400m-patch14-384"
     """A folder or Hub id of a SiglipModel, or a Siglip2Model (naflex), in HF's format."""
     form: Literal["logit", "cosine", "probability"] = "logit"
+    """`logit`: the log-odds of a match; `cosine`; `probability`, which saturates."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the image tower; its pool, norm and the cosine are always computed in float32."""
 
@@ -47,7 +50,8 @@ class Siglip(Reward):
 
     def __init__(self, config: SiglipConfig):
         super().__init__(config)
-        self.siglip = load_siglip(config.model, getattr(torch, config.dtype))
+        own_shape = hf_config(config.model).get("model_type") == "siglip2"
+        self.siglip = (NaflexTowers if own_shape else SiglipTowers)(config.model, getattr(torch, config.dtype))
         self.form = config.form
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Compares methods on the shapes world at equal cost, over several seeds, and writes docs/results.md and its figures.
+"""Compares methods on the shapes world at equal cost, over several seeds, and writes docs/lab/results.md.
 
 python scripts/compare.py run                        # all methods; goes on where it was ended
 python scripts/compare.py run draft-1 refl --seeds 11 --updates 20
@@ -109,7 +109,7 @@ def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path
 
 
 @app.command()
-def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "results.md") -> None:
+def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results.md") -> None:
     """Write the page and its figures from what has been measured."""
     from scripts.comparison.page import write as write_page
 

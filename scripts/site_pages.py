@@ -1,6 +1,7 @@
 """A hook of mkdocs: the pages that live at the root of the repository, as pages of the site.
 
-docs/ is the site's root: `docs/rewards.md` there is `rewards.md` here, and `../CONTRIBUTING.md` is `contributing.md`.
+docs/ is the site's root: `docs/howto/guard.md` there is `howto/guard.md` here, and `../CONTRIBUTING.md` is
+`contributing.md`.
 """
 
 import re

@@ -1,6 +1,7 @@
 """The house as a test: who may import whom, one component a file, no branch on a family or a method."""
 
 import ast
+import functools
 import importlib
 import sys
 from collections.abc import Iterator
@@ -18,10 +19,16 @@ REGISTRIES = (MODELS, OBJECTIVES, REWARDS, DATA, HOOKS)
 HEAVY = {"diffusers", "transformers", "peft", "open_clip", "torchvision"}
 
 
-def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
-    """The modules that a file imports, dotted; with `top_level` only those that importing it imports."""
+@functools.cache
+def imports(path: Path, *, top_level: bool = False, typed: bool = True) -> tuple[str, ...]:
+    """The modules that a file imports, dotted; with `top_level` only those that importing it imports, without `typed`
+    none that only a type checker reads."""
+    return tuple(_imports(path, top_level, typed))
+
+
+def _imports(path: Path, top_level: bool, typed: bool) -> Iterator[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = _executed(tree) if top_level else ast.walk(tree)
+    nodes = _executed(tree, inside=not top_level) if top_level or not typed else ast.walk(tree)
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -33,15 +40,15 @@ def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
                 yield below if is_module else str(node.module)
 
 
-def _executed(node: ast.AST) -> Iterator[ast.AST]:
-    """Nodes outside functions and outside `if TYPE_CHECKING`."""
+def _executed(node: ast.AST, *, inside: bool = False) -> Iterator[ast.AST]:
+    """Nodes outside `if TYPE_CHECKING`, and those inside functions only where it is asked for."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not inside:
             continue
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue
         yield child
-        yield from _executed(child)
+        yield from _executed(child, inside=inside)
 
 
 def within(module: str, *parents: str) -> bool:
@@ -138,6 +145,56 @@ LOOP = ("training.trainer", "training.update", "training.checkpoint", "policy.ro
 def test_the_loop_knows_no_method_family_or_reward_by_name(file):
     named = [path for registry in REGISTRIES for path in registry.modules().values()]
     assert not broken(lambda f, m: f == file and within(m, *named))
+
+
+ORDER = (
+    "commands evaluation noise run plan share reports config training objectives hooks policy data sampling models "
+    "registry shapes figures source recipes versions shadow interrupt processes errors"
+).split()
+"""The rooms and single files of align/ from the top down: each imports only what stands after it."""
+
+
+def room(module: str) -> str:
+    """ "align.training.update" -> "training"; "" for what is not of align."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "align" and len(parts) > 1 and parts[1] not in ("__main__", "__version__") else ""
+
+
+def test_a_room_imports_only_rooms_below_it():
+    upward = broken(
+        lambda f, m: (a := room(f)) and (b := room(m)) and a != b and ORDER.index(a) > ORDER.index(b)
+    )
+    assert not upward
+
+
+def test_every_room_has_its_place_in_the_order():
+    paths = (ROOT / "align").iterdir()
+    there = {path.stem for path in paths if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert there - {"__init__", "__main__"} == set(ORDER)
+
+
+def test_no_two_files_import_each_other_at_any_remove():
+    """Circles of files, also through imports inside functions; those under TYPE_CHECKING run nothing."""
+    known = {name(path): path for path in FILES}
+    packages = {name(path) for path in FILES if path.stem == "__init__"}  # they resolve names on first use
+    below = {module: known.keys() & {*imports(path, typed=False)} - packages for module, path in known.items()}
+    while leaves := {module for module, others in below.items() if not others}:
+        below = {module: others - leaves for module, others in below.items() if module not in leaves}
+    assert not below
+
+
+def test_few_files_stand_outside_the_rooms():
+    assert len(list((ROOT / "align").glob("*.py"))) <= 14
+
+
+def test_no_file_repeats_the_name_of_its_room():
+    """evaluation/run.py, not evaluation/evaluate_run.py."""
+    assert not [
+        name(path)
+        for path in FILES
+        if len(path.relative_to(ROOT).parts) > 2
+        and (path.parent.name.rstrip("s") in path.stem.split("_") or path.parent.name in path.stem.split("_"))
+    ]
 
 
 def test_only_the_command_imports_the_command_and_the_run():

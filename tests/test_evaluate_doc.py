@@ -1,4 +1,4 @@
-"""Every command and code block of docs/evaluate.md runs, on a tiny model in place of the named ones."""
+"""Every command and code block of docs/howto/evaluate.md runs, on a tiny model in place of the named ones."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ from align.commands.app import app
 from align.evaluation.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).parents[1]
-DOC = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+DOC = (ROOT / "docs" / "howto" / "evaluate.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    (?:align|accelerate launch .* -m align) (evaluate .*)$", DOC, re.MULTILINE)
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""Every command and code block of docs/publish.md runs, in the page's order, on a short run of the embedded world."""
+"""Every command and code block of docs/howto/publish.md runs, in order, on a short run of the embedded world."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ from align.config import load_recipe
 from align.models._pipeline import PipelineModel
 from align.registry import MODELS
 
-PAGE = (Path(__file__).parents[1] / "docs" / "publish.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "howto" / "publish.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    (align .*)$", PAGE, re.MULTILINE)
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 

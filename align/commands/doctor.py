@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from align.__main__ import shadowed
+from align.shadow import shadowed
 from align.versions import versions
 
 EXTRAS = {

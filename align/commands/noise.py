@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from align.errors import UserError
+from align.noise.recipe import recipe_of
 
 RECIPE = "reno/shapes"
 """What `align reno "..."` alone optimises with: the embedded model and its rewards."""
@@ -135,21 +136,6 @@ def assembled(
         said["rewards"] = weighted(rewards, load_recipe(recipe or name, on_disk=False).dump()["rewards"])
     # Two passes: --set speaks of what the options above have made.
     return load_recipe(load_recipe(recipe or name, said, on_disk=False), change or ())
-
-
-def recipe_of(model: str) -> tuple[str, dict[str, str]]:
-    """The recipe made for this checkpoint or bare network, or the one for any; and the changes that put it there."""
-    from align import recipes
-    from align.source import Source
-
-    for name, path in recipes.names().items():
-        if name.startswith("reno/"):
-            block = Source.read(path).tree.get("model", {})
-            if model == block.get("checkpoint") and "network" not in block:
-                return name, {"model.checkpoint": model}
-            if model == block.get("network"):
-                return name, {f"model.{key}": block[key] for key in ("checkpoint", "network")}
-    return "reno/any", {"model.checkpoint": model}
 
 
 def weighted(said: list[str], known: dict[str, Any]) -> dict[str, Any]:

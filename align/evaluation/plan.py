@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align.commands.noise import recipe_of
 from align.config import Recipe, load_recipe
 from align.errors import UserError
 from align.evaluation.arms import BASE, Cast, cast
 from align.evaluation.benchmarks import Item
 from align.evaluation.prompts import load
 from align.evaluation.score_inputs import reward_configs
+from align.noise.recipe import recipe_of
 from align.registry import EMBEDDED, RewardConfig
 
 ANY = "reno/any"  # what recipe_of says of a model that no recipe was made for

@@ -26,6 +26,7 @@ class DriftConfig(ComponentConfig):
     prompts: list[str] | str
     """As in data.prompts."""
     num_prompts: int = Field(8, ge=1)
+    """The first so many."""
     num_times: int = Field(default=3, ge=1)
     """Evenly chosen steps of the sampling grid."""
     every: int = Field(25, ge=1)

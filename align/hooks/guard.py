@@ -36,6 +36,7 @@ class GuardConfig(ComponentConfig):
     prompts: list[str] | str
     """As in data.prompts: select prompts, none trained on and none reported on."""
     num_prompts: int = Field(16, ge=1)
+    """The first so many."""
     num_seeds: int = Field(2, ge=1)
     """Images of each prompt."""
     rewards: LabelledRewards

@@ -31,6 +31,7 @@ class MetricsConfig(ComponentConfig):
     trackers: tuple[str, ...] = ()
     """tensorboard, wandb, trackio (each an extra), any other tracker of Accelerate's, or the dotted path of one."""
     project: str = "diffalign"
+    """The trackers' name for what the run belongs to."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for number, name in enumerate(self.trackers):

@@ -21,6 +21,7 @@ class PanelConfig(ComponentConfig):
     prompts: list[str] | str
     """As in data.prompts; none of those trained on, none of those reported on."""
     num_prompts: int = Field(64, ge=1)
+    """The first so many."""
     rewards: LabelledRewards
     """Label -> reward; differentiable or not."""
     best: str | None = None

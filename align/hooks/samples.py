@@ -22,6 +22,7 @@ class SamplesConfig(ComponentConfig):
     every: int = Field(50, ge=1)
     """Updates between two pictures."""
     columns: int = Field(4, ge=1)
+    """Of a sheet."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from problems(self.prompts, ".prompts")

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from align.errors import UserError
 from align.models._base import Dtypes
-from align.models._network import is_file
+from align.models._network import dtype_keyword, is_file
 from align.models._options import Attention, missing_package
 from align.models._quantize import Quantize, missing
 from align.registry import EMBEDDED, ComponentConfig
@@ -203,13 +203,6 @@ def _trying(config: CheckpointConfig, load: Any, hint: str = "") -> Any:
 
 def _where(config: CheckpointConfig) -> str:
     return f"model.checkpoint={config.checkpoint}"
-
-
-def dtype_keyword() -> str:
-    """diffusers 0.4x renamed torch_dtype to dtype and warns of the old name; older ones ignore the new one."""
-    from diffusers.utils import deprecation_utils
-
-    return "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
 
 
 def _offline() -> bool:

@@ -14,14 +14,19 @@ def is_file(source: str) -> bool:
     return ":" in source or Path(source).expanduser().is_file()
 
 
+def dtype_keyword() -> str:
+    """diffusers 0.4x renamed torch_dtype to dtype and warns of the old name; older ones ignore the new one."""
+    from diffusers.utils import deprecation_utils
+
+    return "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
+
+
 def load_network(source: str, class_name: str, part: str, dtype: torch.dtype) -> Any:
     """The network in the folder or Hub repository `source`, or in its subfolder `part` (unet, transformer).
 
     Without safetensors, the tensors of a pickle are read by torch's weights_only, which runs none of its code.
     """
     import diffusers
-
-    from align.models._load import dtype_keyword
 
     place = str(path) if (path := Path(source).expanduser()).exists() else source
     network_class = getattr(diffusers, class_name)

@@ -41,7 +41,8 @@ def _family(config: AutoConfig, found: str) -> tuple[str, type[PipelineModel]]:
     if found not in families:
         raise UserError(
             f"model.checkpoint={config.checkpoint}: no family is made for a {found}. Known: "
-            f"{', '.join(sorted(families))}. Add a family in one file (docs/models.md) and set model.name to it."
+            f"{', '.join(sorted(families))}. Add a family in one file (docs/develop/families.md) and set model.name "
+            "to it."
         )
     return families[found]
 

@@ -33,8 +33,24 @@ class Parts:
     """The run's seed: with a stream's name and a global sample index it fixes every random number."""
 
 
+class Move(NamedTuple):
+    """One optimiser step within a round: what is moved, by which loss."""
+
+    trainable: str
+    """"default", or a name among the objective's `adapters`."""
+    objective: "Objective"
+
+
 class Objective(Protocol):
-    """A method. It may also have `state_dict` / `load_state_dict`, which checkpoints then carry, and
+    """A method. Where more than the run's adapter takes part, it says so in
+
+        adapters: {name: Trained, Snapshot or Frozen}     (align/policy/cast.py; each is a role by its own name)
+        roles: {name: {adapter: weight}}                  (further roles, or "train" otherwise than {default: 1})
+        moves(step) -> sequence of Move                   (the round of update number `step`, the first is 0)
+
+    and is itself called only where a move names it. A round counts as one update.
+
+    An objective may also have `state_dict` / `load_state_dict`, which checkpoints then carry, and
 
         before_update(policy, micro_batches, gather) -> context
 

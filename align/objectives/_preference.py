@@ -32,7 +32,9 @@ class TimesConfig(ComponentConfig):
     """uniform: every level of a table alike, or t in (0, 1) on a flow. logit_normal: t = sigmoid(mean + std n), Esser
     et al., arXiv 2403.03206. turbo: the four levels that SDXL-Turbo and SD-Turbo sample at."""
     mean: float = 0.0
+    """law=logit_normal."""
     std: float = Field(default=1.0, gt=0)
+    """law=logit_normal."""
     shift: float = Field(default=1.0, gt=0)
     """Flow only: t -> shift t/(1 + (shift - 1) t)."""
 

@@ -35,6 +35,7 @@ class RenoConfig(ComponentConfig):
     prior: Literal["radial", "structure", "none"] = "radial"
     """What holds the noise to N(0, I): its length (the paper), its mean and covariance (DNO), or nothing."""
     prior_weight: float = Field(default=0.01, ge=0)
+    """Factor of the prior in the loss; 0.01 is as published for `radial`."""
     num_permutations: int = Field(default=100, ge=0)
     """prior=structure: arrangements drawn at each iteration."""
     num_seeds: int = Field(default=1, ge=1)
@@ -44,6 +45,7 @@ class RenoConfig(ComponentConfig):
     min_gain: float = Field(default=0.0, ge=0)
     """End where the mean best reward has risen by less than this a second over the last `patience` iterations."""
     patience: int = Field(default=10, ge=1)
+    """Iterations that min_gain looks back on."""
     budget: float | None = Field(default=None, gt=0)
     """Seconds for each batch of images; default: until all iterations are done."""
 

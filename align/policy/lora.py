@@ -1,4 +1,4 @@
-"""LoRA through PEFT: inject, switch off, scale, and the diffusers file `pytorch_lora_weights.safetensors`.
+"""LoRA through PEFT: inject, merge, and the diffusers file `pytorch_lora_weights.safetensors`.
 
     W = W0 + s B A,   A (r, in), B (out, r),   s = alpha / r, or alpha / sqrt(r) for rsLoRA
 
@@ -11,8 +11,9 @@ loader, with or without knowledge of the metadata, arrives at the same W.
 
 import json
 import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ from align.policy._targets import check_targets, refused
 from align.registry import ComponentConfig
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' load_lora_weights looks for in a folder
-NAME = "default"  # the adapter's name inside PEFT's layers
+NAME = "default"  # inside PEFT's layers, of the adapter that a run trains; others lie beside it
 METADATA_KEY = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
 
 
@@ -65,10 +66,13 @@ class AdapterConfig(ComponentConfig):
         return value
 
 
-def inject(network: nn.Module, config: AdapterConfig, targets: list[str] | str, *, seed: int = 0) -> list[Any]:
-    """Freezes `network`, puts an adapter on its `targets` in place and returns PEFT's layers, in module order.
+def inject(
+    network: nn.Module, config: AdapterConfig, targets: list[str] | str, *, seed: int = 0, name: str = NAME
+) -> list[Any]:
+    """Freezes `network`, puts an adapter on its `targets` in place and returns its PEFT layers, in module order.
 
-    The adapter's parameters are float32 masters where the network is bf16 or fp16, and the only ones with gradients.
+    The adapter's parameters are float32 masters where the network is bf16 or fp16, and beside those of adapters that
+    are there already the only ones with gradients. The first adapter of a network is on, a further one is off.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
@@ -82,72 +86,50 @@ def inject(network: nn.Module, config: AdapterConfig, targets: list[str] | str, 
         use_dora=config.dora,
     )
     check_targets(network, config.targets or [])
+    others = [(p, p.requires_grad) for n, p in network.named_parameters() if ".lora_" in n]
     network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # PEFT draws A on the CPU
         torch.manual_seed(seed)
         try:
-            inject_adapter_in_model(settings, network, NAME)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a further adapter is meant
+                inject_adapter_in_model(settings, network, name)
         except ValueError as error:
             raise refused(network, f"{settings.target_modules!r}: no layer can be adapted ({error})") from None
-    for parameter in parameters(network):
+    every = [module for module in network.modules() if isinstance(module, LoraLayer)]
+    for layer in every:
+        layer.set_adapter(NAME if others else name)
+    for parameter, required in others:
+        parameter.requires_grad_(required)
+    for parameter in parameters(network, name):
+        parameter.requires_grad_()
         if parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
-    layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
+    layers = [layer for layer in every if name in layer.scaling]
     for layer in layers if config.dora else []:
-        _measure_norms(layer)
+        _measure_norms(layer, name)
     return layers
 
 
 @torch.no_grad()
-def _measure_norms(layer: Any) -> None:
+def _measure_norms(layer: Any, name: str) -> None:
     """DoRA's norms of the base weight in float32, as a forward pass takes them: PEFT begins with those in the weight's
     dtype, and in bf16 a fresh adapter would not be the identity."""
     from peft.utils.integrations import dequantize_module_weight
 
     norms = dequantize_module_weight(layer.get_base_layer()).float().flatten(1).norm(dim=1)
-    magnitude = layer.lora_magnitude_vector[NAME].weight
+    magnitude = layer.lora_magnitude_vector[name].weight
     magnitude.data = norms.view_as(magnitude)
 
 
-def parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The adapter's parameters in module order (A, B and, for DoRA, the magnitude of each layer)."""
-    return [p for name, p in network.named_parameters() if ".lora_" in name]
+def named(network: nn.Module, name: str = NAME) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of the adapter `name` in module order (A, B and, for DoRA, the magnitude of each layer)."""
+    mine = re.compile(rf"\.lora_\w+\.{re.escape(name)}(\.|$)")
+    return ((n, p) for n, p in network.named_parameters() if mine.search(n))
 
 
-@contextmanager
-def disabled(layers: list[Any]) -> Iterator[None]:
-    """Inside, the network is the base network bit for bit.
-
-    PEFT's switch also clears and sets `requires_grad`: it is put back as it was, since a graph may be waiting for its
-    backward pass.
-    """
-    required = [(p, p.requires_grad) for layer in layers for n, p in layer.named_parameters() if "lora_" in n]
-    before = [layer.disable_adapters for layer in layers]
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer, was_disabled in zip(layers, before, strict=True):
-            layer.enable_adapters(not was_disabled)
-        for parameter, value in required:
-            parameter.requires_grad_(value)
-
-
-@contextmanager
-def scaled(layers: list[Any], strength: float) -> Iterator[None]:
-    """Inside, W = W0 + strength s B A; strength 0 is the base bit for bit (DoRA's trained norm included)."""
-    if strength == 0:
-        with disabled(layers):
-            yield
-        return
-    for layer in layers:
-        layer.set_scale(NAME, strength)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.set_scale(NAME, 1.0)
+def parameters(network: nn.Module, name: str = NAME) -> list[nn.Parameter]:
+    return [parameter for _, parameter in named(network, name)]
 
 
 def merge(network: nn.Module, layers: list[Any]) -> None:
@@ -162,28 +144,28 @@ def merge(network: nn.Module, layers: list[Any]) -> None:
 
 
 @torch.no_grad()
-def delta_norm(layers: list[Any]) -> Tensor:
+def delta_norm(layers: list[Any], name: str = NAME) -> Tensor:
     """Frobenius norm of all s B A together, () float: |BA|^2 = <B^T B, A A^T>, so no (out, in) matrix is formed."""
-    total = torch.zeros((), device=layers[0].lora_A[NAME].weight.device)
+    total = torch.zeros((), device=layers[0].lora_A[name].weight.device)
     for layer in layers:
-        a, b = layer.lora_A[NAME].weight.flatten(1), layer.lora_B[NAME].weight.flatten(1)
-        total = total + layer.scaling[NAME] ** 2 * ((b.T @ b) * (a @ a.T)).sum()
+        a, b = layer.lora_A[name].weight.flatten(1), layer.lora_B[name].weight.flatten(1)
+        total = total + layer.scaling[name] ** 2 * ((b.T @ b) * (a @ a.T)).sum()
     return total.clamp(min=0).sqrt()  # rounding may leave -1e-12
 
 
-def save(network: nn.Module, path: Path, *, component: str = "unet") -> Path:
+def save(network: nn.Module, path: Path, *, component: str = "unet", name: str = NAME) -> Path:
     """Writes the adapter into the folder `path` as diffusers' file; `component` is its pipeline's name for `network`.
 
     The file appears whole or not at all.
     """
     from peft import get_peft_model_state_dict
 
-    settings = _settings(network)
+    settings = _settings(network, name)
     scale = _scale(settings.lora_alpha, settings.r, settings.use_rslora)
     tensors = {}
-    for name, value in get_peft_model_state_dict(network, adapter_name=NAME).items():  # type: ignore[arg-type]
-        value = value.detach().cpu() * (scale if ".lora_B." in name else 1.0)
-        tensors[f"{component}.{name}"] = value.contiguous()
+    for key, value in get_peft_model_state_dict(network, adapter_name=name).items():  # type: ignore[arg-type]
+        value = value.detach().cpu() * (scale if ".lora_B." in key else 1.0)
+        tensors[f"{component}.{key}"] = value.contiguous()
     targets = settings.target_modules
     said = {
         "r": settings.r,
@@ -209,14 +191,14 @@ def ordered(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
-def load(network: nn.Module, source: str | Path, *, component: str = "unet") -> None:
-    """Copies the adapter in `source` into the one already injected; any alpha of the file is respected."""
+def load(network: nn.Module, source: str | Path, *, component: str = "unet", into: str = NAME) -> None:
+    """Copies the adapter in `source` into the one already injected as `into`; any alpha of the file is respected."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     tensors, said = _read(_find(source), component)
-    settings = _settings(network)
+    settings = _settings(network, into)
     ours = _scale(settings.lora_alpha, settings.r, settings.use_rslora)
-    wanted = {n: tuple(v.shape) for n, v in get_peft_model_state_dict(network, adapter_name=NAME).items()}  # type: ignore[arg-type]
+    wanted = {n: tuple(v.shape) for n, v in get_peft_model_state_dict(network, adapter_name=into).items()}  # type: ignore[arg-type]
     alphas = {n.removesuffix(".alpha"): float(v) for n, v in tensors.items() if n.endswith(".alpha")}
     tensors = {n: v for n, v in tensors.items() if not n.endswith(".alpha")}
     found = {n: tuple(v.shape) for n, v in tensors.items()}
@@ -233,11 +215,11 @@ def load(network: nn.Module, source: str | Path, *, component: str = "unet") -> 
         patterns = said.get("alpha_pattern") or {}
         alpha = float(alphas[layer] if layer in alphas else patterns.get(layer, said.get("lora_alpha", rank)))
         tensors[name] = tensors[name] * (_scale(alpha, rank, said.get("use_rslora", False)) / ours)
-    set_peft_model_state_dict(network, tensors, adapter_name=NAME)  # type: ignore[arg-type]
+    set_peft_model_state_dict(network, tensors, adapter_name=into)  # type: ignore[arg-type]
 
 
-def _settings(network: nn.Module) -> Any:
-    return network.peft_config[NAME]  # type: ignore[index]  # PEFT puts it there
+def _settings(network: nn.Module, name: str) -> Any:
+    return network.peft_config[name]  # type: ignore[index]  # PEFT puts it there
 
 
 def _scale(alpha: float, rank: int, rslora: bool) -> float:

@@ -49,44 +49,12 @@ class Mixer:
         self._layers: list[Any] = []
         self._names: dict[str, str] = {}  # source -> its name inside PEFT's layers
 
-    @torch.no_grad()
     def add(self, source: str) -> None:
         """Loads the adapter of `source` (a file, folder or Hub id in diffusers' format), of any rank and targets."""
-        from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-        from peft.tuners.lora import LoraLayer
-
         name = self._names.setdefault(source, f"adapter{len(self._names)}")
-        try:
-            tensors, said = lora.read(source, self.component)
-        except UserError as error:
-            raise UserError(str(error).removeprefix("adapter.init=")) from None
-        tensors, ranks = _unscaled(source, tensors, said)
-        rank = max(ranks.values())
-        other = {layer: r for layer, r in ranks.items() if r != rank}
-        settings = LoraConfig(
-            r=rank,
-            lora_alpha=rank,
-            target_modules=sorted(ranks),
-            rank_pattern=other,
-            alpha_pattern=dict(other),
-            use_dora=any("lora_magnitude_vector" in key for key in tensors),
-        )
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is meant here
-                inject_adapter_in_model(settings, self.network, name)
-            result = set_peft_model_state_dict(self.network, tensors, adapter_name=name)  # type: ignore[arg-type]
-        except (ValueError, RuntimeError) as error:  # no such layers; layers of other shapes
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{source}: does not fit this model ({reason}). Give one trained on it.") from None
-        if result.unexpected_keys:
-            raise UserError(
-                f"{source}: this model has no layer for {result.unexpected_keys[0]}. Give one trained on it."
-            )
-        self._layers = [module for module in self.network.modules() if isinstance(module, LoraLayer)]
-        for key, parameter in self.network.named_parameters():
-            if f".{name}." in key or key.endswith(f".{name}"):
-                parameter.data = parameter.data.float()  # as in training, whatever the network computes in
+        layers = attach(self.network, self.component, source, name)
+        known = {id(layer) for layer in self._layers}
+        self._layers += [layer for layer in layers if id(layer) not in known]
         self.set({})
 
     def set(self, weights: Mapping[str, float]) -> None:
@@ -99,6 +67,50 @@ class Mixer:
             for name in active.keys() & layer.scaling.keys():
                 layer.set_scale(name, active[name])
         self.network.requires_grad_(False)  # PEFT's switches ask for gradients
+
+
+@torch.no_grad()
+def attach(network: nn.Module, component: str, source: str, name: str) -> list[Any]:
+    """Puts the adapter of `source`, of any rank and targets, on the network as `name`, without gradient; its PEFT
+    layers. Adapters that are there already keep their gradients."""
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+
+    try:
+        tensors, said = lora.read(source, component)
+    except UserError as error:
+        raise UserError(str(error).removeprefix("adapter.init=")) from None
+    tensors, ranks = _unscaled(source, tensors, said)
+    rank = max(ranks.values())
+    other = {layer: r for layer, r in ranks.items() if r != rank}
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted(ranks),
+        rank_pattern=other,
+        alpha_pattern=dict(other),
+        use_dora=any("lora_magnitude_vector" in key for key in tensors),
+    )
+    required = [(p, p.requires_grad) for p in network.parameters()]
+    on = [(m, list(m.active_adapters)) for m in network.modules() if isinstance(m, LoraLayer)]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is meant here
+            inject_adapter_in_model(settings, network, name)
+        result = set_peft_model_state_dict(network, tensors, adapter_name=name)  # type: ignore[arg-type]
+    except (ValueError, RuntimeError) as error:  # no such layers; layers of other shapes
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{source}: does not fit this model ({reason}). Give one trained on it.") from None
+    if result.unexpected_keys:
+        raise UserError(f"{source}: this model has no layer for {result.unexpected_keys[0]}. Give one trained on it.")
+    for layer, names in on:
+        layer.set_adapter(names)
+    for parameter, value in required:
+        parameter.requires_grad_(value)
+    for parameter in lora.parameters(network, name):
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.float()  # as in training, whatever the network computes in
+    return [m for m in network.modules() if isinstance(m, LoraLayer) and name in m.scaling]
 
 
 def _unscaled(

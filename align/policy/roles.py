@@ -1,6 +1,11 @@
-"""Roles on one network: "train" is the network with its adapter, "reference" the same network without it."""
+"""Roles on one network: each a set of adapters with weights, switched inside the call.
 
-from collections.abc import Callable, Iterator
+    train = {default: 1}     reference = {}     and what an objective adds: old = {old: 1}, fake = {fake: 1}, ...
+
+LoRA is additive, so that a role of several adapters is their sum and needs no merge and no second network.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from align.policy import switch
 from align.policy.trainable import Adapter
-
-ROLES = ("train", "reference")
 
 
 @dataclass
@@ -42,7 +46,7 @@ class Calls:
 
 
 class Policy:
-    """`model`'s network in its roles. Outside a call the adapter is on, so that "train" never switches anything."""
+    """`model`'s network in its roles. Outside a call its own adapter is on, so that "train" never switches anything."""
 
     def __init__(
         self,
@@ -52,15 +56,34 @@ class Policy:
     ):
         self.model = model
         self.adapter: Any = adapter  # None: both roles are the network as it is
+        self.adapters: dict[str, Any] = {} if adapter is None else {adapter.name: adapter}
+        self.roles: dict[str, dict[str, float]] = {"train": dict.fromkeys(self.adapters, 1.0), "reference": {}}
         self.calls = Calls()
         self._autocast = autocast
         self._in_backward = False
+        self._outside = self.roles["train"]
+        self._layers: list[Any] = [] if adapter is None else list(adapter.layers)
 
     def role(self, name: str) -> "Role":
         """The denoiser of a role; it may be called within a checkpointed function, and within another role's graph."""
-        if name not in ROLES:
-            raise ValueError(f'there is no role "{name}". Known: {", ".join(ROLES)}.')
+        if name not in self.roles:
+            raise ValueError(f'there is no role "{name}". Known: {", ".join(self.roles)}.')
         return Role(self, name)
+
+    def add(self, adapter: Any) -> None:
+        """Takes a further adapter of the network in, which is a role by its own name."""
+        self.adapters[adapter.name] = adapter
+        known = {id(layer) for layer in self._layers}
+        self._layers += [layer for layer in adapter.layers if id(layer) not in known]
+        self.define(adapter.name, {adapter.name: 1.0})
+
+    def define(self, role: str, weights: Mapping[str, float]) -> None:
+        """Makes `role` the network with these adapters at these weights; {} is the base."""
+        if unknown := weights.keys() - self.adapters.keys():
+            raise ValueError(
+                f'role "{role}": there is no adapter {", ".join(sorted(unknown))}. Known: {", ".join(self.adapters)}.'
+            )
+        self.roles[role] = dict(weights)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of a network call."""
@@ -98,12 +121,13 @@ class Role:
     def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         policy = self.policy
         # Switched inside the call: a checkpointed call then switches again when it is recomputed.
-        switch = policy.adapter.disabled() if self.name == "reference" and policy.adapter else nullcontext()
+        weights = policy.roles[self.name]
+        role = nullcontext() if weights == policy._outside else switch.entered(policy._layers, weights)
         if policy._in_backward:
             policy.calls.recompute += len(x_t)  # before the call: a recomputation is cut short by an exception
         else:
             policy.calls.forward += len(x_t)
-        with switch, policy._autocast():
+        with role, policy._autocast():
             out = policy.model.predict(policy.model.network, x_t, t, cond)
         if out.requires_grad and not policy._in_backward:
             policy.calls.backward += len(x_t)

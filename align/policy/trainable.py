@@ -1,7 +1,7 @@
 """What an optimiser moves: the Trainable protocol, Adapter, a LoRA on a model's network, and Module, a network of an
 objective's own (noise: align/policy/noise.py)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from align.policy import lora
+from align.policy import lora, switch
 from align.policy.lora import AdapterConfig
+from samplers import generator
 
 
 class Trainable(Protocol):
@@ -47,21 +48,43 @@ class Trainable(Protocol):
 
 
 class Adapter:
-    """A LoRA on `network`; `targets` are the model family's, used where the config names none."""
+    """A LoRA on `network`, by the name `name` among others on it; `targets` are the model family's, used where the
+    config names none. `trained` false: it has no gradient and is only looked at (a snapshot)."""
 
     rowwise = False
 
     def __init__(
-        self, config: AdapterConfig, network: nn.Module, targets: list[str] | str, *, component: str = "unet", seed: int
+        self,
+        config: AdapterConfig,
+        network: nn.Module,
+        targets: list[str] | str,
+        *,
+        component: str = "unet",
+        seed: int = 0,
+        name: str = lora.NAME,
+        trained: bool = True,
     ):
-        self.network = network
-        self.component = component
-        self.layers = lora.inject(network, config, targets, seed=seed)
+        self.config, self.network, self.targets = config, network, targets
+        self.component, self.seed, self.name = component, seed, name
+        self.layers = lora.inject(network, config, targets, seed=seed, name=name)
         if config.init is not None:
-            lora.load(network, config.init, component=component)
-        self._parameters = lora.parameters(network)
-        self._dropouts = [m for layer in self.layers for m in layer.lora_dropout.modules()]
+            lora.load(network, config.init, component=component, into=name)
+        self._parameters = lora.parameters(network, name)
+        for parameter in self._parameters:
+            parameter.requires_grad_(trained)
+        self._dropouts = [m for layer in self.layers for m in layer.lora_dropout[name].modules()]
         network.eval()
+
+    def beside(self, name: str, *, trained: bool, changes: Mapping[str, Any] | None = None) -> "Adapter":
+        """A further adapter on the same network, of the same form but for `changes` to the config."""
+        config = AdapterConfig.model_validate({**self.config.model_dump(), **(changes or {})})
+        seed = generator(self.seed, name, 0).initial_seed()
+        options = {"component": self.component, "seed": seed, "name": name, "trained": trained}
+        made = Adapter(config, self.network, self.targets, **options)
+        if made.parameters()[0].device != (device := self._parameters[0].device):
+            self.network.to(device)
+            made._parameters = lora.parameters(self.network, name)
+        return made
 
     def parameters(self) -> list[nn.Parameter]:
         return self._parameters
@@ -79,16 +102,16 @@ class Adapter:
         return torch.nn.utils.clip_grad_norm_(self._parameters, limit)
 
     def disabled(self) -> AbstractContextManager[None]:
-        return lora.disabled(self.layers)
+        return switch.disabled(self.layers)
 
     def scaled(self, strength: float) -> AbstractContextManager[None]:
-        return lora.scaled(self.layers, strength)
+        return switch.scaled(self.layers, self.name, strength)
 
     def metrics(self) -> dict[str, float]:
-        return {"adapter_norm": float(lora.delta_norm(self.layers))}
+        return {"adapter_norm": float(lora.delta_norm(self.layers, self.name))}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {n: p.detach() for n, p in self.network.named_parameters() if ".lora_" in n}
+        return {n: p.detach() for n, p in lora.named(self.network, self.name)}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -99,7 +122,7 @@ class Adapter:
             value.copy_(state[name])
 
     def export(self, path: Path) -> None:
-        lora.save(self.network, path, component=self.component)
+        lora.save(self.network, path, component=self.component, name=self.name)
 
 
 class Module:

@@ -163,6 +163,12 @@ def _with(records: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, list[t
     return {key.removeprefix(prefix): points for key in keys if (points := _series(records, key))}
 
 
+def _of(records: Sequence[Mapping[str, Any]], ending: str) -> dict[str, list[tuple[float, float]]]:
+    """{name of a trainable beside the run's own: its curve}."""
+    keys = dict.fromkeys(key for record in records for key in record if key.endswith(ending))
+    return {key.removesuffix(ending): points for key in keys if (points := _series(records, key))}
+
+
 def _marks(found: Summary) -> dict[float, str]:
     marks = {float(found.chosen_update): f"update {found.chosen_update}: the adapter that was kept"}
     for conclusion in found.findings.values():
@@ -236,8 +242,9 @@ def _gradients(records: Sequence[Mapping[str, Any]]) -> list[str]:
     curves = {
         "norm of each reward's gradient at the pixels": _with(records, "pixel_grad/"),
         "cosine between the rewards' gradients": _with(records, "cosine/"),
-        "norm of the adapter's gradient": {"gradient": _series(records, "grad_norm")},
-        "norm of the adapter": {"adapter": _series(records, "adapter_norm")},
+        "norm of the adapter's gradient": {"gradient": _series(records, "grad_norm"), **_of(records, "/grad_norm")},
+        "norm of the adapter": {"adapter": _series(records, "adapter_norm"), **_of(records, "/adapter_norm")},
+        "loss of what is trained beside the adapter": _of(records, "/loss"),
         "steps with gradient": {"steps": _series(records, "kept_steps")},
     }
     return [_grid(_card(title, charts.lines(series)) for title, series in curves.items())]
@@ -253,6 +260,7 @@ def _facts(found: Summary, output: Path) -> list[str]:
         "memory": "unknown" + gpu if found.peak_rss_mib is None else f"{found.peak_rss_mib:.0f} MiB{gpu}",
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }
+    rows |= {f"adapter {name}": text for name, text in found.adapters.items()}
     table = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
     recipe = (output / "recipe.yaml").read_text(encoding="utf-8")
     return [

@@ -62,6 +62,8 @@ class Summary(BaseModel):
     """What the hooks concluded, by their labels: the guard's events, its sweep of strengths, the one it recommends."""
     trained_on: list[str]
     """The labels among the scores that training has maximised."""
+    adapters: dict[str, str] = Field(default_factory=dict)
+    """What took part beside the trained adapter, by name: trained with an optimiser of its own, a snapshot, frozen."""
     seconds: float
     """Spent in updates, earlier parts of a resumed run included; without loading, hooks and the report."""
     seconds_per_update: float
@@ -89,6 +91,7 @@ def write(
     findings: dict[str, dict[str, Any]],
     calls: Calls,
     num_processes: int,
+    adapters: dict[str, str] | None = None,
     report_seen: dict[str, int] | None = None,
 ) -> Summary:
     """Writes the summary of a run that ended in `state`, from the recipe, its metrics and its network calls."""
@@ -107,6 +110,7 @@ def write(
         scores=scores,
         findings=findings,
         trained_on=list(recipe.rewards),
+        adapters=adapters or {},
         seconds=sum(seconds),
         seconds_per_update=statistics.median(seconds) if seconds else 0.0,
         network_calls=calls.forward + calls.recompute,

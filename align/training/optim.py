@@ -24,13 +24,17 @@ class OptimConfig(ComponentConfig):
     """adamw8bit keeps the moments in 8 bits (needs the extra: pip install "diffalign[bnb]"); sgd has
     Nesterov's momentum, as in PyTorch, and takes neither betas nor eps."""
     lr: float = Field(default=1e-4, gt=0)
+    """The highest rate: the one after the warm-up."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay of the mean and of the mean square of the gradient."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """sgd; 0 is plain descent."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the mean square."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decay per update is lr * weight_decay."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate goes on after the warm-up: level, or down to 0 along a line or half a cosine."""
     num_warmup: int = Field(default=0, ge=0)
     """Updates over which the rate rises linearly from lr / num_warmup."""
 

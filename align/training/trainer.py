@@ -14,13 +14,15 @@ from align.data._base import BatchSource, micro_batches
 from align.hooks._base import Hook, State, running
 from align.interrupt import Interrupt
 from align.objectives._base import Objective
+from align.policy.cast import Cast
 from align.policy.roles import Policy
 from align.policy.trainable import Trainable
 from align.registry import ComponentConfig
-from align.training import checkpoint, optim
+from align.training import checkpoint
 from align.training.checkpoint import Checkpoints
 from align.training.ema import EMA
 from align.training.failures import Failures
+from align.training.movers import alone, movers, moves
 from align.training.optim import OptimConfig
 from align.training.update import Update, update
 from align.versions import versions
@@ -31,7 +33,9 @@ class TrainConfig(ComponentConfig):
     only say how it is cut, and change no result, but with adapter.dropout, whose masks are drawn for each cut."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of all that is drawn: the adapter's start, the order of the data, noise."""
     num_updates: int = Field(default=100, ge=1)
+    """Length of the run."""
     batch_size: int = Field(default=16, ge=1)
     """Rows of one update, over all processes and micro-batches."""
     micro_batch_size: int | None = Field(default=None, ge=1)
@@ -47,6 +51,7 @@ class TrainConfig(ComponentConfig):
     checkpoint_every: int = Field(default=50, ge=1)
     """Updates between checkpoints; one is also written at the end and at an interruption."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """The last so many; older ones are removed."""
     max_failures: int = Field(default=5, ge=1)
     """Updates in a row without a finite gradient before the run ends with an error."""
     compile: bool = False
@@ -101,17 +106,20 @@ class Trainer:
         batches: BatchSource,
         hooks: Sequence[Hook] = (),
         *,
+        cast: Cast | None = None,
         resume: Path | None = None,
     ) -> State:
-        """Trains until num_updates, a hook's stop or a signal; `resume` is a checkpoint to go on from."""
-        trainable.prepare(self.accelerator)
-        optimiser = optim.build(self.optim, trainable.parameters())
+        """Trains until num_updates, a hook's stop or a signal; `cast` is what takes part beside `trainable`, and
+        `resume` a checkpoint to go on from."""
+        cast = cast or Cast()
+        self.movers = movers(self.config, self.optim, trainable, cast, self.accelerator)
         ema = EMA(trainable.parameters(), self.config.ema) if self.config.ema else None
         state = State(self.config.num_updates, average=ema.applied if ema else nullcontext)
-        self.scaler = self.config.scaler(self.accelerator.device)
         self.failures = Failures(self.config.max_failures)
-        parts: dict[str, Any] = {"trainable": trainable, "optimiser": optimiser, "batches": batches}
-        parts |= {"ema": ema, "objective": objective, "scaler": self.scaler, "failures": self.failures}
+        parts: dict[str, Any] = {"batches": batches, "ema": ema, "objective": objective, "failures": self.failures}
+        for mover in self.movers:
+            parts |= mover.parts()
+        parts |= {f"adapter-{name}": follower for name, follower in cast.followers.items()}
         parts |= {f"hook-{i}": hook for i, hook in enumerate(hooks)}
         parts = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
         if resume is not None:
@@ -122,14 +130,13 @@ class Trainer:
             state.stop = state.stop or state.interrupted
             while state.step < self.config.num_updates and not state.stop:
                 started = time.perf_counter()
-                rate = self._set_rate(optimiser, state.step)
-                done = self._update(objective, policy, trainable, optimiser, next(stream), state.step)
+                done = self._round(objective, policy, next(stream), state.step)
                 if ema is not None and done.outcome == "applied":
                     ema.update()
-                seconds = time.perf_counter() - started
+                for follower in cast.followers.values():
+                    follower.advance(state.step + 1)
                 state.step += 1
-                state.metrics = {**done.metrics, **trainable.metrics()}
-                state.metrics |= {"lr": rate, "outcome": done.outcome, "seconds": seconds}
+                state.metrics = {**done.metrics, "outcome": done.outcome, "seconds": time.perf_counter() - started}
                 self._watch(done, batches, state, rowwise=trainable.rowwise)
                 if done.outcome == "applied" and (watch := getattr(objective, "watch", None)) is not None:
                     watch(done.metrics)
@@ -142,37 +149,38 @@ class Trainer:
                     self._save(parts, policy, state)
         return state
 
-    def _update(
-        self,
-        objective: Objective,
-        policy: Policy,
-        trainable: Trainable,
-        optimiser: torch.optim.Optimizer,
-        batch: Any,
-        step: int,
-    ) -> Update:
+    def _round(self, objective: Objective, policy: Policy, batch: Any, step: int) -> Update:
+        """All moves of one update; its outcome is the first that is not "applied", if there is one."""
         config, accelerator = self.config, self.accelerator
         rank, size = accelerator.process_index, accelerator.num_processes
-        return update(
-            objective,
-            policy,
-            trainable,
-            optimiser,
-            micro_batches(batch, config.micro_batch_size, rank=rank, num_processes=size),
-            accelerator,
-            seed=(config.seed, step),
-            max_grad_norm=config.max_grad_norm,
-            scaler=self.scaler,
-        )
-
-    def _set_rate(self, optimiser: torch.optim.Optimizer, step: int) -> float:
-        rate = optim.learning_rate(self.optim, step, self.config.num_updates)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        return rate
+        known = {mover.name: mover for mover in self.movers}
+        metrics: dict[str, Any] = {}
+        outcomes = []
+        for number, move in enumerate(moves(objective, step)):
+            mover = known[move.trainable]
+            rate = mover.set_rate(step, config.num_updates)
+            with alone(mover.trainable, [other.trainable for other in self.movers]):
+                done = update(
+                    move.objective,
+                    policy,
+                    mover.trainable,
+                    mover.optimiser,
+                    micro_batches(batch, config.micro_batch_size, rank=rank, num_processes=size),
+                    accelerator,
+                    seed=(config.seed, step, number) if number else (config.seed, step),
+                    max_grad_norm=mover.max_grad_norm,
+                    scaler=mover.scaler,
+                )
+            metrics |= mover.named({**done.metrics, **mover.trainable.metrics(), "lr": rate})
+            for key in ("loss", "grad_norm"):  # the run's own adapter's, unless the round leaves it out
+                if key in done.metrics:
+                    metrics.setdefault(key, done.metrics[key])
+            outcomes.append(done.outcome)
+        return Update(metrics, next((outcome for outcome in outcomes if outcome != "applied"), "applied"))
 
     def _watch(self, done: Update, batches: BatchSource, state: State, *, rowwise: bool) -> None:
-        scale, why_empty = self.scaler and self.scaler.get_scale(), getattr(batches, "why_empty", None)
+        scales = [mover.scaler.get_scale() for mover in self.movers if mover.scaler is not None]
+        scale, why_empty = min(scales, default=None), getattr(batches, "why_empty", None)
         self.failures.watch(done, state.step, scale=scale, why_empty=why_empty)
         if state.step == self.config.num_updates and not rowwise:  # each row has a result of its own
             self.failures.finish(state.step, why_empty)

@@ -41,14 +41,14 @@ def update(
     micro_batches: Sequence[Any],
     accelerator: Accelerator,
     *,
-    seed: tuple[int, int],
+    seed: tuple[int, ...],
     max_grad_norm: float | None = None,
     scaler: Any = None,
 ) -> Update:
     """One step of `optimiser` on this process's `micro_batches`.
 
-    `seed` is (run's seed, update's number): the global generator, which only dropout and users' own code draw from, is
-    set from it for each micro-batch. `scaler` is a torch GradScaler for fp16.
+    `seed` is (run's seed, update's number, ...): the global generator, which only dropout and users' own code draw
+    from, is set from it for each micro-batch. `scaler` is a torch GradScaler for fp16.
     """
     prepare = getattr(objective, "before_update", None)
     context = prepare(policy, micro_batches, lambda rows: _gather(rows, accelerator)) if prepare else None

@@ -2,7 +2,7 @@
 
     python scripts/bench/reward_speed.py                                   # every reward below, one 512-pixel image
     python scripts/bench/reward_speed.py pickscore imagereward --batch 8 --device cuda --dtype bfloat16
-    python scripts/bench/reward_speed.py --docs docs/performance.md        # and write the table "Rewards" there
+    python scripts/bench/reward_speed.py --docs docs/lab/performance.md        # and write the table "Rewards" there
 
 Networks have the published architecture and random weights (random_rewards.py). The reference path is what scoring
 scripts do: the same network without a gradient behind tensor -> 8 bits -> PIL -> the library's processor -> tensor.

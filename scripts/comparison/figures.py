@@ -1,4 +1,4 @@
-"""The figures of docs/results.md: plain SVG of the project's own drawing."""
+"""The figures of docs/lab/results.md: plain SVG of the project's own drawing."""
 
 from collections.abc import Mapping, Sequence
 from html import escape

@@ -1,4 +1,4 @@
-"""docs/results.md and its figures, from what has been measured; never edited by hand."""
+"""docs/lab/results.md and its figures, from what has been measured; never edited by hand."""
 
 import json
 import statistics
@@ -20,7 +20,7 @@ LABELS = ("gold", "judge", "judge_graded", "pick", "clip")
 
 
 def write(output: Path, page: Path) -> Path:
-    """Writes the page and docs/img/results-*.svg; raises if nothing has been measured."""
+    """Writes the page and docs/lab/img/results-*.svg; raises if nothing has been measured."""
     found = {column: gains for column in COLUMNS if (gains := _gains(output, column))}
     images = page.parent / "img"
     images.mkdir(parents=True, exist_ok=True)

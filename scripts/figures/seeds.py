@@ -57,7 +57,7 @@ def main(
     change: Annotated[list[str] | None, typer.Option(help="A setting of the recipe: model.checkpoint=...")] = None,
     suffix: Annotated[str, typer.Option(help="Of the page's name, for what was changed.")] = "",
 ) -> None:
-    """Train what is missing and write docs/<recipe>-seeds.md, with slashes as hyphens."""
+    """Train what is missing and write docs/lab/<recipe>-seeds.md, with slashes as hyphens."""
     import align
     from align.training.evaluate import PICTURE
     from align.versions import hardware
@@ -90,9 +90,9 @@ def main(
         ]
         first = next(iter(reports))
         drawn = output / name / str(first) / PICTURE
-        shutil.copyfile(drawn, ROOT / "docs" / "img" / f"{name}-seed.png")
+        shutil.copyfile(drawn, ROOT / "docs" / "lab" / "img" / f"{name}-seed.png")
         text += ["", f"![Report prompts before and after, seed {first}](img/{name}-seed.png)"]
-        (ROOT / "docs" / f"{name}-seeds.md").write_text("\n".join(text) + "\n")
+        (ROOT / "docs" / "lab" / f"{name}-seeds.md").write_text("\n".join(text) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from scripts.pretrain.common import CHECKPOINTS, draw, generator
 
 PROMPTS, SEED = 1024, 2026
 STEPS = {"shapes-sd": (20, 2.0), "shapes-turbo": (2, 1.0), "shapes-flow": (20, 2.0)}  # steps, guidance
-OUTPUT = Path(__file__).parents[2] / "docs" / "shapes-figures.md"
+OUTPUT = Path(__file__).parents[2] / "docs" / "lab" / "shapes-figures.md"
 
 
 def interval(values) -> str:

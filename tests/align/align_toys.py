@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from align.data.prompts import Prompts, PromptsConfig
 from align.hooks._base import Hook, State
-from align.objectives._base import Loss
+from align.objectives._base import Loss, Move
+from align.policy.cast import Snapshot, Trained, gather
 from align.policy.lora import AdapterConfig
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter
@@ -80,6 +81,33 @@ class Regression:
         return Loss(losses, weight, {"error": losses.detach(), "rows": torch.tensor(float(len(batch)))})
 
 
+class Chase:
+    """A round of three moves: `fake` twice towards what `train` says, then `train` away from `fake` and towards `old`,
+    its own running average; all on one network."""
+
+    def __init__(self) -> None:
+        self.adapters = {"fake": Trained(optim={"lr": 3e-2}, max_grad_norm=None), "old": Snapshot(decay=0.5)}
+
+    def moves(self, step: int) -> list[Move]:
+        return [Move("fake", self.follow), Move("fake", self.follow), Move("default", self.flee)]
+
+    def outputs(self, policy: Policy, batch: Any, *roles: str) -> list[Tensor]:
+        x = noise(0, "x_T", batch.indices, (4,))
+        return [policy.role(role)(x, torch.tensor(0.5), None) for role in roles]
+
+    def follow(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
+        fake, train = self.outputs(policy, batch, "fake", "train")
+        return self.loss((fake - train).square().mean(1))
+
+    def flee(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
+        train, fake, old, reference = self.outputs(policy, batch, "train", "fake", "old", "reference")
+        pulls = 0.1 * (train - old).square() + (train - reference).square() - 0.2 * (train - fake).square()
+        return self.loss(pulls.mean(1))
+
+    def loss(self, rows: Tensor) -> Loss:
+        return Loss(rows, torch.ones_like(rows), {"error": rows.detach()})
+
+
 def fit(
     output: Path,
     *,
@@ -98,9 +126,14 @@ def fit(
     policy = toy_policy(0, dtype=dtype, **({"rank": 2} | (adapter or {})))
     optimisation = OptimConfig(**{"lr": 1e-2, "schedule": "cosine", **(optim or {})})
     trainer = Trainer(config, optimisation, accelerator, output, recipe={}, say=say)
+    objective = objective or Regression()
+    cast = gather(policy, objective)
+    for number, (trainable, _) in enumerate(cast.trained.values(), 1):
+        randomise(trainable, number)
     batches = Prompts(PromptsConfig(prompts=["a", "b", "c"]), batch_size=config.batch_size, seed=config.seed)
     keep = Keep()
-    state = trainer.fit(objective or Regression(), policy, policy.adapter, batches, [keep, *hooks], resume=resume)
+    options = {"cast": cast, "resume": resume}
+    state = trainer.fit(objective, policy, policy.adapter, batches, [keep, *hooks], **options)
     return policy, state, keep.records
 
 
@@ -114,6 +147,17 @@ class Keep(Hook):
         self.records.append({"step": state.step, **{k: v for k, v in state.metrics.items() if k != "seconds"}})
 
 
+class StopAfter(Hook):
+    """Ends a run after update number `step`."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def after_update(self, state: State) -> None:
+        if state.step == self.step:
+            state.stop = "enough"
+
+
 def weights(policy: Policy) -> Tensor:
-    """All adapter parameters in one vector."""
-    return torch.cat([p.detach().flatten() for p in policy.adapter.parameters()])
+    """All adapters' parameters in one vector."""
+    return torch.cat([p.detach().flatten() for a in policy.adapters.values() for p in a.parameters()])

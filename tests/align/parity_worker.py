@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from align_toys import Regression, fit, toy_policy, weights
+from align_toys import Chase, Regression, fit, toy_policy, weights
 
 from align.hooks._base import Hook, State
 from align.objectives._base import Loss
@@ -58,6 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
     "not finite": {"batch_size": 5, "objective": Regression(nan_at={1})},
     "statistics first": {"batch_size": 5, "micro_batch_size": 2, "objective": Centred()},
     "average": {"batch_size": 5, "ema": 0.5},
+    "several trained": {"batch_size": 5, "micro_batch_size": 2, "objective": Chase()},
 }
 
 

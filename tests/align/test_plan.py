@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import align
 from align.config import load_recipe
 from align.objectives._base import Parts
 from align.plan import Peak, _MeanPixel, plan, rehearse
+from align.policy.lora import FILE_NAME
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter
 from align.registry import DATA, MODELS, OBJECTIVES, build
@@ -84,3 +87,60 @@ def test_peak_counts_what_is_alive_at_once():
         del b, c
     assert memory.peak == 8000
     assert memory.current == d.nbytes
+
+
+CAST = '''
+import torch
+from align.objectives._base import Loss, Move
+from align.objectives._reward import RewardObjective, RewardObjectiveConfig
+from align.policy.cast import Snapshot, Trained
+from align.sampling import rollout
+from samplers import Rng, last
+
+class GameConfig(RewardObjectiveConfig):
+    """Nothing to set."""
+
+class Game(RewardObjective):
+    Config = GameConfig
+    adapters = {"fake": Trained(optim={"lr": 1e-3}), "old": Snapshot(decay=0.9)}
+
+    def moves(self, step):
+        return [Move("fake", self.fake), Move("default", self)]
+
+    def images(self, policy, batch, role):
+        rng = Rng(self.seed, batch.indices, batch.step)
+        return rollout(self.sampling, self.model, policy.role(role), batch.prompts, rng, grad=last(1)).x0
+
+    def fake(self, policy, batch, context=None):
+        rows = self.images(policy, batch, "fake").square().mean((1, 2, 3))
+        return Loss(rows, torch.ones_like(rows), {"size": rows.detach()})
+
+    def __call__(self, policy, batch, context=None):
+        with torch.no_grad():
+            self.images(policy, batch, "old")
+        losses, metrics = self.losses(self.images(policy, batch, "train"), batch.prompts)
+        return Loss(losses, torch.ones_like(losses), metrics)
+'''
+
+
+def test_a_round_of_several_trainables_is_planned_trained_and_reported(folder, tmp_path, monkeypatch):
+    (tmp_path / "game.py").write_text(CAST)
+    monkeypatch.chdir(tmp_path)
+    tree = recipe(folder, last_k=1).dump() | {"objective": {"name": "game.py:Game"}, "output": "run", "hooks": {}}
+    tree["train"] |= {"num_updates": 2}
+    plain, found = rehearse(recipe(folder, last_k=1)), rehearse(load_recipe(tree))
+    assert found.trainable == 2 * plain.trainable and found.held == plain.trainable
+    rows = 4 * 4 * 2  # samples, steps, guidance: once for each of the three roles, two of them with gradient
+    assert (found.calls.forward, found.calls.backward) == (3 * rows, 2 * plain.calls.backward)
+    run = align.train(tree)
+    assert run.report.network_calls == 2 * (found.calls.forward + found.calls.recompute)
+    assert run.metrics[-1]["fake/size"] > 0 and run.metrics[-1]["fake/lr"] == 1e-3
+    numbers = f"{plain.trainable:,} numbers"
+    assert run.report.adapters == {
+        "fake": f"trained beside the run's own, {numbers}",
+        "old": f"snapshot of default, running average, {numbers}",
+    }
+    page = (run.output / "report.html").read_text(encoding="utf-8")
+    assert "loss of what is trained beside the adapter" in page and "snapshot of default, running average" in page
+    exported = load_file(run.output / "adapter" / FILE_NAME)
+    assert sum(tensor.numel() for tensor in exported.values()) == plain.trainable

@@ -21,10 +21,10 @@ from align.source import Source
 
 SHELL, DATA = ("bash", "", "shell", "console"), ("text", "json")
 TESTED_ELSEWHERE = {
-    "docs/samplers.md": "tests/samplers/test_samplers_page.py runs its Python",
-    "docs/models.md": "tests/test_models_doc.py runs its family",
-    "docs/publish.md": "tests/test_publish_page.py runs the page",
-    "docs/evaluate.md": "tests/test_evaluate_doc.py runs the page",
+    "docs/develop/samplers.md": "tests/samplers/test_samplers_page.py runs its Python",
+    "docs/develop/families.md": "tests/test_models_doc.py runs its family",
+    "docs/howto/publish.md": "tests/test_publish_page.py runs the page",
+    "docs/howto/evaluate.md": "tests/test_evaluate_doc.py runs the page",
 }
 NOT_REHEARSED = {
     "spo/shapes_spm": "needs the result of the command before it",

@@ -264,7 +264,7 @@ def test_licences_of_known_checkpoints():
 
 
 def test_the_page_says_of_every_reward_what_its_card_says():
-    page = (Path(__file__).resolve().parents[3] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[3] / "docs" / "howto" / "rewards.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE))
     headings = " ".join(re.findall(r"^### (.*)$", page, re.MULTILINE))
     for name in REWARDS.names():

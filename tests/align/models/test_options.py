@@ -146,6 +146,6 @@ def test_an_unknown_pipeline_is_refused_with_the_known_ones(tmp_path, caplog):
     with pytest.raises(UserError) as caught:
         MODELS.get("auto")(AutoConfig(checkpoint=str(tmp_path)))
     assert "WanPipeline" in str(caught.value) and "FluxPipeline, " in str(caught.value)
-    assert "docs/models.md" in str(caught.value) and "\n" not in str(caught.value)
+    assert "docs/develop/families.md" in str(caught.value) and "\n" not in str(caught.value)
     MODELS.get("auto")(AutoConfig(checkpoint="tiny"), tiny_sd())
     assert "tiny is a StableDiffusionPipeline: model.name=sd" in caplog.text

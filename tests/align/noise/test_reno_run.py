@@ -11,13 +11,14 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from align.commands.app import app
-from align.commands.noise import RECIPE, assembled, recipe_of, seconds, weighted
+from align.commands.noise import RECIPE, assembled, seconds, weighted
 from align.config import load_recipe
 from align.errors import UserError
 from align.noise import optimise as reno
 from align.noise import table as reno_table
 from align.noise.best_of import best_of
 from align.noise.files import read
+from align.noise.recipe import recipe_of
 from align.noise.run import Session, drawn_again
 from align.noise.studio import Row, Studio
 from align.run import train

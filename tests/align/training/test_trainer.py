@@ -5,22 +5,13 @@ import signal
 
 import pytest
 import torch
-from align_toys import Regression, fit, toy_policy, weights
+from align_toys import Regression, StopAfter, fit, toy_policy, weights
 from pydantic import ValidationError
 
 from align.errors import UserError
 from align.hooks._base import Hook
 from align.training.checkpoint import Checkpoints
 from align.training.trainer import TrainConfig
-
-
-class StopAfter(Hook):
-    def __init__(self, step):
-        self.step = step
-
-    def after_update(self, state):
-        if state.step == self.step:
-            state.stop = "enough"
 
 
 def test_training_lowers_the_loss(tmp_path):

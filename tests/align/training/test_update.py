@@ -97,14 +97,18 @@ def test_calls_are_counted_in_rows_and_forward_equivalents():
     assert policy.calls.forward_equivalents == 18 + 6 + 24
 
 
-def test_the_average_follows_its_recursion():
+@pytest.mark.parametrize("decay", [0.05, 0.15, 0.999])
+def test_the_average_follows_its_recursion(decay):
+    """d = 0.1 and 2/11 at the first two updates, where the decay is not less."""
     weight = torch.nn.Parameter(torch.tensor([1.0]))
-    ema = EMA([weight], 0.75)
+    ema = EMA([weight], decay)
     for value in (2.0, 4.0):
         weight.data.fill_(value)
         ema.update()
+    first, second = min(decay, 0.1), min(decay, 2 / 11)
     with ema.applied():
-        assert weight.item() == 0.75 * (0.75 * 1 + 0.25 * 2) + 0.25 * 4
+        expected = second * (first * 1 + (1 - first) * 2) + (1 - second) * 4
+        assert weight.item() == pytest.approx(expected, rel=1e-6)
     assert weight.item() == 4
 
 
