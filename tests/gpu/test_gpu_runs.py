@@ -16,7 +16,7 @@ OTHERS = ("reno/", "spm/", "spo/shapes_spm")  # no adapter, or a judge to train 
 NAMES = sorted(f"{path.parent.name}/{path.stem}" for path in RECIPES.glob("*/shapes*.yaml"))
 SMALL = {
     "prompts": ["data.count=24"],
-    "rollouts": ["data.num_prompts=2", "data.num_candidates=2"],
+    "rollouts": ["data.num_prompts=2", "data.num_candidates=2", "data.gap=0"],
     "preferences": ["data.make.num_prompts=12", "data.make.num_images=2"],
 }
 

@@ -106,6 +106,7 @@ PREFERENCES = {
             "num_candidates": 2,
             "first_step": 1,
             "gap": 0.2,
+            "temperature": 6e-5,  # what the judge sees of so small a model
         },
         "rewards": {"brightness": {}},
     },
