@@ -17,7 +17,7 @@ from align.shapes.eye import Eye, checks, target
 from align.shapes.judge import judge, read
 from align.shapes.prompts import prompts
 from align.shapes.scene import render_batch
-from scripts.pretrain import clip, sd, vae
+from scripts.pretrain import clip, samples, vae
 from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
 
 DRAWN, SAMPLED = 8_192, 4_096
@@ -31,14 +31,15 @@ def load() -> Eye:
     return eye.load(WORK / "out" / "eye").requires_grad_(False)
 
 
-def sampled(split: str, count: int, seed: int, pipe=None) -> tuple[Tensor, list[str]]:
-    """Pictures (count, 3, 32, 32) uint8 of the base model for prompts of a set, in all WAYS; kept in WORK."""
+def sampled(split: str, count: int, seed: int) -> tuple[Tensor, list[str]]:
+    """Pictures (count, 3, 32, 32) uint8 of the bases in turn for prompts of a set, in all WAYS; kept in WORK."""
     captions, file = prompts(split, count, seed), WORK / f"eye-{split}-{seed}.safetensors"
     if not file.exists():
-        pipe, out = pipe or sd.load(), []
+        pipes, out = samples.bases(), []
         for n, k in enumerate(tqdm(range(0, count, 128), desc=f"eye {split}", mininterval=5)):
             steps, guidance = WAYS[n % len(WAYS)]
             options = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt"}
+            pipe = pipes[n % len(pipes)]
             images = pipe(prompt=captions[k : k + 128], generator=generator(seed, 32, k), **options).images
             out.append((images * 255).round().byte())
         save_file({"images": torch.cat(out).contiguous()}, file)
@@ -93,10 +94,10 @@ def main(steps: int = 3000, batch: int = 32, seed: int = 0) -> None:
     torch.manual_seed(seed)
     network = Eye()
     images, targets = drawn(seed)
-    samples, _ = sampled("train", SAMPLED, seed)
-    readings = read(samples.float() / 255)
+    drawings, _ = sampled("train", SAMPLED, seed)
+    readings = read(drawings.float() / 255)
     seen = torch.stack([target(r.objects) for r in readings]).half()
-    images, targets = torch.cat([images, samples]), torch.cat([targets, seen])
+    images, targets = torch.cat([images, drawings]), torch.cat([targets, seen])
     held_out, captions = sampled("select", 1024, seed + 1)
     held_out = held_out.float() / 255
 
