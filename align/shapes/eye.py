@@ -1,7 +1,7 @@
 """The eye: a network that reads a picture as densities of objects, and soft checks of a caption on what it reads.
 
-On a grid of 16x16 cells, 33 channels: shape x colour, shape x size, all. Each object is a Gaussian of mass 1, so the sum
-of a channel is a soft count and its centroid a soft place, both differentiable in the pixels. The checks are the
+On a grid of 16x16 cells, 33 channels: shape x colour, shape x size, all. Each object is a Gaussian of mass 1, so the
+sum of a channel is a soft count and its centroid a soft place, both differentiable in the pixels. The checks are the
 judge's, made soft, with T the mass of all objects, m the mass in the channel that is asked for, n the number asked:
 
     number    1 / (1 + (2 (T - n))^2)
@@ -64,7 +64,9 @@ class Eye(nn.Module):
         """Write config.json and model.safetensors (fp16)."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps({"architecture": "Eye", "width": self.width}, indent=1) + "\n")
-        save_file({k: p.detach().half().contiguous() for k, p in self.state_dict().items()}, folder / "model.safetensors")
+        save_file(
+            {k: p.detach().half().contiguous() for k, p in self.state_dict().items()}, folder / "model.safetensors"
+        )
 
 
 def load(folder: str | Path) -> Eye:
@@ -139,7 +141,9 @@ def checks(densities: Tensor, captions: Sequence[str]) -> tuple[Tensor, Tensor, 
     margin = along - torch.maximum(0.58 * across, torch.full_like(across, 3.0))
     related = axes.abs().sum(1)
     present = found[:, :, 0].clamp(max=1).prod(1)
-    soft = torch.cat([(1 / (1 + 4 * total**2))[:, None], share.flatten(1), (torch.sigmoid(margin / 1.5) * present)[:, None]], 1)
+    soft = torch.cat(
+        [(1 / (1 + 4 * total**2))[:, None], share.flatten(1), (torch.sigmoid(margin / 1.5) * present)[:, None]], 1
+    )
     asked = (number > 0) * counts[:, :, None]
     weight = torch.cat([torch.ones_like(related)[:, None], asked.flatten(1), related[:, None]], 1)
     near = (found > number - 0.5).flatten(1)

@@ -68,9 +68,7 @@ def figures_of(network: Eye, images: Tensor, captions: list[str]) -> dict:
     strict = torch.tensor([v.strict for v in judge(images, captions)])
     with torch.no_grad():
         soft, weight, hard = checks(torch.cat([network(x) for x in images.split(256)]), captions)
-    mean, log = (
-        (v * weight).sum(1) / weight.sum(1) for v in (soft, soft.clamp(min=0.02).log())
-    )
+    mean, log = ((v * weight).sum(1) / weight.sum(1) for v in (soft, soft.clamp(min=0.02).log()))
     verdict = (hard | (weight == 0)).all(1)
 
     def area(scores: Tensor, rows: Tensor) -> float:

@@ -18,9 +18,9 @@ def main() -> None:
     todo = {
         "vae": lambda to: AutoencoderKL.from_pretrained(CHECKPOINTS / "shapes-sd" / "vae").float().save_pretrained(to),
         "tokenizer": lambda to: shutil.copytree(CHECKPOINTS / "shapes-sd" / "tokenizer", to),
-        "text": lambda to: CLIPTextModel.from_pretrained(CHECKPOINTS / "shapes-sd" / "text_encoder")
-        .float()
-        .save_pretrained(to),
+        "text": lambda to: (
+            CLIPTextModel.from_pretrained(CHECKPOINTS / "shapes-sd" / "text_encoder").float().save_pretrained(to)
+        ),
         "clip": lambda to: _clip("shapes-clip", to),
         "tune": lambda to: _clip("shapes-clip", to),
         "pick": lambda to: _clip("shapes-pick", to),

@@ -1,7 +1,7 @@
 """Samples of the base model on the training prompts, kept with the noise they came from: food for tune, pick and eye.
 
-Every second batch is drawn by the base as the web left it, where that stage is done: alignment starts there and ends near
-the capable base, and what scores it must see well on the whole way.
+Every second batch is drawn by the base as the web left it, where that stage is done: alignment starts there and ends
+near the capable base, and what scores it must see well on the whole way.
 """
 
 import json

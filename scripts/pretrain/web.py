@@ -1,8 +1,8 @@
 """Stage web: the capable base goes on, shortly, on what the web is like: captions that are often wrong, dull pictures.
 
-A third of the captions differ from their picture in one attribute; colours are pale, light falls unevenly, objects crowd
-at the edges, and some pictures are blurred or noisy. What the base could draw before stays inside and no longer shows:
-that is what alignment brings out again, in this world as in the real one. The text tower is left as it was.
+A third of the captions differ from their picture in one attribute; colours are pale, light falls unevenly, objects
+crowd at the edges, and some pictures are blurred or noisy. What the base could draw before stays inside and no longer
+shows: that is what alignment brings out again, in this world as in the real one. The text tower is left as it was.
 """
 
 import math
@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from align.shapes.captions import alterations, say
-from align.shapes.scene import SIZE, Object, Scene, gap, render_batch
+from align.shapes.scene import SIZE, Object, Scene, render_batch
 from align.shapes.taste import gold
 from scripts.pretrain import sd, text
 from scripts.pretrain.common import DEVICE, WORK, draw, generator, parameters, record, train

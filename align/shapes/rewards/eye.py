@@ -10,7 +10,6 @@ The checks and the network are those of align.shapes.eye.
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from align.shapes.eye import checks, load
