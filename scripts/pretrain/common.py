@@ -135,6 +135,8 @@ def _restore(folder: Path, live: dict, mean: dict, optimiser: torch.optim.Optimi
     state = load_file(file)
     with torch.no_grad():
         for k, p in live.items():
+            if f"live.{k}" not in state:  # a part that was added since
+                continue
             p.copy_(state[f"live.{k}"])
             mean[k].copy_(state[f"mean.{k}"])
             optimiser.state[p] = {n: state[f"adam.{k}.{n}"].to(p.device) for n in ("exp_avg", "exp_avg_sq")}

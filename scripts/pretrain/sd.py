@@ -1,8 +1,9 @@
 """Stage sd: the base model, a latent diffusion UNet that predicts noise, with the warmed-up text tower tuned along.
 
-    loss = |eps - noise|^2, every noise level pulling alike, + naming
+    loss = |eps - noise|^2, every noise level pulling alike, + naming + understanding
 naming: a linear head on what the 4x4 half of the UNet hands up names shape and colour under each cell of the clean
 picture; it is thrown away (representation alignment, Yu et al., arXiv 2410.06940, with known labels for features).
+understanding: stage text's, on other captions; it keeps the relations in the tower until the UNet makes use of them.
 """
 
 import json
@@ -25,7 +26,8 @@ from scripts.pretrain.common import DEVICE, WORK, draw, generator, parameters, r
 from scripts.pretrain.pool import Pool
 
 SCENES, DROP, GUIDANCE = 50_000, 0.1, 2.0
-NOISY, NAMING, CLIP = 1.5, 0.5, 10.0  # shift of the times, weight of the naming, largest gradient norm
+NOISY, CLIP = 1.5, 10.0  # shift of the times, largest gradient norm
+NAMING, UNDERSTANDING = 0.5, 0.1  # weights
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -141,7 +143,9 @@ def main(steps: int = 24_000, batch: int = 64, seed: int = 0, start: str | None 
         source = StableDiffusionPipeline.from_pretrained(start)
         unet, encoder = source.unet.float(), source.text_encoder.float()
     unet = unet.to(DEVICE, memory_format=torch.channels_last).train()
-    encoder, head, levels = encoder.to(DEVICE).train(), clip.build_head().to(DEVICE), Levels().to(DEVICE)
+    encoder, levels = encoder.to(DEVICE).train(), Levels().to(DEVICE)
+    head, facts = clip.build_head().to(DEVICE), text.build_head().to(DEVICE)
+    said, wanted = (every.to(DEVICE) for every in text.every_caption())
     pool = Pool(seed)
     signal = scheduler().alphas_cumprod.to(DEVICE)
     empty = text.tokens([""])[0].to(DEVICE)
@@ -156,7 +160,9 @@ def main(steps: int = 24_000, batch: int = 64, seed: int = 0, start: str | None 
         a = signal[t][:, None, None, None]
         out = unet(a.sqrt() * x + (1 - a).sqrt() * noise, t, encoder(words).last_hidden_state).sample
         naming = clip.dense(head, middle.pop().flatten(2).mT, labels)
-        return levels((out - noise).pow(2).mean((1, 2, 3)), t) + NAMING * naming
+        rows = torch.randint(len(said), (batch,), generator=g).to(DEVICE)
+        understanding = text.understanding(facts, encoder(said[rows]).pooler_output, wanted[rows])
+        return levels((out - noise).pow(2).mean((1, 2, 3)), t) + NAMING * naming + UNDERSTANDING * understanding
 
     def look(step: int) -> None:
         pipe = pipeline(unet.eval(), encoder.eval())
@@ -164,7 +170,7 @@ def main(steps: int = 24_000, batch: int = 64, seed: int = 0, start: str | None 
         print(step, judged(pipe, 384, num_inference_steps=20, guidance_scale=GUIDANCE), flush=True)
         unet.train(), encoder.train()
 
-    modules = {"unet": unet, "text": encoder, "head": head, "levels": levels}
+    modules = {"unet": unet, "text": encoder, "head": head, "facts": facts, "levels": levels}
     figures = train("sd", modules, loss, steps=steps, lr=1e-3, clip=CLIP, look=(1000, look))
     pipe = pipeline(unet, encoder)
     pipe.save_pretrained(WORK / "out" / "sd")

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from align.shapes.captions import parse
 from align.shapes.judge import judge
 from align.shapes.scene import render_batch
-from scripts.pretrain import common, flow, pick, pool, sd, web
+from scripts.pretrain import common, flow, pick, pool, sd, text, web
 
 
 def run(steps_until: int, folder: Path, monkeypatch) -> nn.Linear:
@@ -72,6 +73,17 @@ def test_votes_of_a_clear_preference_are_learnt_and_of_none_are_not():
 def test_what_is_mirrored_in_words():
     assert pick.mirrored("a red star left of a circle") == "a red star right of a circle"
     assert pick.mirrored("two left") == "two left" and pick.mirrored("a star above a circle") == "a star above a circle"
+
+
+def test_who_stands_where_follows_from_the_noun_and_the_relation():
+    def sides(caption: str) -> list[int]:
+        return text.facts(parse(caption))[9:]  # shape and colour left, right, above, below; 0: nothing is said
+
+    one = sides("a red circle left of a square")
+    assert one == sides("a square right of a red circle") == [1, 1, 2, 0, 0, 0, 0, 0]
+    assert sides("a star above a blue circle") == [0, 0, 0, 0, 4, 0, 1, 5]
+    assert not any(sides("a red circle and a blue square"))
+    assert len(text.facts(parse("a star"))) == len(text.CLASSES)
 
 
 def test_every_noise_level_pulls_alike_in_the_end():
