@@ -144,8 +144,8 @@ def main(steps: int = 24_000, batch: int = 64, seed: int = 0, start: str | None 
         unet, encoder = source.unet.float(), source.text_encoder.float()
     unet = unet.to(DEVICE, memory_format=torch.channels_last).train()
     encoder, levels = encoder.to(DEVICE).train(), Levels().to(DEVICE)
-    head, facts = clip.build_head().to(DEVICE), text.build_head().to(DEVICE)
-    said, wanted = (every.to(DEVICE) for every in text.every_caption())
+    head, facts = clip.build_head().to(DEVICE), text.Heads().to(DEVICE)
+    said, told, things = (every.to(DEVICE) for every in text.every_caption())
     pool = Pool(seed)
     signal = scheduler().alphas_cumprod.to(DEVICE)
     empty = text.tokens([""])[0].to(DEVICE)
@@ -161,7 +161,7 @@ def main(steps: int = 24_000, batch: int = 64, seed: int = 0, start: str | None 
         out = unet(a.sqrt() * x + (1 - a).sqrt() * noise, t, encoder(words).last_hidden_state).sample
         naming = clip.dense(head, middle.pop().flatten(2).mT, labels)
         rows = torch.randint(len(said), (batch,), generator=g).to(DEVICE)
-        understanding = text.understanding(facts, encoder(said[rows]).pooler_output, wanted[rows])
+        understanding = facts.loss(encoder(said[rows]), (told[rows], things[rows]))
         return levels((out - noise).pow(2).mean((1, 2, 3)), t) + NAMING * naming + UNDERSTANDING * understanding
 
     def look(step: int) -> None:

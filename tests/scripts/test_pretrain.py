@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from align.shapes.captions import parse
@@ -84,6 +85,17 @@ def test_who_stands_where_follows_from_the_noun_and_the_relation():
     assert sides("a star above a blue circle") == [0, 0, 0, 0, 4, 0, 1, 5]
     assert not any(sides("a red circle and a blue square"))
     assert len(text.facts(parse("a star"))) == len(text.CLASSES)
+
+
+def test_nouns_and_the_last_four_tokens_name_what_they_stand_for(monkeypatch):
+    folder = Path(common.CHECKPOINTS) / "shapes-sd" / "tokenizer"
+    monkeypatch.setattr(text, "load", lambda: CLIPTokenizer.from_pretrained(folder))
+    caption = "a red circle above a square"
+    ids = text.load()(caption, padding="max_length", max_length=text.LENGTH, return_tensors="pt").input_ids[0]
+    told = text.things(parse(caption), ids)
+    assert told[3].tolist() == [1, 1] and told[6].tolist() == [2, 0]
+    assert told[-4:].tolist() == [[0, 0], [0, 0], [1, 1], [2, 0]]
+    assert (told[[0, 1, 2, 4, 5, 7, 8, 9, 10, 11]] == -100).all()
 
 
 def test_every_noise_level_pulls_alike_in_the_end():
