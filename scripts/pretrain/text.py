@@ -1,10 +1,10 @@
 """Stage text: the tokenizer, and a text tower warmed up on saying what a caption demands.
 
 The tokenizer's byte-pair merges are learnt on the grammar, in CLIP's vocab.json / merges.txt layout. The tower learns
-to name, from the caption's end token, shape, colour, size and number of each phrase, their relation, and what stands left,
-right, above and below by it; clip and sd both start from it. Who stands where depends on a noun's place in the caption
-and on the relation together, which a diffusion loss alone does not discover: without it the relation was ignored. The
-last four tokens, always padding, each name what stands on one side, in the words that a noun's own token is read by.
+to name, from the caption's end token, shape, colour, size and number of each phrase, their relation, and what stands
+left, right, above and below by it; clip and sd both start from it. The last four tokens, always padding, each name what
+stands on one side, in the words that a noun's own token is read by. Who stands where depends on a noun's place in the
+caption and on the relation together, which a diffusion loss alone did not discover: it left the relation unread.
 """
 
 import json
@@ -113,8 +113,8 @@ def facts(r: Requirement) -> list[int]:
 
 
 def things(r: Requirement, ids: Tensor) -> Tensor:
-    """(LENGTH, 2): shape and colour that a token names, of a noun what it stands for, of the last four tokens what stands
-    left, right, above and below (0: nothing); -100 where a token names nothing."""
+    """(LENGTH, 2): shape and colour that a token names: of a noun what it stands for, of the last four tokens what
+    stands left, right, above and below (0: nothing); -100 where a token names nothing."""
     out = torch.full((LENGTH, 2), -100)
     out[-4:] = torch.tensor(facts(r)[-8:]).view(4, 2)
     nouns = [i for i, word in enumerate(load().convert_ids_to_tokens(ids)) if word.startswith(SHAPES)]
