@@ -1,33 +1,38 @@
 """Train the embedded models from nothing: python scripts/pretrain_shapes.py STAGE... (or `all`, or `check`).
 
-Stages, in order: text vae clip sd tune flow turbo pick. Each resumes where it was stopped. Unfinished work
+Stages, in order: text vae clip sd web eye tune flow turbo pick. Each resumes where it was stopped. Unfinished work
 lies in .pretrain/ (or $SHAPES_WORK); `export` writes the checkpoints.
 """
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-STAGES = ("text", "vae", "clip", "sd", "tune", "flow", "turbo", "pick", "export")
+STAGES = ("text", "vae", "clip", "sd", "web", "eye", "tune", "flow", "turbo", "pick", "export")
 
 
 def main() -> None:
     """Run the stages named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", nargs="+", choices=[*STAGES, "check", "all"])
+    parser.add_argument("stage", nargs="+", choices=[*STAGES, "check", "restore", "all"])
     parser.add_argument("--steps", type=int, help="updates of the stage (default: the stage's own)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", help="sd: folder of a pipeline to start from")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; two single-thread stages side by side pay")
     args = parser.parse_args()
+    os.environ["SHAPES_DEVICE"] = args.device
     import torch
 
     torch.set_num_threads(args.threads)
     for stage in STAGES if "all" in args.stage else args.stage:
-        options = {k: v for k, v in {"steps": args.steps, "seed": args.seed}.items() if v is not None}
+        options = {"steps": args.steps, "seed": args.seed, "start": args.start if stage == "sd" else None}
+        known = {k: v for k, v in options.items() if v is not None}
         module = importlib.import_module(f"scripts.pretrain.{stage}")
-        module.main(**({} if stage in ("export", "check") else options))
+        module.main(**({} if stage in ("export", "check", "restore") else known))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
+from align.shapes import eye
 from align.shapes.captions import SKILLS, alterations, parse, requirements, say
 from align.shapes.compose import compose
 from align.shapes.judge import judge, judge_reading, read
@@ -149,6 +150,24 @@ def pick_row(score, first: Tensor, second: Tensor, captions: list[str]) -> str:
     return row("shapes-pick: agrees with gold on pairs", split(agree, [captions[i] for i in told]), agree)
 
 
+def eye_rows(images: Tensor, captions: list[str]) -> list[str]:
+    """AUC of the eye, judged right against wrong, and how often its verdict is the judge's."""
+    network = eye.load(CHECKPOINTS / "shapes-eye")
+    strict = torch.tensor([v.strict for v in judge(images, captions)])
+    skills, areas = np.array([parse(c).skill for c in captions]), []
+    with torch.no_grad():
+        soft, weight, hard = eye.checks(network(images), captions)
+    scored, verdict = (soft * weight).sum(1) / weight.sum(1), (hard | (weight == 0)).all(1)
+    for skill in (None, *SKILLS):
+        rows = torch.from_numpy(skills == skill) if skill else torch.ones(len(captions), dtype=torch.bool)
+        areas.append(f"{auc(scored[rows & strict], scored[rows & ~strict]):.3f}")
+    agree = (verdict == strict).tolist()
+    return [
+        "| shapes-eye: AUC of judged right against wrong on shapes-sd (not %) | " + " | ".join(areas) + " |",
+        row("shapes-eye: verdict is the judge's on shapes-sd", split(agree, captions), agree),
+    ]
+
+
 def timed(work) -> tuple[float, Any]:
     """(seconds, result) of work()."""
     began = time.perf_counter()
@@ -178,6 +197,7 @@ def main() -> None:
         lines += model_rows(f"{name}, {count} step{'s' * (count > 1)}, guidance {guidance:g}", images[name], captions)
     base, options = images["shapes-sd"], {"num_inference_steps": 20, "guidance_scale": 2.0}
     lines += clip_rows(score["shapes-clip"], base, captions)
+    lines += eye_rows(base, captions)
     again = sample(pipes["shapes-sd"], captions, SEED + 1, **options)
     lines.append(pick_row(score["shapes-pick"], base, again, captions))
     sampling, _ = timed(lambda: sample(pipes["shapes-sd"], captions[:64], **options))

@@ -5,7 +5,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from align.shapes.scene import Scene
 
 CHECKPOINTS = Path(__file__).parents[2] / "align" / "shapes" / "checkpoints"
 WORK = Path(os.environ.get("SHAPES_WORK", ".pretrain"))  # unfinished stages and caches
-# Relations and bound colours are learnt last, so they are shown more often.
-MIX = {"single": 0.10, "two": 0.14, "counting": 0.16, "colour": 0.12, "position": 0.26, "attribution": 0.22}
+DEVICE = torch.device(os.environ.get("SHAPES_DEVICE", "cpu"))  # where the networks of sd, web and flow train
+# Relations, bound colours and numbers are learnt last, so they are shown more often.
+MIX = {"single": 0.06, "two": 0.16, "counting": 0.16, "colour": 0.06, "position": 0.34, "attribution": 0.22}
 _ALL: dict[str, list[Requirement]] = {s: list(requirements(s)) for s in SKILLS}
 
 
@@ -53,10 +55,12 @@ def train(
     clip: float = 1.0,
     save_every: int = 250,
     after: Callable[[int], None] | None = None,
+    look: tuple[int, Callable[[int], None]] | None = None,
 ) -> dict:
     """Minimise loss(step) over the modules' parameters; leaves the averaged (EMA) weights in the modules.
 
-    Resumes from WORK/name; the same steps in two pieces give the same weights as in one.
+    Resumes from WORK/name; the same steps in two pieces give the same weights as in one. `after` is called after each
+    step with the live weights in place; `look`, (every so many steps, function), with the averaged ones.
     Returns the figures: steps, seconds, last loss.
     """
     live = {f"{m}.{k}": p for m, module in modules.items() for k, p in module.named_parameters() if p.requires_grad}
@@ -81,6 +85,9 @@ def train(
             torch._foreach_lerp_(list(mean.values()), [p.detach() for p in live.values()], 1 - decay)
         if after is not None:
             after(step)
+        if look is not None and (step + 1) % look[0] == 0:
+            with torch.no_grad(), _swapped(live, mean):
+                look[1](step + 1)
         smooth = value.item() if step == start else 0.98 * smooth + 0.02 * value.item()
         bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
         if (step + 1) % save_every == 0 or step + 1 == steps:
@@ -91,6 +98,19 @@ def train(
     for module in modules.values():
         module.eval()
     return {"steps": steps, "seconds": round(seconds + time.monotonic() - began), "loss": round(smooth, 4)}
+
+
+@contextmanager
+def _swapped(live: dict, mean: dict) -> Iterator[None]:
+    """The averaged weights in place of the live ones."""
+    kept = {k: p.detach().clone() for k, p in live.items()}
+    try:
+        for k, p in live.items():
+            p.data.copy_(mean[k])
+        yield
+    finally:
+        for k, p in live.items():
+            p.data.copy_(kept[k])
 
 
 def _save(folder: Path, live: dict, mean: dict, optimiser: torch.optim.Optimizer, step: int, seconds: float) -> None:
@@ -115,9 +135,12 @@ def _restore(folder: Path, live: dict, mean: dict, optimiser: torch.optim.Optimi
     state = load_file(file)
     with torch.no_grad():
         for k, p in live.items():
+            if f"live.{k}" not in state:  # a part that was added since
+                continue
             p.copy_(state[f"live.{k}"])
             mean[k].copy_(state[f"mean.{k}"])
-            optimiser.state[p] = {n: state[f"adam.{k}.{n}"] for n in ("step", "exp_avg", "exp_avg_sq")}
+            optimiser.state[p] = {n: state[f"adam.{k}.{n}"].to(p.device) for n in ("exp_avg", "exp_avg_sq")}
+            optimiser.state[p]["step"] = state[f"adam.{k}.step"]
     return progress["step"], progress["seconds"]
 
 

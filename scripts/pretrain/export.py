@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPImageProcessor
 
-from scripts.pretrain import flow, pick, sd, text, tune, turbo
+from scripts.pretrain import eye, flow, pick, sd, text, tune, turbo, web
 from scripts.pretrain.common import CHECKPOINTS, WORK
 
 _TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -72,10 +72,13 @@ def main() -> None:
     text.load()
     for name, stage in {"sd": sd, "turbo": turbo, "flow": flow}.items():
         if (WORK / "out" / name).exists():
-            _pipeline(f"shapes-{name}", stage.load())
+            left = web if name == "sd" and (WORK / "out" / "web").exists() else stage  # shapes-sd is as the web left it
+            _pipeline(f"shapes-{name}", left.load())
     for name, stage in {"tune": tune, "pick": pick}.items():
         if (WORK / "out" / name).exists():
             _clip("shapes-clip" if name == "tune" else "shapes-pick", stage.load())
+    if (WORK / "out" / "eye").exists():
+        eye.load().save(CHECKPOINTS / "shapes-eye")
     (CHECKPOINTS / "README.md").write_text(readme())
     total = sum(p.stat().st_size for p in CHECKPOINTS.rglob("*") if p.is_file())
     print(f"{CHECKPOINTS.name}: {total / 1e6:.1f} MB")

@@ -1,8 +1,13 @@
-"""Samples of the base model on the training prompts, kept with the noise they came from: food for turbo and pick."""
+"""Samples of the base model on the training prompts, kept with the noise they came from: food for tune, pick and eye.
+
+Every second batch is drawn by the base as the web left it, where that stage is done: alignment starts there and ends
+near the capable base, and what scores it must see well on the whole way.
+"""
 
 import json
 
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -14,17 +19,24 @@ from scripts.pretrain.common import WORK, generator
 COUNT, STEPS, BATCH = 8192, 10, 128
 
 
+def bases() -> list[StableDiffusionPipeline]:
+    """The capable base and, where it is there, the base as the web left it."""
+    from scripts.pretrain import web
+
+    return [sd.load()] + ([web.load()] if (WORK / "out" / "web").exists() else [])
+
+
 def load(seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
     """(x_T, x_0, captions): noise and scaled latents (COUNT, 4, 8, 8); four samples of a prompt stand side by side."""
     name = f"samples-{seed}" if seed else "samples"
     file, words = WORK / f"{name}.safetensors", WORK / f"{name}.json"
     if not words.exists():
-        pipe = sd.load()
+        pipes = bases()
         captions = [c for c in prompts("train", COUNT // 4, seed) for _ in range(4)]
         noise = torch.randn(COUNT, 4, 8, 8, generator=generator(seed, 8))
         out = []
         for k in tqdm(range(0, COUNT, BATCH), desc="samples", mininterval=5):
-            part = pipe(
+            part = pipes[k // BATCH % len(pipes)](
                 prompt=captions[k : k + BATCH],
                 latents=noise[k : k + BATCH],
                 num_inference_steps=STEPS,

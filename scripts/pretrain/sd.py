@@ -1,12 +1,19 @@
-"""Stage sd: the base model, a latent diffusion UNet that predicts noise, with the warmed-up text tower tuned along."""
+"""Stage sd: the base model, a latent diffusion UNet that predicts noise, with the warmed-up text tower tuned along.
+
+    loss = |eps - noise|^2, every noise level pulling alike, + naming + understanding
+naming: a linear head on what the 4x4 half of the UNet hands up names shape and colour under each cell of the clean
+picture; it is thrown away (representation alignment, Yu et al., arXiv 2410.06940, with known labels for features).
+understanding: stage text's, on other captions; it keeps the relations in the tower until the UNet makes use of them.
+"""
 
 import json
+import math
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel
 
@@ -14,10 +21,13 @@ from align.shapes.captions import SKILLS, parse, say
 from align.shapes.judge import judge
 from align.shapes.prompts import prompts
 from align.shapes.scene import render_batch
-from scripts.pretrain import text, vae
-from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
+from scripts.pretrain import clip, text, vae
+from scripts.pretrain.common import DEVICE, WORK, draw, generator, parameters, record, train
+from scripts.pretrain.pool import Pool
 
 SCENES, DROP, GUIDANCE = 50_000, 0.1, 2.0
+NOISY, CLIP = 1.5, 10.0  # shift of the times, largest gradient norm
+NAMING, UNDERSTANDING = 0.5, 0.1  # weights
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -100,35 +110,68 @@ def judged(pipe, count: int, *, split: str = "select", batch: int = 96, seed: in
     } | {s: round(float(np.mean(r)), 4) for s, r in rows.items()}
 
 
-def main(steps: int = 5200, batch: int = 64, seed: int = 0) -> None:
+class Levels(nn.Module):
+    """log of the expected loss at each noise level, between KNOTS of t: loss / exp(u) + u is least at u = log E loss,
+    so that every level pulls alike (Karras et al. 2024, arXiv 2312.02696, section 2.2). The eps loss of noisy times,
+    where the layout is decided, is small and would be drowned otherwise."""
+
+    KNOTS, SPEED = 15, 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.full((self.KNOTS,), math.log(0.03) / self.SPEED))
+
+    def forward(self, losses: Tensor, t: Tensor) -> Tensor:
+        """losses (B,) at times t (B,) in [0, 1000) -> their weighted mean."""
+        place = t.float() / 1000 * (self.KNOTS - 1)
+        low = place.long()
+        u = self.SPEED * torch.lerp(self.log[low], self.log[low + 1], place - low)
+        return (losses * torch.exp(-u) + u).mean()
+
+
+def times(batch: int, g: torch.Generator) -> Tensor:
+    """(B,) stratified times, noisy ones more often: u -> s u / (1 + (s - 1) u) with s = NOISY."""
+    even = (torch.arange(batch) + torch.rand(batch, generator=g)) / batch
+    return (NOISY * even / (1 + (NOISY - 1) * even) * 1000).long().clamp(max=999)
+
+
+def main(steps: int = 24_000, batch: int = 64, seed: int = 0, start: str | None = None) -> None:
+    """Train; `start`: folder of a pipeline whose UNet and text tower training starts from."""
     torch.manual_seed(seed)
-    unet, encoder = build_unet().to(memory_format=torch.channels_last), text.load_encoder()  # type: ignore[call-overload]
-    data, captions = latents(seed)
-    signal = scheduler().alphas_cumprod
-    ids = text.tokens(captions)
-    empty = text.tokens([""])[0]
+    unet, encoder = build_unet(), text.load_encoder()
+    if start is not None:
+        source = StableDiffusionPipeline.from_pretrained(start)
+        unet, encoder = source.unet.float(), source.text_encoder.float()
+    unet = unet.to(DEVICE, memory_format=torch.channels_last).train()
+    encoder, levels = encoder.to(DEVICE).train(), Levels().to(DEVICE)
+    head, facts = clip.build_head().to(DEVICE), text.Heads().to(DEVICE)
+    said, told, things = (every.to(DEVICE) for every in text.every_caption())
+    pool = Pool(seed)
+    signal = scheduler().alphas_cumprod.to(DEVICE)
+    empty = text.tokens([""])[0].to(DEVICE)
+    middle: list[Tensor] = []  # what the 4x4 half of the network hands up: 8x8 cells of 128 channels
+    unet.up_blocks[0].register_forward_hook(lambda *call: middle.__setitem__(slice(None), [call[2]]))
 
     def loss(step: int) -> Tensor:
-        g = generator(seed, step)
-        rows = torch.randint(len(data), (batch,), generator=g)
-        words = ids[rows].clone()
-        words[torch.rand(batch, generator=g) < DROP] = empty
-        t = ((torch.arange(batch) + torch.rand(batch, generator=g)) / batch * 1000).long().clamp(max=999)
-        x, noise = data[rows].float(), torch.randn(batch, 4, 8, 8, generator=g)
+        g = generator(seed, 31, step)
+        x, words, labels = pool.batch(step, batch, g)
+        words[(torch.rand(batch, generator=g) < DROP).to(DEVICE)] = empty
+        t, noise = times(batch, g).to(DEVICE), torch.randn(batch, 4, 8, 8, generator=g).to(DEVICE)
         a = signal[t][:, None, None, None]
         out = unet(a.sqrt() * x + (1 - a).sqrt() * noise, t, encoder(words).last_hidden_state).sample
-        weight = (5 * (1 - signal[t]) / signal[t]).clamp(max=1)  # min-SNR-5 (Hang et al. 2023, arXiv 2303.09556)
-        return (weight * (out - noise).pow(2).mean((1, 2, 3))).mean()
+        naming = clip.dense(head, middle.pop().flatten(2).mT, labels)
+        rows = torch.randint(len(said), (batch,), generator=g).to(DEVICE)
+        understanding = facts.loss(encoder(said[rows]), (told[rows], things[rows]))
+        return levels((out - noise).pow(2).mean((1, 2, 3)), t) + NAMING * naming + UNDERSTANDING * understanding
 
     def look(step: int) -> None:
-        if (step + 1) % 1000 == 0:
-            with torch.no_grad():
-                pipe = pipeline(unet.eval(), encoder.eval())
-                print(step + 1, judged(pipe, 192, num_inference_steps=20, guidance_scale=GUIDANCE), flush=True)
-            unet.train(), encoder.train()
+        pipe = pipeline(unet.eval(), encoder.eval())
+        pipe.save_pretrained(WORK / "out" / "sd")
+        print(step, judged(pipe, 384, num_inference_steps=20, guidance_scale=GUIDANCE), flush=True)
+        unet.train(), encoder.train()
 
-    modules = {"unet": unet, "text": encoder}
-    figures = train("sd", modules, loss, steps=steps, lr=1.5e-3, ema=0.998, after=look)
+    modules = {"unet": unet, "text": encoder, "head": head, "facts": facts, "levels": levels}
+    figures = train("sd", modules, loss, steps=steps, lr=1e-3, clip=CLIP, look=(1000, look))
     pipe = pipeline(unet, encoder)
     pipe.save_pretrained(WORK / "out" / "sd")
     figures |= {"parameters": parameters([unet]), "text encoder": parameters([encoder])}

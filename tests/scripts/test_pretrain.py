@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from scripts.pretrain import common, flow, pick
+from align.shapes.captions import parse
+from align.shapes.judge import judge
+from align.shapes.scene import render_batch
+from scripts.pretrain import common, flow, pick, pool, sd, text, web
 
 
 def run(steps_until: int, folder: Path, monkeypatch) -> nn.Linear:
@@ -70,3 +74,71 @@ def test_votes_of_a_clear_preference_are_learnt_and_of_none_are_not():
 def test_what_is_mirrored_in_words():
     assert pick.mirrored("a red star left of a circle") == "a red star right of a circle"
     assert pick.mirrored("two left") == "two left" and pick.mirrored("a star above a circle") == "a star above a circle"
+
+
+def test_who_stands_where_follows_from_the_noun_and_the_relation():
+    def sides(caption: str) -> list[int]:
+        return text.facts(parse(caption))[9:]  # shape and colour left, right, above, below; 0: nothing is said
+
+    one = sides("a red circle left of a square")
+    assert one == sides("a square right of a red circle") == [1, 1, 2, 0, 0, 0, 0, 0]
+    assert sides("a star above a blue circle") == [0, 0, 0, 0, 4, 0, 1, 5]
+    assert not any(sides("a red circle and a blue square"))
+    assert len(text.facts(parse("a star"))) == len(text.CLASSES)
+
+
+def test_nouns_and_the_last_four_tokens_name_what_they_stand_for(monkeypatch):
+    folder = Path(common.CHECKPOINTS) / "shapes-sd" / "tokenizer"
+    monkeypatch.setattr(text, "load", lambda: CLIPTokenizer.from_pretrained(folder))
+    caption = "a red circle above a square"
+    ids = text.load()(caption, padding="max_length", max_length=text.LENGTH, return_tensors="pt").input_ids[0]
+    told = text.things(parse(caption), ids)
+    assert told[3].tolist() == [1, 1] and told[6].tolist() == [2, 0]
+    assert told[-4:].tolist() == [[0, 0], [0, 0], [1, 1], [2, 0]]
+    assert (told[[0, 1, 2, 4, 5, 7, 8, 9, 10, 11]] == -100).all()
+
+
+def test_every_noise_level_pulls_alike_in_the_end():
+    levels, g = sd.Levels(), common.generator(3)
+    optimiser = torch.optim.Adam(levels.parameters(), 1e-2)
+    for _ in range(400):
+        t = torch.rand(256, generator=g) * 1000
+        loss = levels(torch.exp(-2 - 3 * t / 1000), t)  # an expected loss that falls by e^3 over the levels
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    wanted = -2 - 3 * torch.linspace(0, 1, levels.KNOTS)
+    torch.testing.assert_close(levels.log.detach() * levels.SPEED, wanted, atol=0.1, rtol=0)
+
+
+def test_noisy_times_come_more_often():
+    t = sd.times(4000, common.generator(0)).float() / 1000
+    even = torch.arange(4000) / 4000
+    s = sd.NOISY
+    share = (t < even[:, None]).float().mean(1)
+    torch.testing.assert_close(share, even / (s - (s - 1) * even), atol=2e-3, rtol=0)
+
+
+def test_the_pool_moves_on_with_the_updates_and_depends_on_the_step_alone(monkeypatch):
+    monkeypatch.setattr(pool, "CHUNK", 4)
+    monkeypatch.setattr(pool.vae, "load", lambda: torch.nn.Identity())
+
+    def make(self, number):
+        return torch.full((4, 1), float(number)), torch.full((4,), number), torch.zeros(4, 64, 2)
+
+    monkeypatch.setattr(pool.Pool, "_make", make)
+    first, late = pool.Pool(0, window=3, fresh=2), pool.Pool(0, window=3, fresh=2)
+    seen = [first.batch(step, 64, common.generator(step))[1] for step in range(9)]
+    assert set(seen[0].tolist()) == {0, 1, 2} and set(seen[8].tolist()) == {4, 5, 6}
+    assert torch.equal(late.batch(8, 64, common.generator(8))[1], seen[8])
+
+
+def test_the_webs_pictures_are_pale_and_whole_and_its_captions_often_wrong():
+    captions, scenes, images = web.shown(600, 1, 2)
+    objects = [o for s in scenes for o in s.objects]
+    assert all(web.DULL[0] <= o.saturation <= web.DULL[1] for o in objects)
+    assert all(web.UNEVEN[0] <= s.light <= web.UNEVEN[1] for s in scenes)
+    assert all(o.radius - 1 <= v <= 32 - o.radius + 1 for o in objects for v in (o.x, o.y))
+    exact = [v.strict for v in judge(render_batch(scenes), captions)]
+    assert abs(np.mean(exact) - (1 - web.WRONG)) < 0.08  # four standard errors
+    assert images.shape == (600, 3, 32, 32) and 0 <= images.min() and images.max() <= 1

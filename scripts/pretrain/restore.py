@@ -1,0 +1,48 @@
+"""`restore`: the shipped checkpoints as the results of the stages, fp32, so that any single stage can be made again.
+
+What WORK already holds is left alone. The warmed-up text tower is not shipped; that of shapes-sd stands in for it.
+"""
+
+import shutil
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
+from transformers import CLIPModel, CLIPTextModel
+
+from scripts.pretrain.common import CHECKPOINTS, WORK
+
+
+def main() -> None:
+    """Fill WORK/out."""
+    out = WORK / "out"
+    todo = {
+        "vae": lambda to: AutoencoderKL.from_pretrained(CHECKPOINTS / "shapes-sd" / "vae").float().save_pretrained(to),
+        "tokenizer": lambda to: shutil.copytree(CHECKPOINTS / "shapes-sd" / "tokenizer", to),
+        "text": lambda to: (
+            CLIPTextModel.from_pretrained(CHECKPOINTS / "shapes-sd" / "text_encoder").float().save_pretrained(to)
+        ),
+        "clip": lambda to: _clip("shapes-clip", to),
+        "tune": lambda to: _clip("shapes-clip", to),
+        "pick": lambda to: _clip("shapes-pick", to),
+        "sd": lambda to: _pipeline("shapes-sd", to),
+        "turbo": lambda to: _pipeline("shapes-turbo", to),
+        "flow": lambda to: _pipeline("shapes-flow", to),
+    }
+    for name, work in todo.items():
+        if not (out / name).exists():
+            out.mkdir(parents=True, exist_ok=True)
+            work(out / name)
+            print("restored", name)
+
+
+def _clip(name: str, to) -> None:
+    CLIPModel.from_pretrained(CHECKPOINTS / name).float().save_pretrained(to)
+    shutil.copy(CHECKPOINTS / name / "preprocessor_config.json", to)
+
+
+def _pipeline(name: str, to) -> None:
+    if name == "shapes-flow":
+        pipe = StableDiffusion3Pipeline.from_pretrained(CHECKPOINTS / name, text_encoder_3=None, tokenizer_3=None)
+    else:
+        pipe = StableDiffusionPipeline.from_pretrained(CHECKPOINTS / name)
+    pipe.to(torch.float32).save_pretrained(to)
