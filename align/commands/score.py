@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from align.errors import UserError
-from align.output import check_file, write
+from align.files.output import check_file, write
 
 MANY = ("--reward", "--set")
 

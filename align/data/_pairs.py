@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from align.data._pictures import Picture, parquet, shards
 from align.errors import UserError
-from align.texts import Unreadable, json_lines, json_value, read_text
+from align.files.texts import Unreadable, json_lines, json_value, read_text
 
 FILE_NAME = "pairs.jsonl"
 Layout = Literal["auto", "folder", "pickapic", "hpdv2"]

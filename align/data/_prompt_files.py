@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.texts import TABLES, Unreadable, json_lines, json_value, lines, read_text, table
+from align.files.texts import TABLES, Unreadable, json_lines, json_value, lines, read_text, table
 
 KINDS = (".txt", ".jsonl", ".csv", ".tsv", ".json")
 OTHERS = (

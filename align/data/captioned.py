@@ -17,9 +17,9 @@ from align.data._pictures import content
 from align.data._workplace import Workplace
 from align.data.prompts import Prompts, PromptsConfig
 from align.errors import UserError
+from align.files.texts import Unreadable, json_lines, read_text
 from align.models._identity import digest
 from align.registry import ComponentConfig
-from align.texts import Unreadable, json_lines, read_text
 from rewards._images import ImageError, read_pil, tensor
 
 FILE_NAME = "captions.jsonl"

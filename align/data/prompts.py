@@ -8,8 +8,8 @@ from pydantic import Field
 
 from align.data._prompt_files import SHAPES, bundled, read
 from align.errors import UserError
+from align.files.texts import Unreadable
 from align.registry import ComponentConfig
-from align.texts import Unreadable
 
 
 class PromptBatch(NamedTuple):

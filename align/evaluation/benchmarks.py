@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from align.data._prompt_files import Item
 from align.errors import UserError
 from align.evaluation.benchmarks_fetch import fetch
-from align.texts import Unreadable, json_lines, lines, table
+from align.files.texts import Unreadable, json_lines, lines, table
 
 
 class _Layout(Exception):

@@ -9,7 +9,7 @@ from align.data.prompts import load_prompts
 from align.errors import UserError
 from align.evaluation.benchmarks import BENCHMARKS
 from align.evaluation.benchmarks import load as load_benchmark
-from align.texts import Unreadable
+from align.files.texts import Unreadable
 from rewards._images import hidden
 
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from align.data._prompt_files import KINDS, Item, names_a_source
 from align.errors import UserError
 from align.evaluation.benchmarks import BENCHMARKS
+from align.files.texts import Unreadable, read_text
 from align.registry import LabelledRewards, RewardConfig
 from align.source import Source
-from align.texts import Unreadable, read_text
 from rewards._images import SUFFIXES, hidden
 
 

@@ -7,7 +7,6 @@ left out without a word. Names are those of diffusers (unet.X.lora_A.weight), it
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from align.errors import UserError
-from align.output import write as write_file
+from align.files.output import write as write_file
+from align.policy.adapter_state import read_state
+from align.policy.adapter_tensors import ALPHA, DOWN, MAGNITUDE, UP, AdapterFile, assembled
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' load_lora_weights looks for in a folder
 METADATA_KEY = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
 RECIPE, FOLDER = "recipe.yaml", "adapter"  # in a run's folder, and in that of a pulled adapter
 STATE, MANIFEST = "trainable.safetensors", "manifest.json"  # in a checkpoint's
-DOWN, UP, MAGNITUDE, ALPHA = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".alpha"
 NETWORKS = ("unet", "transformer")
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 TOPS = {"unet": ("down_blocks.", "mid_block.", "up_blocks."), "transformer": ("transformer_blocks.",)}
@@ -44,35 +44,6 @@ SPELLINGS = (
 """Older and other spellings -> diffusers' names (diffusers.utils.state_dict_utils.UNET_TO_DIFFUSERS)."""
 OTHER_KINDS = {"lokr_": "a LoKr", "hada_": "a LoHa", "lora_unet_": "kohya's names", "lora_te": "kohya's names"}
 OTHER_KINDS |= {"diffusion_model.": "ComfyUI's names", "oft_": "an OFT", "ia3": "an IA3", "dora_scale": "kohya's DoRA"}
-
-
-@dataclass(frozen=True)
-class AdapterFile:
-    """One adapter."""
-
-    path: Path
-    component: str
-    """What its pipeline calls the network: unet, transformer."""
-    layers: dict[str, tuple[Tensor, Tensor]]
-    """{module path: (A (r, in), B (out, r))}, of a convolution with its kernel's sides; the weight grows by B A."""
-    magnitudes: dict[str, Tensor]
-    """{module path: (out,)}: DoRA's trained norms."""
-
-    @property
-    def rank(self) -> int:
-        """The largest of its layers'."""
-        return max(len(a) for a, _ in self.layers.values())
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """{module path: rank} of those that have another than the largest."""
-        return {module: len(a) for module, (a, _) in self.layers.items() if len(a) != self.rank}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """As PEFT names them inside the network."""
-        found = {f"{module}{DOWN}": a for module, (a, _) in self.layers.items()}
-        found |= {f"{module}{UP}": b for module, (_, b) in self.layers.items()}
-        return found | {f"{module}{MAGNITUDE}": norm for module, norm in self.magnitudes.items()}
 
 
 def locate(source: Path) -> tuple[Path, Path | None]:
@@ -129,8 +100,6 @@ def read(path: Path, component: str | None = None) -> AdapterFile:
     """The adapter in a file, at alpha = rank whatever alpha the file has; `component` is the network that it must be
     for. A UserError says what about the file is not understood."""
     if path.name == STATE and (path.parent / MANIFEST).is_file():
-        from align.policy.adapter_state import read_state
-
         return read_state(path, component)
     tensors, said = _load(path)
     named = {name: _place(name) for name in tensors}
@@ -147,57 +116,6 @@ def read(path: Path, component: str | None = None) -> AdapterFile:
             parts[f"{module}.0", end] = parts.pop((module, end))
     settings = {key.removeprefix(f"{found}."): value for key, value in said.items() if key.startswith(f"{found}.")}
     return assembled(path, found, parts, settings)
-
-
-def assembled(
-    path: Path, component: str, parts: Mapping[tuple[str, str], Tensor], settings: Mapping[str, Any]
-) -> AdapterFile:
-    """{(module, DOWN | UP | MAGNITUDE | ALPHA): tensor} and PEFT's settings -> the adapter at alpha = rank."""
-    layers, magnitudes = {}, {}
-    for module in dict.fromkeys(module for module, _ in parts):
-        down, up = parts.get((module, DOWN)), parts.get((module, UP))
-        if down is None or up is None:
-            has, lacks = (UP, DOWN) if down is None else (DOWN, UP)
-            has = has if (module, has) in parts else ALPHA if (module, ALPHA) in parts else MAGNITUDE
-            raise UserError(
-                f"{path}: it has {module}{has} but no {module}{lacks}. The file is damaged; fetch it again."
-            )
-        rank = len(down)
-        if up.ndim != down.ndim or up.shape[1] != rank:
-            raise UserError(f"{path}: {module} has A of {tuple(down.shape)} and B of {tuple(up.shape)}: not one rank.")
-        if not (down.isfinite().all() and up.isfinite().all()):
-            raise UserError(
-                f"{path}: {module} holds values that are no numbers: its training had diverged. Give another."
-            )
-        if (module, ALPHA) in parts:
-            alpha = float(parts[module, ALPHA])
-        else:
-            alpha = _alpha(path, module, settings, rank)
-        layers[module] = (down.float(), up.float() * (alpha / (rank**0.5 if settings.get("use_rslora") else rank)))
-        if (module, MAGNITUDE) in parts:
-            magnitudes[module] = parts[module, MAGNITUDE].float()
-    if magnitudes and (bare := layers.keys() - magnitudes.keys()):
-        raise UserError(f"{path}: it has DoRA's norms for some layers and none for {sorted(bare)[0]}. Fetch it again.")
-    if settings.get("use_dora") and not magnitudes:
-        raise UserError(
-            f"{path}: it says that it is a DoRA and has no trained norms. The file is damaged; fetch it again."
-        )
-    return AdapterFile(path, component, layers, magnitudes)
-
-
-def _alpha(path: Path, module: str, settings: Mapping[str, Any], rank: int) -> float:
-    """As PEFT finds it: the first pattern, a module's ending or a regular expression, that matches; then lora_alpha."""
-    if not settings:
-        return float(rank)
-    if not (patterns := settings.get("alpha_pattern") or {}):
-        return float(settings.get("lora_alpha", 8))
-    from peft.utils.other import get_pattern_key
-
-    try:
-        key = get_pattern_key(list(patterns), module)
-        return float(patterns.get(key, settings.get("lora_alpha", 8)))  # PEFT's default where nothing is said
-    except (re.error, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: its alpha_pattern cannot be used ({error}). Correct its metadata.") from None
 
 
 def _place(name: str) -> tuple[str, str, str] | None:

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from align.errors import UserError
-from align.policy.adapter_file import DOWN, MAGNITUDE, UP, AdapterFile, assembled
+from align.policy.adapter_tensors import DOWN, MAGNITUDE, UP, AdapterFile, assembled
 
 
 def read_state(path: Path, component: str | None) -> AdapterFile:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from align.errors import UserError
-from align.texts import Unreadable, json_lines, read_text
+from align.files.texts import Unreadable, json_lines, read_text
 
 app = typer.Typer(no_args_is_help=True, help="The embedded world: draw it, judge it, ask it.")
 

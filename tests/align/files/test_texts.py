@@ -5,7 +5,7 @@ import json
 import pytest
 
 from align.data._prompt_files import Item, names_a_source, read
-from align.texts import Unreadable, decode, lines, read_text, table
+from align.files.texts import Unreadable, decode, lines, read_text, table
 
 TEXT = "a café\na 猫 🐈"
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
