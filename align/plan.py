@@ -101,6 +101,8 @@ def rehearse(recipe: Recipe, *, num_processes: int = 1) -> Rehearsal:
     model = build(MODELS, recipe.model, _meta_pipeline(recipe.model))
     for module in model.components().values():
         module.to("meta")
+        if hasattr(module, "set_attn_implementation"):  # sdpa's mask looks at the padding's values, and there are none
+            module.set_attn_implementation("eager")
     model.text.encode = functools.partial(model.text.encode, grad=True)  # without hash and cache: there are no weights
     sizes = {name: size(module) for name, module in model.components().items()}
     parameters, weights = {name: number for name, (number, _) in sizes.items()}, sum(n for _, n in sizes.values())
@@ -222,7 +224,7 @@ class Peak(TorchDispatchMode):
 def _fused_attention() -> Iterator[None]:
     """Attention as a fused kernel stores it: queries, keys, values and the output, not the matrix of all pairs."""
     original = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = lambda q, k, v, *_, **__: _Attention.apply(q, k, v)
+    functional.scaled_dot_product_attention = lambda query, key, value, *_, **__: _Attention.apply(query, key, value)
     try:
         yield
     finally:

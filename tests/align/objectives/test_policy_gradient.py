@@ -54,7 +54,7 @@ def test_importance_sampling_with_one_update_is_the_score_function(policy):
 
 
 def test_on_all_steps_and_without_its_extras_flow_grpo_is_ddpo(policy):
-    first, second = objective(GRPO, policy, cfg_grad="both", clip=0.01), objective(DDPO, policy, form="is", clip=0.01)
+    first, second = objective(GRPO, policy, cfg_grad="both", clip=1e-3), objective(DDPO, policy, clip=1e-3)
     stream = iter(groups(policy, first.wanted, num_prompts=4))
     next(stream)
     batch = next(stream)
