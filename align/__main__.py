@@ -8,6 +8,16 @@ from align.shadow import shadowed
 
 def main() -> None:
     """The command; first of all whether something on the path hides the toolkit's own packages."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a prompt in letters that the terminal lacks ends no run
+    for number, argument in enumerate(sys.argv[1:], 1):
+        if not argument.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in argument):
+            print(
+                f"argument {number}: is not UTF-8 text: {argument!r}. Write it, or name the file, in UTF-8.",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
     if hidden := shadowed():
         print("\n".join(f"{name}: {text}" for name, text in hidden.items()), file=sys.stderr)
         raise SystemExit(2)

@@ -19,7 +19,9 @@ from align.commands import noise as reno_cli
 from align.commands import preferences as preferences_cli
 from align.commands import report as report_cli
 from align.commands import score as score_cli
+from align.commands.values import finite
 from align.errors import UserError
+from align.output import write
 from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
 from rewards._errors import RegistryError, RewardError
 
@@ -98,18 +100,25 @@ def train(
 @app.command()
 @_plainly
 def sample(
-    source: Annotated[str, typer.Argument(help="A run's folder, or a recipe for its base model.")],
-    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    source: Annotated[
+        str, typer.Argument(help="A run's folder, a checkpoint, an adapter, or a recipe for its base model.")
+    ],
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts, or files and sets of them.")],
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Images of each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
-    strength: Annotated[float, typer.Option(help="Of the adapter; 0 is the base model.")] = 1.0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the images.")] = Path("samples"),
+    strength: Annotated[float, typer.Option(help="Of the adapter; 0 is the base model.", callback=finite)] = 1.0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder; default: RUN/images/strength-S, or samples/NAME of a recipe."),
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Model and sampling of an adapter that has no recipe.")] = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="A change: --set sampling.num_steps=20.")] = None,
 ) -> None:
     """Draw images with a run's adapter, or of a recipe's base model."""
     from align.commands.sample import sample as draw
 
     options: dict[str, Any] = {"num_images": num_images, "seed": seed, "strength": strength, "output": output}
+    options["recipe"] = recipe
     for path in draw(source, prompts, change or (), **options):
         typer.echo(path)
 
@@ -177,10 +186,7 @@ def schema(
     if output is None:
         typer.echo(text)
         return
-    try:
-        output.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror}). Choose another file.") from None
+    write(output, text + "\n", "--output")
 
 
 @app.command()

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from align.commands.values import finite
+
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
 Adapter = Annotated[Path, typer.Argument(help="A run's folder, an adapter's folder, or its .safetensors file.")]
 
@@ -56,7 +58,7 @@ def export(
     recipe: Annotated[
         str | None, typer.Option(help="Says which model the adapter is for; default: the recipe.yaml beside it.")
     ] = None,
-    strength: Annotated[float, typer.Option(help="What other programs will call 1.")] = 1.0,
+    strength: Annotated[float, typer.Option(help="What other programs will call 1.", callback=finite)] = 1.0,
 ) -> None:
     """Write an adapter for another program, or merge it into the base model's weights."""
     from align.share.export import export as write

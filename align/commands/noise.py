@@ -1,10 +1,12 @@
 """`align reno`, `align best-of` and `align redraw`: one image made better by its noise alone."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from align.commands.values import finite
 from align.errors import UserError
 from align.noise.recipe import recipe_of
 
@@ -37,7 +39,7 @@ def reno(
     seeds: Seeds = None,
     seed: Seed = 0,
     batch: Batch = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", callback=finite)] = None,
     budget: Annotated[str | None, typer.Option(help="Time for each batch of images, such as 20s or 2m.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also best-of at equal cost, and the table.")] = False,
     path: Annotated[bool | None, typer.Option(help="Draw the path as GIF and grid; default: of few images.")] = None,
@@ -123,11 +125,14 @@ def assembled(
 ) -> Any:
     """The recipe that a command line means; what it does not say stays as the recipe has it."""
     from align.config import load_recipe
+    from align.data._prompt_files import names_a_source
 
     if not prompts and file is None:
         raise UserError('there is no prompt. Write one, as in `align reno "a red circle"`, or give --prompts FILE.')
     if prompts and file is not None:
         raise UserError("prompts are given twice, as arguments and by --prompts. Give one of the two.")
+    if prompts and len(prompts) == 1 and names_a_source(prompts[0]):
+        prompts, file = None, prompts[0]
     name, chosen = recipe_of(model) if model else (RECIPE, {})
     said: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     said |= {"data.prompts": list(prompts) if prompts else file, "data.count": None if prompts else count}
@@ -145,6 +150,8 @@ def weighted(said: list[str], known: dict[str, Any]) -> dict[str, Any]:
         name, sign, weight = text.partition("=")
         try:
             value = float(weight) if sign else 1.0
+            if not math.isfinite(value):
+                raise ValueError
         except ValueError:
             raise UserError(f"--reward {text}: {weight!r} is no number. Write name=weight, as in clip=0.01.") from None
         block[name] = {**known.get(name, {}), "weight": value}
@@ -160,7 +167,7 @@ def seconds(text: str | None) -> float | None:
         value = float(number) * (60 if unit == "m" else 1)
     except ValueError:
         value = 0.0
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise UserError(f"--budget {text}: is no time. Write it as 20s or 2m.")
     return value
 

@@ -1,23 +1,29 @@
 """`align sample`: images of a run's model, or of a recipe's base model, written as PNG files."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from align import recipes
-from align.config import load_recipe
+from align.config import Recipe, load_recipe
+from align.data._prompt_files import names_a_source
 from align.errors import UserError
 from align.figures.picture import to_pil
-from align.policy.lora import FILE_NAME
-from align.policy.trainable import Adapter
+from align.output import make_folder, write_picture
+from align.policy import adapter_file
+from align.policy.mix import Mixer, locate
 from align.registry import MODELS, build
 from align.sampling import rollout
-from samplers import Rng
+from samplers import Rng, generator
 
 BATCH = 16
+STREAM = "sample"  # of the noise: another than that of training's first updates, which the adapter has seen
 
 
 @torch.no_grad()
@@ -29,39 +35,99 @@ def sample(
     num_images: int = 1,
     seed: int = 0,
     strength: float = 1.0,
-    output: Path = Path("samples"),
+    output: Path | None = None,
+    recipe: str | None = None,
 ) -> Iterator[Path]:
     """Draws `num_images` of each prompt as the recipe's sampling block says; yields each file when it is written.
 
-    `source` is a run's folder, then with its adapter at `strength` (0 is the base model), or a recipe, then without.
-    The file's number is the image's global index, from which, with the seed, its noise is drawn: the same call gives
-    the same images, before and after training alike.
+    `source` is a run's folder, an adapter, or a checkpoint of a run, then with the adapter at `strength` (0 is the base
+    model), or a recipe, then without. Image number i of a call starts from the noise of (seed, i): the same call gives
+    the same images, before and after training alike. An image that the folder holds already is not written twice, and
+    one of another call is left where it is: the new ones get the next free numbers.
     """
-    recipe = load_recipe(source, overrides, on_disk=False)
-    folder = recipes.find(source).parent / "adapter"
+    adapter, loaded = _behind(source, overrides, recipe, with_adapter=strength != 0)
+    wanted = [prompt for prompt in _texts(prompts) for _ in range(num_images)]
+    used = adapter if strength != 0 else None
+    folder = make_folder(output or _default(source, loaded, adapter, strength), "--output")
+    tree = loaded.dump()
+    digest = hashlib.blake2b(used.read_bytes(), digest_size=8).hexdigest() if used else ""
+    drawn = [tree["model"], tree["sampling"], digest, strength if used else 0, seed]
+    said = [_fingerprint(drawn, index, prompt) for index, prompt in enumerate(wanted)]
+    names = _names(folder, said)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build(MODELS, recipe.model)
-    with_adapter = (folder / FILE_NAME).is_file() and strength != 0
-    adapter = None
-    if with_adapter:
-        name = next(name for name, module in model.components().items() if module is model.network)
-        config = recipe.adapter.model_copy(update={"init": str(folder)})
-        adapter = Adapter(config, model.network, list(model.lora_targets), component=name, seed=0)
+    model = build(MODELS, loaded.model)
+    if used is not None:
+        component = next(name for name, module in model.components().items() if module is model.network)
+        mixer = Mixer(model.network, component)
+        mixer.add(str(used))
+        mixer.set({str(used): strength})
     model.to(device)
-    wanted = [prompt for prompt in prompts for _ in range(num_images)]
+    noise = generator(seed, STREAM, 0).initial_seed()
+    for start in range(0, len(wanted), BATCH):
+        rows = wanted[start : start + BATCH]
+        x0 = rollout(loaded.sampling, model, model.denoiser(), rows, Rng(noise, range(start, start + len(rows)))).x0
+        for index, pixels in enumerate(model.codec.decode(x0), start):
+            info = PngInfo()
+            info.add_text("prompt", wanted[index])
+            info.add_text("source", f"{source}, strength {strength if used else 0:g}, seed {seed}, image {index}")
+            info.add_text("diffalign", said[index])
+            yield write_picture(folder / names[index], to_pil(pixels), "--output", pnginfo=info)
+
+
+def _behind(
+    source: str, overrides: Sequence[str], recipe: str | None, *, with_adapter: bool
+) -> tuple[Path | None, Recipe]:
+    """(the adapter's file, None where the base model was asked for; the recipe)."""
+    path = Path(source).expanduser()
+    if not with_adapter and (path / recipes.RECIPE).is_file():
+        return None, load_recipe(source, overrides, on_disk=False)
+    if path.is_dir() or path.suffix == ".safetensors":
+        file, beside = adapter_file.locate(path)  # a run without one is not drawn by its base
+        if recipe is None and beside is None:
+            raise UserError(f"{source}: there is no recipe.yaml beside this adapter. Give --recipe, for its model.")
+        return file, load_recipe(recipe or str(beside), overrides, on_disk=False)
     try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be made ({error.strerror}). Choose another folder.") from None
-    with adapter.scaled(strength) if adapter is not None else nullcontext():
-        for start in range(0, len(wanted), BATCH):
-            rows = wanted[start : start + BATCH]
-            rng = Rng(seed, range(start, start + len(rows)))
-            x0 = rollout(recipe.sampling, model, model.denoiser(), rows, rng).x0
-            for index, pixels in enumerate(model.codec.decode(x0), start):
-                said = PngInfo()
-                said.add_text("prompt", wanted[index])
-                said.add_text("source", f"{source}, strength {strength if with_adapter else 0}, seed {seed}")
-                path = output / f"{index:04d}.png"
-                to_pil(pixels).save(path, pnginfo=said)
-                yield path
+        found = recipes.find(source)
+    except UserError:
+        if recipe is None:
+            raise
+        return adapter_file.find(locate(source).adapter), load_recipe(recipe, overrides, on_disk=False)
+    beside = found.parent / adapter_file.FOLDER / adapter_file.FILE_NAME
+    return beside if beside.is_file() else None, load_recipe(source, overrides, on_disk=False)
+
+
+def _texts(prompts: Sequence[str]) -> list[str]:
+    """The prompts; one that is plainly a file or a set stands for those in it."""
+    from align.evaluation.prompts import load
+
+    return [text for said in prompts for text in ([i.prompt for i in load(said)] if names_a_source(said) else [said])]
+
+
+def _default(source: str, recipe: Recipe, adapter: Path | None, strength: float) -> Path:
+    """RUN/images/strength-1 of a run, samples/NAME of a recipe."""
+    run = Path(source).expanduser()
+    if run.is_dir() and (run / recipes.RECIPE).is_file():
+        return run / "images" / f"strength-{strength:g}"
+    if adapter is None:
+        return Path("samples") / recipes.find(source).stem
+    return Path("samples") / (adapter.parent.name if adapter.name == adapter_file.STATE else adapter.stem)
+
+
+def _fingerprint(*told: Any) -> str:
+    return hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
+
+
+def _names(folder: Path, said: Sequence[str]) -> list[str]:
+    """A file's name for each image: the one that holds it already, else the next number that is free."""
+    held: dict[str, str] = {}
+    numbers = [-1]
+    for path in sorted(folder.glob("*.png")):
+        if path.stem.isdigit():
+            numbers.append(int(path.stem))
+            try:
+                with Image.open(path) as image:
+                    held.setdefault(str(image.info.get("diffalign", "")), path.name)
+            except Exception:  # no picture: its number is taken all the same
+                continue
+    free = iter(range(max(numbers) + 1, max(numbers) + 1 + len(said)))
+    return [held.get(one) or f"{next(free):04d}.png" for one in said]

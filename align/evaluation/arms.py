@@ -6,6 +6,8 @@ RUN@0.5+OTHER@0.5        two adapters, or more, in one network
 best-of:8, reno:20       the base with a noise of its choice: the best of 8 by the rewards, or after 20 iterations
 """
 
+import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,8 +36,12 @@ class Arm:
 
     @property
     def slug(self) -> str:
-        """A name for its folder."""
-        return re.sub(r"[^\w.-]+", "-", self.label).strip("-")
+        """A name for its folder, which no other label has: where letters are lost, a digest of all of them is added."""
+        plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.label).strip("-.") or "arm"
+        names = re.split(r" x [^ ]+(?: \+ |$)", self.label)
+        if self.noise is not None or all(re.fullmatch(r"[a-z0-9_.-]*", name) and "-x-" not in name for name in names):
+            return plain
+        return f"{plain[:80]}-{hashlib.blake2b(self.label.encode('utf-8', 'replace'), digest_size=4).hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def numbers(text: str | None, option: str) -> list[float]:
         values = [float(part) for part in (text or "").split(",") if part.strip()]
     except ValueError:
         values = []
-    if text is not None and not values:
+    if text is not None and (not values or not all(map(math.isfinite, values))):
         raise UserError(f"{option} {text}: is no list of numbers. Write it as 0,0.25,0.5,1.")
     return list(dict.fromkeys(values))
 
@@ -94,7 +100,7 @@ def _arm(text: str, found: dict[str, Located]) -> Arm:
             raise UserError(f"{text}: how many? Write {kind}:8, for example.")
         return Arm("", noise=kind, count=int(count))
     weights: dict[str, float] = {}
-    for part in [text] if Path(text).expanduser().exists() else text.split("+"):
+    for part in _parts(text):
         source, weight = _weighted(part)
         place = locate(source)
         found[place.adapter] = place
@@ -102,14 +108,33 @@ def _arm(text: str, found: dict[str, Located]) -> Arm:
     return Arm("", weights)
 
 
+def _parts(text: str) -> list[str]:
+    """A mixture cut at its plus signs, but not at those within the names of folders that are there."""
+    pieces = text.split("+")
+    found: list[str] = []
+    while pieces:
+        longest = next((n for n in range(len(pieces), 1, -1) if _there("+".join(pieces[:n]))), 1)
+        found.append("+".join(pieces[:longest]))
+        pieces = pieces[longest:]
+    return found
+
+
+def _there(text: str) -> bool:
+    """Whether a source is a file or folder here, with a strength behind it or without."""
+    return any(Path(name).expanduser().exists() for name in (text, text.rpartition("@")[0]) if name)
+
+
 def _weighted(text: str) -> tuple[str, float]:
     source, sign, weight = text.rpartition("@")
     if not sign or Path(text).expanduser().exists():
         return text, 1.0
     try:
-        return source, float(weight)
+        value = float(weight)
     except ValueError:
-        raise UserError(f'{text}: "{weight}" is no strength. Write it as {source}@0.5.') from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f'{text}: "{weight}" is no strength. Write it as {source}@0.5.')
+    return source, value
 
 
 def _strengths(arm: Arm, strengths: Sequence[float]) -> list[Arm]:

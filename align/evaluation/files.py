@@ -9,7 +9,7 @@ another judge, more prompts or more arms makes only what is new. It is written l
 
 import hashlib
 import json
-import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from align.errors import UserError
 from align.evaluation.arms import Arm
 from align.evaluation.benchmarks import Item
 from align.figures.picture import to_pil
+from align.output import make_folder, write, write_picture
 from align.registry import resolve_embedded
 
 SCORE = "score:"
@@ -57,6 +57,8 @@ class Part:
     """{label: (P, K)}."""
     judged: dict[str, str]
     """{label: fingerprint of the reward's settings}."""
+    pixels: str = ""
+    """Fingerprint of the images' files: a part does not speak of files that were replaced."""
 
 
 def fingerprint(*told: Any) -> str:
@@ -65,7 +67,7 @@ def fingerprint(*told: Any) -> str:
 
 
 def stamps(value: Any) -> list[Any]:
-    """[name, size, time] of the files behind every checkpoint and function that settings name: other weights under the
+    """[place, size, time] of the files behind every checkpoint and function that settings name: other weights under the
     same name are other settings. What is on the Hub goes by its name and revision."""
     if isinstance(value, dict | list):
         return [found for item in (value.values() if isinstance(value, dict) else value) if (found := stamps(item))]
@@ -75,8 +77,8 @@ def stamps(value: Any) -> list[Any]:
     code = Path(value.partition(":")[0])  # my_rewards.py:warmth
     files = [file for file in (path, code) if file.is_file()]
     if any((path / name).is_file() for name in ("model_index.json", "config.json")):
-        files += sorted(path.rglob("*.safetensors"))
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        files += sorted(file for file in path.rglob("*") if file.is_file())  # settings and vocabularies too
+    return [[str(file.relative_to(path) if path in file.parents else file.name), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 class Folder:
@@ -84,10 +86,7 @@ class Folder:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output {path}: cannot be made ({error.strerror}). Choose another folder.") from None
+        make_folder(path, "--output")
 
     def image(self, arm: Arm, index: int, number: int) -> Path:
         """The file of a prompt's image."""
@@ -101,7 +100,7 @@ class Folder:
                 said = PngInfo()
                 said.add_text("prompt", item.prompt)
                 said.add_text("diffalign", arm.label)
-                to_pil(pixels).save(self.image(arm, index, number), pnginfo=said)
+                write_picture(self.image(arm, index, number), to_pil(pixels), "--output", pnginfo=said)
 
     def images(self, arm: Arm, chunk: Chunk, count: int) -> Tensor:
         """The saved images of a chunk, (P, count, 3, H, W) in [0, 1]; to the last bit what was saved."""
@@ -119,17 +118,35 @@ class Folder:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # safe_open is no mapping
         except (OSError, SafetensorError):
             return None
-        if not all(self.image(arm, i, k).is_file() for i in chunk.indices for k in range(count)):
+        if said.get("pixels") != self.digest(arm, chunk, count):
             return None
         scores = {name.removeprefix(SCORE): t for name, t in tensors.items() if name.startswith(SCORE)}
-        return Part(drawn, tensors["small"], scores, said["judged"])
+        return Part(drawn, tensors["small"], scores, said["judged"], said["pixels"])
+
+    def digest(self, arm: Arm, chunk: Chunk, count: int) -> str:
+        """Of the files of a chunk's images; "" where one is not there."""
+        found = hashlib.blake2b(digest_size=8)
+        try:
+            for index in chunk.indices:
+                for number in range(count):
+                    found.update(hashlib.blake2b(self.image(arm, index, number).read_bytes()).digest())
+        except OSError:
+            return ""
+        return found.hexdigest()
+
+    def forget(self, arm: Arm, num_prompts: int, num_images: int) -> None:
+        """Takes away what an earlier evaluation of the arm has left beyond this one: who reads the folder counts."""
+        for path in (self.path / "images" / arm.slug).glob("*.png"):
+            named = re.fullmatch(r"(\d{4,})-(\d+)\.png", path.name)
+            if named and (int(named[1]) >= num_prompts or int(named[2]) >= num_images):
+                path.unlink()
 
     def save_part(self, arm: Arm, chunk: Chunk, part: Part) -> None:
         """Writes what is known of a chunk."""
         tensors = {"small": part.small.contiguous()}
         tensors |= {SCORE + label: values.contiguous() for label, values in part.scores.items()}
-        said = {"part": json.dumps({"drawn": part.drawn, "judged": part.judged})}
-        self._replace(self._part(arm, chunk), save(tensors, metadata=said))
+        said = {"part": json.dumps({"drawn": part.drawn, "judged": part.judged, "pixels": part.pixels})}
+        write(self._part(arm, chunk), save(tensors, metadata=said), "--output")
 
     def note(self, arm: Arm, name: str, key: str) -> Any:
         """What `keep` has kept under this name, if it was under the same key."""
@@ -140,26 +157,14 @@ class Folder:
     def keep(self, arm: Arm, name: str, key: str, value: Any) -> None:
         """Keeps a value of an arm."""
         text = json.dumps({"key": key, "value": value})
-        self._replace(self.path / "parts" / arm.slug / f"{name}.json", text.encode())
+        write(self.path / "parts" / arm.slug / f"{name}.json", text, "--output")
 
     def write(self, name: str, text: str) -> Path:
         """OUTPUT/name, whole or not at all."""
-        return self._replace(self.path / name, text.encode())
+        return write(self.path / name, text, "--output")
 
     def _part(self, arm: Arm, chunk: Chunk) -> Path:
         return self.path / "parts" / arm.slug / f"{chunk.start:05d}.safetensors"
-
-    def _replace(self, path: Path, data: bytes) -> Path:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}")
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}). Make room, or choose another --output."
-            ) from None
-        return path
 
 
 def _read(path: Path) -> Tensor:

@@ -37,6 +37,7 @@ from align.evaluation.results import (
 )
 from align.hooks._probes import SIDE
 from align.interrupt import Interrupt
+from align.policy import adapter_file
 from align.versions import hardware, versions
 
 DRIFT_PROMPTS = 8
@@ -74,6 +75,8 @@ class Session:
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return None
+        for arm in arms:
+            self.folder.forget(arm, len(self.plan.items), self.plan.num_images)
         measured = [self._measured(arm) for arm in arms]
         found = self._evaluation(measured)
         self.folder.write(SCORES, scores_csv(measured, self.plan.items))
@@ -128,7 +131,9 @@ class Session:
         if part is None:
             images = self.easel.draw(arm, chunk, noises)
             self.folder.save_images(arm, chunk, images)
-            part = Part(self._key(arm, chunk), _small(images).cpu(), {}, {})
+            pixels = self.folder.digest(arm, chunk, count)
+            part = Part(self._key(arm, chunk), _small(images).cpu(), {}, {}, pixels)
+            self.folder.save_part(arm, chunk, part)  # before they are judged, which may fail
         else:
             images = self.folder.images(arm, chunk, count).to(self.accelerator.device)
         prompts = [item.prompt for item in chunk.items for _ in range(count)]
@@ -140,7 +145,7 @@ class Session:
             except ValueError as error:  # a prompt that a reward cannot take, or scores that are none
                 raise UserError(f"--reward {label}: {error}") from error
             part.scores[label], part.judged[label] = scores.float().cpu().view(-1, count), self.judged[label]
-        self.folder.save_part(arm, chunk, part)
+            self.folder.save_part(arm, chunk, part)
 
     def _measured(self, arm: Arm) -> Measured:
         parts = [self.folder.part(arm, c, self._key(arm, c), self.plan.num_images) for c in self.chunks]
@@ -188,6 +193,5 @@ def _small(images: Tensor) -> Tensor:
 
 
 def _digest(adapter: str) -> str:
-    """Of an adapter's file; of what is on the Hub, its name."""
-    path = Path(adapter)
-    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.is_file() else adapter
+    """Of an adapter's file, wherever it lies."""
+    return hashlib.blake2b(adapter_file.find(adapter).read_bytes(), digest_size=8).hexdigest()

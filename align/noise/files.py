@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 import align
@@ -20,6 +20,7 @@ from align.config import Recipe
 from align.errors import UserError
 from align.figures.picture import Cell, sheet
 from align.noise.studio import Row
+from align.output import make_folder, write, write_picture
 
 LINES = "images.jsonl"
 PATH_PICTURES = 16  # iterates shown in the grid of a path
@@ -76,19 +77,29 @@ class Folder:
     def __init__(self, path: Path, recipe: Recipe):
         self.path, self.recipe = path, recipe
         self.settings = fingerprint(recipe)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--output {path}: cannot be written ({error.strerror}). Choose another folder.") from None
+        write(make_folder(path, "--output") / "recipe.yaml", recipe.yaml(), "--output")
 
     def finished(self) -> dict[tuple[int, str], Outcome]:
         """(index, prompt) -> the outcome, of images of these very settings whose files are there."""
         found = {}
         for outcome in read(self.path):
-            if outcome.settings == self.settings and (self.path / outcome.file).is_file():
+            if outcome.settings == self.settings and self._there(outcome):
                 found[outcome.index, outcome.prompt] = outcome
         return found
+
+    def _there(self, outcome: Outcome) -> bool:
+        """Whether the files are those that the line speaks of, and no later ones of the same name."""
+        path, said = self.path / outcome.file, outcome.model_dump_json()
+        try:
+            for name in (path, path.with_name(f"{path.stem}-start.png")):
+                with Image.open(name) as image:
+                    image.load()
+                    if image.info.get("diffalign") != said:
+                        return False
+            with safe_open(path.with_suffix(".safetensors"), framework="pt") as file:
+                return (file.metadata() or {}).get("outcome") == said
+        except Exception:  # not there, or damaged: PIL and safetensors raise what the bytes happen to mean
+            return False
 
     def add(self, outcome: Outcome, pixels: Tensor, start: Tensor, x_T: Tensor, frames: Tensor | None) -> None:
         """Images (3, H, W) bytes; x_T (C, h, w); frames (n, 3, H, W) bytes of the path. The line comes last."""
@@ -98,18 +109,19 @@ class Folder:
             info = PngInfo()
             info.add_text("prompt", outcome.prompt)
             info.add_text("diffalign", said)
-            picture(image).save(name, pnginfo=info)
+            write_picture(name, picture(image), "--output", pnginfo=info)
         described = {
             "prompt": outcome.prompt,
             "index": str(outcome.index),
             "recipe": self.recipe.yaml(),
             "outcome": said,
         }
-        save_file({"x_T": x_T.cpu().float().contiguous()}, path.with_suffix(".safetensors"), metadata=described)
+        noise = save({"x_T": x_T.cpu().float().contiguous()}, metadata=described)
+        write(path.with_suffix(".safetensors"), noise, "--output")
         if frames is not None and len(frames):
             write_path(path, outcome, frames)
-        with (self.path / LINES).open("a", encoding="utf-8") as file:
-            file.write(said + "\n")
+        kept = [line.model_dump_json() for line in read(self.path) if line.file != outcome.file]  # those are replaced
+        write(self.path / LINES, "".join(f"{line}\n" for line in [*kept, said]), "--output")
 
 
 def read(folder: Path) -> list[Outcome]:

@@ -22,7 +22,9 @@ from align.noise.best_of import best_of
 from align.noise.files import Folder, Outcome, fingerprint, picture, read_noise, stem
 from align.noise.optimise import optimise
 from align.noise.studio import Row, Studio
+from align.output import check_file, write_picture
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 Method = Literal["reno", "best-of"]
 
 
@@ -171,6 +173,8 @@ def drawn_again(
     noise: Path, recipe: str | None, model: Mapping[str, str], output: Path | None, overrides: Sequence[str] = ()
 ) -> Path:
     """Draws the image of a stored noise: as it was, or by the sampling of `recipe` with the model of those changes."""
+    path = output or noise.with_name(f"{noise.stem}-{'again' if recipe is None else 'redrawn'}.png")
+    check_file(path, "--output", PICTURES)
     x_T, said = read_noise(noise)
     own = yaml.safe_load(said["recipe"])
     settings = own if recipe is None else {**load_recipe(recipe, on_disk=False).dump(), "train": own["train"]}
@@ -183,6 +187,4 @@ def drawn_again(
             "of the same latents, or --set sampling.image_size."
         )
     pixels = studio.levels(Row(int(said["index"]), said["prompt"]), x_T.to(studio.accelerator.device))
-    path = output or noise.with_name(f"{noise.stem}-{'again' if recipe is None else 'redrawn'}.png")
-    picture(pixels).save(path)
-    return path
+    return write_picture(path, picture(pixels), "--output")

@@ -1,6 +1,7 @@
 """The command on whole, tiny runs: train, interrupt, resume, sample, doctor."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+import samplers
 from align.commands.app import app
 from align.hooks.metrics import read
 
@@ -120,3 +122,89 @@ def test_doctor_says_what_fails(monkeypatch):
 def test_the_shapes_commands_are_reached():
     result = CliRunner().invoke(app, ["shapes", "prompts", "--help"])
     assert result.exit_code == 0 and "align shapes prompts" in result.stdout
+
+
+def sampled(*args: object):
+    return CliRunner().invoke(app, ["sample", *map(str, args)])
+
+
+def test_a_second_call_leaves_the_pictures_of_the_first(folder, tmp_path):
+    out, run = tmp_path / "out", folder / "run"
+    first = sampled(run, "a", "-o", out)
+    assert first.stdout.split() == [str(out / "0000.png")], first.output
+    before = (out / "0000.png").read_bytes()
+    assert sampled(run, "b", "-o", out).stdout.split() == [str(out / "0001.png")]
+    assert sampled(run, "a", "-o", out, "--seed", "3").stdout.split() == [str(out / "0002.png")]
+    assert sampled(folder / "tiny.yaml", "a", "-o", out).stdout.split() == [str(out / "0003.png")]
+    assert sampled(run, "a", "-o", out).stdout.split() == [str(out / "0000.png")], "the same call, the same picture"
+    assert (out / "0000.png").read_bytes() == before and len(list(out.iterdir())) == 4
+
+
+def test_a_runs_pictures_lie_in_it_by_strength_and_files_of_prompts_are_read(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n{"prompt": "y"}\n')
+    said = sampled(folder / "run", "p.jsonl", "--strength", "0.5")
+    assert said.stdout.split() == [str(folder / "run" / "images" / "strength-0.5" / f"000{i}.png") for i in (0, 1)]
+    assert Image.open(said.stdout.split()[1]).info["prompt"] == "y"
+    assert sampled(folder / "tiny.yaml", "x").stdout.split() == ["samples/tiny/0000.png"]
+    assert sampled(folder / "run", "nowhere.txt").exit_code == 2
+
+
+def test_a_run_without_its_adapter_is_not_drawn_by_the_base(folder, tmp_path):
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "recipe.yaml").write_text((folder / "run" / "recipe.yaml").read_text())
+    said = sampled(half, "a", "-o", tmp_path / "out")
+    assert said.exit_code == 2 and "there is no adapter" in said.stderr and not (tmp_path / "out").exists()
+    assert sampled(half, "a", "-o", tmp_path / "out", "--strength", "0").exit_code == 0
+    shutil.copytree(folder / "run" / "checkpoints", half / "checkpoints")
+    said = sampled(half, "a", "-o", tmp_path / "out")
+    assert said.exit_code == 2 and "name its newest checkpoint" in said.stderr
+
+
+def test_a_checkpoint_an_adapter_and_its_file_draw_what_the_run_draws(folder, tmp_path):
+    run = folder / "run"
+    (newest,) = sorted((run / "checkpoints").iterdir())[-1:]
+    sources = [run, run / "adapter", run / "adapter" / "pytorch_lora_weights.safetensors", newest]
+    for number, source in enumerate(sources):
+        said = sampled(source, "a", "-o", tmp_path / str(number))
+        assert said.exit_code == 0, said.output
+    drawn = [pixels(tmp_path / str(number))[0] for number in range(len(sources))]
+    assert all(np.array_equal(one, drawn[0]) for one in drawn)
+    said = CliRunner().invoke(app, ["export", str(newest), "-f", "peft", "-o", str(tmp_path / "peft")])
+    assert said.exit_code == 0, said.output
+
+
+def test_the_default_noise_is_none_of_trainings(folder, tmp_path, monkeypatch):
+    from align.commands import sample as module
+
+    seeds = []
+    monkeypatch.setattr(module, "Rng", lambda seed, rows: seeds.append(seed) or samplers.Rng(seed, rows))
+    assert sampled(folder / "run", "a", "-o", tmp_path / "x").exit_code == 0
+    assert seeds and seeds[0] != 0
+
+
+@pytest.mark.parametrize("place", ["file/x", "/proc/nowhere"])
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_drawn(folder, tmp_path, monkeypatch, place):
+    from align.commands import sample as module
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(module, "build", lambda *_: pytest.fail("built"))
+    said = sampled(folder / "run", "a", "-o", tmp_path / place)
+    assert said.exit_code == 2 and "--output" in said.stderr and len(said.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_strength_is_a_finite_number(folder, value):
+    assert sampled(folder / "run", "a", f"--strength={value}").exit_code == 2
+
+
+def test_printing_in_a_narrow_encoding_ends_no_command(folder, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "猫.png")
+    command = [sys.executable, "-m", "align", "score", str(tmp_path / "猫.png"), "--reward", "brightness"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([*command, "--prompts", "猫 🐈"], env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert b"0.0000" in done.stdout
+    done = subprocess.run([*command, "--prompts", b"caf\xe9"], env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 2 and b"is not UTF-8 text" in done.stderr and b"Traceback" not in done.stderr
