@@ -38,7 +38,7 @@ def recipe(sd_folder, tmp_path):
 
 
 def digests(recipe):
-    return contents.of_recipe(load_recipe(recipe))
+    return contents.of_recipe(load_recipe(recipe, on_disk=False))
 
 
 def test_what_a_recipe_names_is_known_by_its_content(recipe, tmp_path):
