@@ -38,7 +38,7 @@ def recipe(sd_folder, tmp_path):
 
 
 def digests(recipe):
-    return contents.of_recipe(load_recipe(recipe))
+    return contents.of_recipe(load_recipe(recipe, on_disk=False))
 
 
 def test_what_a_recipe_names_is_known_by_its_content(recipe, tmp_path):
@@ -154,12 +154,10 @@ def test_a_run_that_went_back_has_the_record_of_what_led_to_its_adapter(recipe, 
     run = align.train(recipe, longer)
     whole = [record["step"] for record in run.metrics]
     base = run.output / "checkpoints" / "step-000002"
-    back = align.train(recipe, longer | {"train.num_updates": 3}, resume=str(base))
-    assert [record["step"] for record in back.metrics] == whole[:-1]
+    back = align.train(recipe, longer, resume=str(base))
+    assert [record["step"] for record in back.metrics] == whole
     names = {path.name for path in (run.output / "checkpoints").iterdir()}
-    assert {"step-000002", "step-000003", "abandoned-step-000004"} <= names and "step-000004" not in names
-    on = align.train(recipe, longer)  # goes on from where it went back to, not from the future that was given up
-    assert [record["step"] for record in on.metrics] == whole
+    assert {"step-000002", "step-000003", "abandoned-step-000003", "abandoned-step-000004"} <= names
     elsewhere = align.train(recipe, longer, resume=str(base), output=str(tmp_path / "other"))
     assert [record["step"] for record in elsewhere.metrics] == whole, "the record of the run that it was begun in too"
 
@@ -202,9 +200,9 @@ def test_a_function_is_a_reward_wherever_it_was_written(recipe, tmp_path):
     functions = {label: reward.function for label, reward in run.recipe.rewards.items()}
     assert functions["red"] == f"{__name__}:red" and functions["blue"] == "given:blue" and seen
     assert {"reward/red", "reward/blue", "reward/grey", "reward/green"} <= run.metrics[-1].keys()
+    again = yaml.safe_load((run.output / "recipe.yaml").read_text())
     nested = align.train(recipe, {"rewards.warm": {"name": "python", "function": blue, "weight": 2}}, resume="never")
     assert nested.recipe.rewards["warm"].weight == 2
-    again = yaml.safe_load((run.output / "recipe.yaml").read_text())
     again["rewards"]["blue"]["function"] = "given:of_another_process"
     with pytest.raises(UserError, match=r"was given to another process as an object.*my_file.py:of_another_process"):
         load_recipe(again)
