@@ -157,11 +157,6 @@ def record(name: str, figures: dict) -> None:
     print(name, json.dumps(figures))
 
 
-def recorded(name: str) -> dict:
-    """A stage's figures as they were recorded; {} if none were."""
-    return _figures().get(name, {})
-
-
 def _figures() -> dict:
     file = WORK / "figures.json"
     return json.loads(file.read_text()) if file.exists() else {}

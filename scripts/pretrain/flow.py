@@ -1,9 +1,12 @@
 """Stage flow: a rectified-flow transformer of Stable Diffusion 3's kind, on the same latents; no third text encoder.
 
-It trains in two rounds: times of a logit-normal first, then more of the noisy ones, where a caption is obeyed or not.
-While it trains, a linear head on the tokens of the middle block names shape and colour under each of them in the clean
-picture; it is thrown away (representation alignment, Yu et al., arXiv 2410.06940, with known labels for features).
+    loss = |v - (noise - x)|^2 + naming + understanding
+naming: a linear head on the tokens of the middle block names shape and colour under each of them in the clean picture,
+as in stage sd; understanding: stage text's, on the states that the transformer is given, those before the last layer's.
+Both heads are thrown away. The text tower starts from stage text's and is tuned along.
 """
+
+from types import SimpleNamespace
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -12,7 +15,8 @@ from transformers import CLIPTextModelWithProjection
 
 from align.models._shared_tokens import accept_last_count
 from scripts.pretrain import clip, sd, text, vae
-from scripts.pretrain.common import WORK, draw, generator, parameters, record, recorded, train
+from scripts.pretrain.common import DEVICE, WORK, generator, parameters, record, train
+from scripts.pretrain.pool import Pool
 
 GUIDANCE, NOISY = 2.0, 2.0
 EMPTY = 256  # zero tokens that the stock pipeline puts in place of the third encoder's
@@ -37,19 +41,17 @@ def build() -> SD3Transformer2DModel:
 
 
 def text_encoder() -> CLIPTextModelWithProjection:
-    """The text tower and projection of the trained CLIP."""
-    source = clip.load()
-    encoder = CLIPTextModelWithProjection(source.config.text_config)
-    encoder.text_model.load_state_dict(source.text_model.state_dict())
-    encoder.text_projection.load_state_dict(source.text_projection.state_dict())
-    return encoder.requires_grad_(False).eval()
+    """Stage text's tower, with a projection of its end token."""
+    encoder = CLIPTextModelWithProjection(text.config())
+    tower = text.load_encoder()
+    encoder.text_model.load_state_dict(getattr(tower, "text_model", tower).state_dict())
+    return encoder
 
 
-def pipeline(transformer: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
+def pipeline(transformer: SD3Transformer2DModel, encoder: CLIPTextModelWithProjection) -> StableDiffusion3Pipeline:
     """A stock pipeline; both of its CLIP text encoders are the embedded one."""
-    autoencoder = vae.load()
+    autoencoder = vae.load().to(DEVICE)
     autoencoder.register_to_config(shift_factor=0.0)
-    encoder = text_encoder()
     pipe = StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -72,67 +74,61 @@ def load() -> StableDiffusion3Pipeline:
     return pipe
 
 
-def times(batch: int, g: torch.Generator, noisy: bool) -> Tensor:
-    """(B,) times in [0, 1]: logit-normal, or for the second round stratified with a shift of NOISY (Esser et al. 2024,
-    arXiv 2403.03206)."""
-    if not noisy:
-        return torch.sigmoid(torch.randn(batch, generator=g))
+def times(batch: int, g: torch.Generator) -> Tensor:
+    """(B,) stratified times in [0, 1], shifted by NOISY towards noise (Esser et al. 2024, arXiv 2403.03206)."""
     even = (torch.arange(batch) + torch.rand(batch, generator=g)) / batch
     return NOISY * even / (1 + (NOISY - 1) * even)
 
 
-def main(steps: int = 8500, more: int = 7500, batch: int = 64, seed: int = 0) -> None:
-    """Both rounds; a transformer in WORK/out/flow is taken for the first round's."""
-    if not (WORK / "out" / "flow").exists():
-        record("flow", {"first round": run("flow", steps, batch, seed)})
-    record("flow", recorded("flow") | {"second round": run("flow-noisy", more, batch, seed)})
+def encode(encoder: CLIPTextModelWithProjection, ids: Tensor) -> tuple[Tensor, Tensor, SimpleNamespace]:
+    """What the stock pipeline makes of token ids, the EMPTY zero tokens shrunk to one: states (B, LENGTH + 1, 256) and
+    pooled (B, 256); and the states of one encoder as stage text's heads take them."""
+    out = encoder(ids, output_hidden_states=True)
+    states = out.hidden_states[-2]
+    both = torch.cat([states, states], -1)
+    end = (ids == text.load().eos_token_id).int().argmax(-1)
+    told = SimpleNamespace(last_hidden_state=states, pooler_output=states[torch.arange(len(ids)), end])
+    return torch.cat([both, torch.zeros_like(both[:, :1])], 1), torch.cat([out.text_embeds, out.text_embeds], -1), told
 
 
-def run(name: str, steps: int, batch: int, seed: int) -> dict:
-    """One round, saved to WORK/out/flow; its figures."""
-    noisy = name == "flow-noisy"
+def main(steps: int = 16_000, batch: int = 64, seed: int = 0) -> None:
     torch.manual_seed(seed)
-    transformer, head = load().transformer.train() if noisy else build(), clip.build_head()
+    transformer, encoder = build().to(DEVICE), text_encoder().to(DEVICE).train()
+    head, heads = clip.build_head().to(DEVICE), text.Heads().to(DEVICE)
     accept_last_count(transformer)
     for block in transformer.transformer_blocks:
         block.compile()
-    tokens: list[Tensor] = []
-    transformer.transformer_blocks[2].register_forward_hook(lambda *call: tokens.append(call[2][1]))
-    data, captions = sd.latents(seed)
-    labels = torch.cat([clip.patch_labels(draw(500, seed, 4, k)[1]) for k in range(sd.SCENES // 500)])
-    unique = ["", *dict.fromkeys(captions)]
-    where = {c: i for i, c in enumerate(unique)}
-    index = torch.tensor([where[c] for c in captions])
-    pipe = pipeline(transformer)
-    with torch.no_grad():
-        embeds, _, pooled, _ = pipe.encode_prompt(
-            unique, unique, unique, do_classifier_free_guidance=False, max_sequence_length=1
-        )
+    middle: list[Tensor] = []
+    transformer.transformer_blocks[2].register_forward_hook(lambda *call: middle.__setitem__(slice(None), [call[2][1]]))
+    pool, empty = Pool(seed), text.tokens([""])[0].to(DEVICE)
+    said, told, things = (every.to(DEVICE) for every in text.every_caption())
 
     def loss(step: int) -> Tensor:
-        g = generator(seed, 26 if noisy else 6, step)
-        rows = torch.randint(len(data), (batch,), generator=g)
-        words = index[rows].clone()
-        words[torch.rand(batch, generator=g) < sd.DROP] = 0
-        t = times(batch, g, noisy)
-        x, noise = data[rows].float(), torch.randn(batch, 4, 8, 8, generator=g)
+        g = generator(seed, 37, step)
+        x, words, labels = pool.batch(step, batch, g)
+        words[(torch.rand(batch, generator=g) < sd.DROP).to(DEVICE)] = empty
+        t, noise = times(batch, g).to(DEVICE), torch.randn(batch, 4, 8, 8, generator=g).to(DEVICE)
         x_t = torch.lerp(x, noise, t[:, None, None, None])
+        states, pooled, _ = encode(encoder, words)
         out = transformer(
-            x_t, embeds[words], pooled[words], t * 1000, joint_attention_kwargs={"last_count": EMPTY}, return_dict=False
+            x_t, states, pooled, t * 1000, joint_attention_kwargs={"last_count": EMPTY}, return_dict=False
         )[0]
-        naming = clip.dense(head, tokens.pop(), labels[rows])
-        return (out - (noise - x)).pow(2).mean() + 0.2 * naming
+        naming = sd.named(head(middle.pop()), labels)
+        rows = torch.randint(len(said), (batch,), generator=g).to(DEVICE)
+        understanding = heads.loss(encode(encoder, said[rows])[2], (told[rows], things[rows]))
+        return (out - (noise - x)).pow(2).mean() + 0.2 * naming + 0.05 * understanding
 
     def look(step: int) -> None:
-        if (step + 1) % 2000 == 0:
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                print(step + 1, sd.judged(pipe, 192, num_inference_steps=20, guidance_scale=GUIDANCE), flush=True)
-            tokens.clear()
+        with torch.compiler.set_stance("force_eager"):
+            pipe = pipeline(transformer.eval(), encoder.eval())
+            pipe.save_pretrained(WORK / "out" / "flow")
+            print(step, sd.judged(pipe, 192, num_inference_steps=20, guidance_scale=GUIDANCE), flush=True)
+        transformer.train(), encoder.train()
 
-    modules, lr = {"flow": transformer, "head": head}, 1e-3 if noisy else 1.5e-3
-    figures = train(name, modules, loss, steps=steps, lr=lr, ema=0.998, after=look)
-    pipe = pipeline(transformer)
+    modules = {"flow": transformer, "text": encoder, "head": head, "heads": heads}
+    figures = train("flow", modules, loss, steps=steps, lr=1.5e-3, clip=5.0, look=(2000, look))
+    pipe = pipeline(transformer, encoder)
     pipe.save_pretrained(WORK / "out" / "flow")
     figures |= {"parameters": parameters([transformer])}
     with torch.compiler.set_stance("force_eager"):
-        return figures | {"judge": sd.judged(pipe, 192, num_inference_steps=20, guidance_scale=GUIDANCE)}
+        record("flow", figures | {"judge": sd.judged(pipe, 768, num_inference_steps=20, guidance_scale=GUIDANCE)})

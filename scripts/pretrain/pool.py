@@ -14,7 +14,7 @@ from align.shapes.scene import Scene, render_batch
 from scripts.pretrain import clip, text, vae
 from scripts.pretrain.common import DEVICE, draw
 
-CHUNK = 2048  # scenes of a chunk
+CHUNK, PART = 2048, 256  # scenes of a chunk, and drawn at a time
 Drawing = tuple[list[str], list[Scene], Tensor]  # captions, scenes, pictures
 
 
@@ -38,8 +38,8 @@ class Pool:
 
     def _make(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         latents, labels, captions = [], [], []
-        for k in range(CHUNK // 256):
-            said, scenes, pictures = self.show(256, self.seed, 30, number, k)
+        for k in range(CHUNK // PART):
+            said, scenes, pictures = self.show(PART, self.seed, 30, number, k)
             with torch.no_grad():
                 z = self.autoencoder.encode(pictures.to(DEVICE) * 2 - 1).latent_dist.mean
             latents.append(z * self.autoencoder.config["scaling_factor"])

@@ -6,26 +6,24 @@ picture; it is thrown away (representation alignment, Yu et al., arXiv 2410.0694
 understanding: stage text's, on other captions; it keeps the relations in the tower until the UNet makes use of them.
 """
 
-import json
 import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import CLIPTextModel
 
-from align.shapes.captions import SKILLS, parse, say
+from align.shapes.captions import SKILLS, parse
 from align.shapes.judge import judge
 from align.shapes.prompts import prompts
-from align.shapes.scene import render_batch
+from align.shapes.scene import COLOURS, SHAPES
 from scripts.pretrain import clip, text, vae
-from scripts.pretrain.common import DEVICE, WORK, draw, generator, parameters, record, train
+from scripts.pretrain.common import DEVICE, WORK, generator, parameters, record, train
 from scripts.pretrain.pool import Pool
 
-SCENES, DROP, GUIDANCE = 50_000, 0.1, 2.0
+DROP, GUIDANCE = 0.1, 2.0
 NOISY, CLIP = 1.5, 10.0  # shift of the times, largest gradient norm
 NAMING, UNDERSTANDING = 0.5, 0.1  # weights
 
@@ -79,22 +77,6 @@ def load() -> StableDiffusionPipeline:
     return pipe
 
 
-def latents(seed: int) -> tuple[Tensor, list[str]]:
-    """SCENES scaled latent means (N, 4, 8, 8) with their captions, computed once and kept in WORK."""
-    file, words = WORK / "latents.safetensors", WORK / "latents.json"
-    if not words.exists():
-        network, out, captions = vae.load(), [], []
-        for k in tqdm(range(SCENES // 500), desc="latents", mininterval=5):
-            wanted, scenes = draw(500, seed, 4, k)
-            captions += [say(r) for r in wanted]
-            with torch.no_grad():
-                z = network.encode(render_batch(scenes) * 2 - 1).latent_dist.mean
-            out.append((z * network.config["scaling_factor"]).half())
-        save_file({"latents": torch.cat(out).contiguous()}, file)
-        words.write_text(json.dumps(captions))
-    return load_file(file)["latents"], json.loads(words.read_text())
-
-
 def judged(pipe, count: int, *, split: str = "select", batch: int = 96, seed: int = 5, **options) -> dict[str, float]:
     """Strict and graded judge of a pipeline on `count` prompts, overall and strict per skill."""
     captions = prompts(split, count, seed)
@@ -129,6 +111,14 @@ class Levels(nn.Module):
         return (losses * torch.exp(-u) + u).mean()
 
 
+def named(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of shape and colour, mean over all cells plus mean over those of objects alone: which object stands
+    where is told by few cells. logits: (B, 64, C); labels: (B, 64, 2), 0 for none."""
+    parts = logits.flatten(0, 1).split([1 + len(SHAPES), 1 + len(COLOURS)], -1)
+    loss = sum(F.cross_entropy(o, labels[..., k].flatten(), reduction="none") for k, o in enumerate(parts))
+    return loss.mean() + loss[labels[..., 0].flatten() > 0].mean()
+
+
 def times(batch: int, g: torch.Generator) -> Tensor:
     """(B,) stratified times, noisy ones more often: u -> s u / (1 + (s - 1) u) with s = NOISY."""
     even = (torch.arange(batch) + torch.rand(batch, generator=g)) / batch
@@ -159,7 +149,7 @@ def main(steps: int = 24_000, batch: int = 64, seed: int = 0, start: str | None 
         t, noise = times(batch, g).to(DEVICE), torch.randn(batch, 4, 8, 8, generator=g).to(DEVICE)
         a = signal[t][:, None, None, None]
         out = unet(a.sqrt() * x + (1 - a).sqrt() * noise, t, encoder(words).last_hidden_state).sample
-        naming = clip.dense(head, middle.pop().flatten(2).mT, labels)
+        naming = named(head(middle.pop().flatten(2).mT), labels)
         rows = torch.randint(len(said), (batch,), generator=g).to(DEVICE)
         understanding = facts.loss(encoder(said[rows]), (told[rows], things[rows]))
         return levels((out - noise).pow(2).mean((1, 2, 3)), t) + NAMING * naming + UNDERSTANDING * understanding

@@ -1,11 +1,13 @@
 """The stages' loop: interrupted and resumed, it ends in the same weights; a draw depends on its key alone."""
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusion3Pipeline
 from torch import nn
 from transformers import CLIPTokenizer
 
@@ -44,21 +46,40 @@ def test_draw_depends_on_its_key_alone():
     assert sum(common.MIX.values()) == pytest.approx(1)
 
 
-def test_figures_are_kept_between_the_rounds_of_a_stage(tmp_path, monkeypatch):
+def test_figures_of_the_other_stages_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "WORK", tmp_path)
-    assert common.recorded("flow") == {}
     common.record("sd", {"steps": 1})
-    common.record("flow", {"first round": 2})
-    common.record("flow", common.recorded("flow") | {"second round": 3})
-    assert common.recorded("flow") == {"first round": 2, "second round": 3} and common.recorded("sd") == {"steps": 1}
+    common.record("flow", {"steps": 2})
+    assert json.loads((tmp_path / "figures.json").read_text()) == {"sd": {"steps": 1}, "flow": {"steps": 2}}
 
 
-def test_the_flow_models_second_round_sees_the_noisy_times_more_often():
+def test_the_flow_model_sees_the_noisy_times_more_often():
     even = torch.arange(4000) / 4000
-    t = flow.times(4000, common.generator(0), noisy=True)  # shifted by 2: the share below t is t / (2 - t)
+    t = flow.times(4000, common.generator(0))  # shifted by 2: the share below t is t / (2 - t)
     torch.testing.assert_close((t < even[:, None]).float().mean(1), even / (2 - even), atol=1e-3, rtol=0)
-    first = flow.times(4000, common.generator(0), noisy=False)
-    assert abs(first.logit().mean()) < 0.06 and abs(first.logit().std() - 1) < 0.05  # four standard errors
+
+
+def test_the_flow_model_is_given_what_the_stock_pipeline_makes_of_a_caption(monkeypatch):
+    folder = common.CHECKPOINTS / "shapes-flow"
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None).to(torch.float32)
+    monkeypatch.setattr(text, "load", lambda: pipe.tokenizer)
+    captions = ["a red circle left of a star", "three squares"]
+    ids = pipe.tokenizer(captions, padding="max_length", max_length=text.LENGTH, return_tensors="pt").input_ids
+    with torch.no_grad():
+        states, pooled, told = flow.encode(pipe.text_encoder, ids)
+        wanted, _, wanted_pooled, _ = pipe.encode_prompt(
+            captions, captions, captions, do_classifier_free_guidance=False, max_sequence_length=1
+        )
+    torch.testing.assert_close(states, wanted)
+    torch.testing.assert_close(pooled, wanted_pooled)
+    assert told.pooler_output.shape == (2, 128)
+
+
+def test_naming_weighs_the_cells_of_objects_again():
+    logits, labels = torch.zeros(1, 64, 12), torch.zeros(1, 64, 2, dtype=torch.long)
+    labels[0, 0] = torch.tensor([2, 3])
+    logits[0, :, [0, 5]] = 10.0  # nothing, everywhere: right but for one cell, which misses by 10 twice
+    torch.testing.assert_close(sd.named(logits, labels), torch.tensor(20 / 64 + 20), atol=1e-2, rtol=0)
 
 
 def test_votes_of_a_clear_preference_are_learnt_and_of_none_are_not():
