@@ -21,7 +21,7 @@ from align.commands import report as report_cli
 from align.commands import score as score_cli
 from align.commands.values import finite
 from align.errors import UserError
-from align.output import write
+from align.files.output import write
 from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
 from rewards._errors import RegistryError, RewardError
 

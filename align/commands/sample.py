@@ -15,7 +15,7 @@ from align.config import Recipe, load_recipe
 from align.data._prompt_files import names_a_source
 from align.errors import UserError
 from align.figures.picture import to_pil
-from align.output import make_folder, write_picture
+from align.files.output import make_folder, write_picture
 from align.policy import adapter_file
 from align.policy.mix import Mixer, locate
 from align.registry import MODELS, build

@@ -26,7 +26,7 @@ from torch import Tensor
 from align.evaluation.arms import Arm
 from align.evaluation.benchmarks import Item
 from align.figures.picture import to_pil
-from align.output import make_folder, write, write_picture
+from align.files.output import make_folder, write, write_picture
 from align.registry import resolve_embedded
 
 SCORE = "score:"

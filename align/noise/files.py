@@ -19,8 +19,8 @@ import align
 from align.config import Recipe
 from align.errors import UserError
 from align.figures.picture import Cell, sheet
+from align.files.output import make_folder, write, write_picture
 from align.noise.studio import Row
-from align.output import make_folder, write, write_picture
 
 LINES = "images.jsonl"
 PATH_PICTURES = 16  # iterates shown in the grid of a path

@@ -18,11 +18,11 @@ from torch import Tensor
 from align.config import Recipe, load_recipe
 from align.data.prompts import load_prompts
 from align.errors import UserError
+from align.files.output import check_file, write_picture
 from align.noise.best_of import best_of
 from align.noise.files import Folder, Outcome, fingerprint, picture, read_noise, stem
 from align.noise.optimise import optimise
 from align.noise.studio import Row, Studio
-from align.output import check_file, write_picture
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 Method = Literal["reno", "best-of"]
