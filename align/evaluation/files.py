@@ -78,7 +78,14 @@ def stamps(value: Any) -> list[Any]:
     files = [file for file in (path, code) if file.is_file()]
     if any((path / name).is_file() for name in ("model_index.json", "config.json")):
         files += sorted(file for file in path.rglob("*") if file.is_file())  # settings and vocabularies too
-    return [[str(file.relative_to(path) if path in file.parents else file.name), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return [
+        [
+            str(file.relative_to(path) if path in file.parents else file.name),
+            file.stat().st_size,
+            file.stat().st_mtime_ns,
+        ]
+        for file in files
+    ]
 
 
 class Folder:

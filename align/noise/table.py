@@ -45,7 +45,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         f"{len(compared)} images, {compared[0].iterations} iterations; `total` is what was maximised "
         f"({', '.join(f'{label} x {weight:g}' for label, weight in compared[0].rewards.items())}). Best of n drew "
         f"{drawn['seconds']:.0f} candidates an image in the same seconds and {drawn['forwards']:.0f} at the same "
-        "forward-equivalents. Brackets: 95 % bootstrap intervals over images; differences are paired.",
+        "forward-equivalents. Brackets: 95 % intervals over images; differences are paired.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,6 +1,5 @@
 """summary.json: what a run was, what it cost and what it achieved. `Summary` is its schema."""
 
-import resource
 import statistics
 import sys
 from collections.abc import Iterator
@@ -45,7 +44,7 @@ class Summary(BaseModel):
     """Where the prompts of `scores` come from; null where the recipe has no `evaluate` block."""
     scores: dict[str, Comparison] = Field(default_factory=dict)
     """For each reward and judge: before and after on the report prompts at the same seeds, means over prompts with
-    95 % bootstrap intervals, and the paired difference."""
+    95 % intervals, and the paired difference."""
     findings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """What the hooks concluded, by their labels: the guard's events, its sweep of strengths, the one it recommends."""
     trained_on: list[str]
@@ -60,13 +59,25 @@ class Summary(BaseModel):
     forward_equivalents: int
     """The same with 2 more for each row of a backward pass."""
     peak_rss_mib: float
-    """The main process's largest resident memory, MiB."""
+    """The main process's largest resident memory, MiB; what it holds at the end where none is kept."""
     peak_gpu_mib: float | None
     """The main process's largest allocated GPU memory, MiB; null without a GPU."""
     hardware: str
     """Processor, cores and threads, and the GPU where there is one."""
     versions: dict[str, str]
     """Of Python and of the packages that the numbers depend on."""
+
+
+def peak_rss() -> float:
+    """MiB; where there is no `resource` (Windows), by psutil, which comes with accelerate."""
+    try:
+        import resource
+    except ImportError:
+        import psutil
+
+        found = psutil.Process().memory_info()
+        return getattr(found, "peak_wset", found.rss) / 1024**2
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_UNITS_PER_MIB
 
 
 def write(
@@ -96,7 +107,7 @@ def write(
         seconds_per_update=statistics.median(seconds) if seconds else 0.0,
         network_calls=calls.forward + calls.recompute,
         forward_equivalents=calls.forward_equivalents,
-        peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_UNITS_PER_MIB,
+        peak_rss_mib=peak_rss(),
         peak_gpu_mib=torch.cuda.max_memory_allocated() / 1024**2 if torch.cuda.is_available() else None,
         hardware=hardware(),
         versions=versions(),
@@ -116,7 +127,7 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
         change = score.difference
         yield (
             f"{label:<16} {score.before.mean:.4f} -> {score.after.mean:.4f}  change {change.mean:+.4f} "
-            f"[{change.low:+.4f}, {change.high:+.4f}]  better on {100 * score.win_rate:.0f} %"
+            f"[{change.within('+.4f')}]  better on {100 * score.win_rate:.0f} %"
         )
     if summary.stopped:
         yield f"ended early: {summary.stopped}"

@@ -95,16 +95,45 @@ def _recipe(recipe: Recipe) -> str:
 
 def _hider(recipe: Recipe, run: Path) -> Any:
     """A function that cuts the folders of this machine out of a text."""
-    said = {text for text in _strings(recipe.dump()) if Path(text).expanduser().is_absolute()}
+    said = {place for text in _strings(recipe.dump()) for place in _places(text)}
     places = said | {str(Path.home()), str(run.resolve()), str(Path.cwd())}
-    found = sorted((place for place in places if Path(place).name), key=len, reverse=True)
+    found = sorted((place for place in places if _last(place)), key=len, reverse=True)
 
     def hide(text: str) -> str:
         for place in found:  # whole paths only: /app is not in owner/app-x
-            text = re.sub(rf"(?<![\w.-]){re.escape(place)}(?![\w-])", Path(place).name, text)
+            text = re.sub(rf"(?<![\w.-]){re.escape(place)}(?![\w-])", lambda _, place=place: _last(place), text)
         return text
 
     return hide
+
+
+def _places(text: str) -> Iterator[str]:
+    """The paths of this machine in a setting, absolute or not: all that has folders in it and is no Hub id."""
+    place = text
+    for part in (".py:", ".safetensors:"):  # code and files are named with what is meant in them
+        if part in text:
+            place = text.partition(part)[0] + part[:-1]
+    folders = re.split(r"[/\\]", place)
+    if len(folders) < 2 or "\n" in place or "://" in place:
+        return
+    there = any(Path(name).expanduser().exists() for name in (place, str(Path(place).parent)))
+    outside = place.startswith((".", "~", "/", "\\")) or re.match(r"[A-Za-z]:[/\\]", place)
+    data = re.search(
+        r"\.(txt|jsonl?|csv|tsv|ya?ml|py|parquet|png|jpe?g|webp|safetensors|pt|pth|bin|ckpt)$", place, re.I
+    )
+    hub_file = ":" in text and folders[0] and len(folders) == 2 and not text.startswith(place + ":") and not data
+    if (
+        outside
+        or (data and not re.fullmatch(r"[\w.-]+/[\w.-]+:[\w./-]+", text))
+        or ((there or len(folders) > 2) and (" " not in place and not hub_file))
+    ):
+        yield place
+
+
+def _last(place: str) -> str:
+    """The last part of a path of any system; "" where there is none."""
+    parts = [part for part in re.split(r"[/\\]", place) if part not in ("", ".", "..", "~")]
+    return parts[-1] if parts else ""
 
 
 def _strings(value: Any) -> Iterator[str]:
