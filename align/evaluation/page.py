@@ -113,8 +113,8 @@ def _cells(arm: ArmResult) -> list[Gain]:
 def _looked(found: Evaluation) -> str:
     number = sum(len(_cells(arm)) for arm in found.arms)
     note = (
-        f"{number} changes were looked at on this page. Coloured are those that survive so many looks (Holm): where nothing "
-        f"has changed, no cell is, on 95 of 100 pages. No interval is given for fewer than {LEAST} prompts."
+        f"{number} changes were looked at on this page. Coloured are those that survive so many (Holm): where "
+        f"nothing has changed, no cell is, on 95 of 100 pages. No interval is given for fewer than {LEAST} prompts."
     )
     return f'<p class="small">{note}</p>' if number else ""
 
@@ -246,8 +246,8 @@ def _beside(found: Evaluation) -> str:
 def _facts(found: Evaluation) -> str:
     rows: Mapping[str, str] = {
         "adapters": ", ".join(dict.fromkeys(adapter for arm in found.arms for adapter in arm.adapters)) or "none",
-        "intervals": "95 % over prompts: Student's t for means, exact or Wilson's for rates; differences paired by prompt "
-        "and seed",
+        "intervals": "95 % over prompts: Student's t for means, exact or Wilson's for rates; differences paired by "
+        "prompt and seed",
         "machine": found.hardware,
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }

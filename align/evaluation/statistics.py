@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from align.figures.statistics import Comparison, Interval, chance, interval, rate
+from align.figures.statistics import Comparison, Interval, chance, interval, paired, rate
 
 
 class Gain(Comparison):
@@ -26,7 +26,7 @@ def gains(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str
         result[label] = Gain(
             before=_mean(old),
             after=_mean(new),
-            difference=interval(differences),
+            difference=paired(differences),
             win_rate=of_wins.mean,
             wins=of_wins,
             std_before=float(old.std(correction=0)),
@@ -48,8 +48,8 @@ def _mean(values: Tensor) -> Interval:
 
 
 def intervals(values: Tensor) -> list[Interval]:
-    """Values (P, C) of P prompts -> the interval of each column's mean."""
-    return [interval(column) for column in values.double().unbind(1)]
+    """Distances (P, C) of P prompts -> the interval of each column's mean."""
+    return [paired(column) for column in values.double().unbind(1)]
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -3,8 +3,8 @@
 Intervals are of 95 % and hold that at every number of prompts (tests/align/figures/test_coverage.py). Means: Student's
 t over prompts. Rates, and scores that say 0 or 1: exact (Clopper & Pearson 1934) below 24 trials, Wilson's (1927) from
 there, which are narrower. Differences of two such scores: Agresti & Min's (2005). Several seeds: both seeds and prompts
-are drawn (Cochran & Cox 1957). Below 4 prompts there is none. A difference is taken prompt by prompt first, so that what
-the two share (a hard prompt, an unlucky noise) cancels.
+are drawn (Cochran & Cox 1957). Below 4 prompts there is none. A difference is taken prompt by prompt first: what the
+two share (a hard prompt, an unlucky noise) cancels.
 """
 
 import math
@@ -70,7 +70,7 @@ def compare(before: Tensor, after: Tensor) -> Comparison:
     return Comparison(
         before=interval(before),
         after=interval(after),
-        difference=interval(difference),
+        difference=paired(difference),
         win_rate=float(wins.mean()),
         std_before=float(before.std(correction=0)),
         num_prompts=len(before),
@@ -78,16 +78,25 @@ def compare(before: Tensor, after: Tensor) -> Comparison:
     )
 
 
+def paired(differences: Tensor) -> Interval:
+    """Differences (n,) prompt by prompt, or distances -> their mean and its interval; none at all is exactly none."""
+    differences = differences.double().cpu()
+    answers = torch.tensor([-1.0, 0.0, 1.0], dtype=differences.dtype)
+    if len(differences) >= LEAST and differences.any() and bool(torch.isin(differences, answers).all()):
+        return _of_two_rates(differences)
+    return _mean(differences)
+
+
 def interval(values: Tensor) -> Interval:
-    """Values (n,) -> their mean and its interval."""
+    """Scores (n,) -> their mean and its interval; those that say 0 or 1 are a rate."""
     values = values.double().cpu()
+    return rate(values[:, None]) if bool(((values == 0) | (values == 1)).all()) else _mean(values)
+
+
+def _mean(values: Tensor) -> Interval:
     number, mean = len(values), float(values.mean())
     if number < LEAST:
         return Interval(mean=mean, low=None, high=None)
-    if bool(((values == 0) | (values == 1)).all()):
-        return rate(values[:, None])
-    if values.any() and bool(torch.isin(values, torch.tensor([-1.0, 0.0, 1.0], dtype=values.dtype)).all()):
-        return _of_two_rates(values)
     return _student(mean, float(values.std()) / math.sqrt(number), number - 1)
 
 
@@ -112,14 +121,14 @@ def over_seeds(values: Tensor) -> Interval:
     values = values.double().cpu()
     seeds, prompts = values.shape
     if seeds == 1:
-        return interval(values[0])
+        return paired(values[0])
     mean = float(values.mean())
     if prompts < LEAST:
         return Interval(mean=mean, low=None, high=None)
     of_seeds, of_prompts = values.mean(1), values.mean(0)
     rest = values - of_seeds[:, None] - of_prompts + mean
     noise = float(rest.square().sum()) / ((seeds - 1) * (prompts - 1))
-    # A variance for each of the two, each at its own t (Cochran & Cox 1957): three seeds say little of how seeds differ.
+    # A variance for each of the two, each at its own t (Cochran & Cox 1957): three seeds say little of seeds.
     of_seed = max(prompts * float(of_seeds.var()) - noise, 0.0) / values.numel()
     of_prompt = seeds * float(of_prompts.var()) / values.numel()
     half = math.sqrt(_t(seeds - 1) ** 2 * of_seed + _t(prompts - 1) ** 2 * of_prompt)
@@ -127,8 +136,8 @@ def over_seeds(values: Tensor) -> Interval:
 
 
 def chance(differences: Tensor) -> float | None:
-    """The two-sided p of paired differences (n,): Student's, and never below what turning signs could give, 2^(1-m) of m
-    that are not 0 (a few equal ones have no spread, and prove little)."""
+    """The two-sided p of paired differences (n,): Student's, and never below what turning signs could give, 2^(1-m) of
+    m that are not 0 (a few equal ones have no spread, and prove little)."""
     from scipy.stats import t
 
     differences = differences.double().cpu()

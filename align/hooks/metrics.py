@@ -1,7 +1,9 @@
 """The run's record: metrics.jsonl, always written, and Accelerate's trackers, any of which may fail without harm."""
 
+import importlib.util
 import json
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TextIO
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -12,6 +14,11 @@ from align.registry import ComponentConfig
 from rewards._registry import load_object
 
 FILE_NAME = "metrics.jsonl"
+EXTRAS = ("tensorboard", "wandb", "trackio")
+PACKAGES = {
+    name: (name,) for name in ("wandb", "trackio", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab")
+}
+PACKAGES["tensorboard"] = ("tensorboard", "tensorboardX")
 
 
 class MetricsConfig(ComponentConfig):
@@ -21,6 +28,13 @@ class MetricsConfig(ComponentConfig):
     trackers: tuple[str, ...] = ()
     """tensorboard, wandb, trackio (each an extra), any other tracker of Accelerate's, or the dotted path of one."""
     project: str = "diffalign"
+
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        for name in self.trackers:
+            packages = PACKAGES.get(name, ())
+            if packages and not any(importlib.util.find_spec(package) for package in packages):
+                extra = f"'diffalign[{name}]'" if name in EXTRAS else packages[0]
+                yield ".trackers", f"{name} is not installed. Install it (pip install {extra}), or remove it."
 
 
 class Metrics(Hook):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from align.figures.statistics import interval
+from align.figures.statistics import interval, paired
 from align.noise.files import Outcome
 
 FILE_NAME = "table.md"
@@ -38,7 +38,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         "| ReNO less | " + " | ".join(list(COLUMNS.values())[:-1]) + " |",
         "|---" * len(COLUMNS) + "|",
         *(
-            f"| {k} | " + " | ".join(str(interval(values["best"][k] - values[c][k])) for c in list(COLUMNS)[:-1]) + " |"
+            f"| {k} | " + " | ".join(str(paired(values["best"][k] - values[c][k])) for c in list(COLUMNS)[:-1]) + " |"
             for k in labels
         ),
         "",

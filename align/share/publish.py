@@ -20,6 +20,7 @@ from align.training import evaluate
 
 MAX_IMAGES = 12
 IMAGES = "images"
+DATA = re.compile(r"\.(txt|jsonl?|csv|tsv|ya?ml|py|parquet|png|jpe?g|webp|safetensors|pth?|bin|ckpt)$", re.IGNORECASE)
 
 
 class File(NamedTuple):
@@ -109,24 +110,14 @@ def _hider(recipe: Recipe, run: Path) -> Any:
 
 def _places(text: str) -> Iterator[str]:
     """The paths of this machine in a setting, absolute or not: all that has folders in it and is no Hub id."""
-    place = text
-    for part in (".py:", ".safetensors:"):  # code and files are named with what is meant in them
-        if part in text:
-            place = text.partition(part)[0] + part[:-1]
+    place = re.sub(r"(\.py|\.safetensors):.*$", r"\1", text)  # code and weights are named with what is meant in them
     folders = re.split(r"[/\\]", place)
     if len(folders) < 2 or "\n" in place or "://" in place:
         return
-    there = any(Path(name).expanduser().exists() for name in (place, str(Path(place).parent)))
     outside = place.startswith((".", "~", "/", "\\")) or re.match(r"[A-Za-z]:[/\\]", place)
-    data = re.search(
-        r"\.(txt|jsonl?|csv|tsv|ya?ml|py|parquet|png|jpe?g|webp|safetensors|pt|pth|bin|ckpt)$", place, re.I
-    )
-    hub_file = ":" in text and folders[0] and len(folders) == 2 and not text.startswith(place + ":") and not data
-    if (
-        outside
-        or (data and not re.fullmatch(r"[\w.-]+/[\w.-]+:[\w./-]+", text))
-        or ((there or len(folders) > 2) and (" " not in place and not hub_file))
-    ):
+    of_the_hub = re.fullmatch(r"[\w.-]+/[\w.-]+:.+", text) and not place.endswith(".py")
+    plain = " " not in place and (len(folders) > 2 or Path(place).exists())
+    if outside or (not of_the_hub and (plain or DATA.search(place))):
         yield place
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from align.figures.statistics import chance, compare, interval, over_seeds, rate, survivors
+from align.figures.statistics import chance, compare, interval, over_seeds, paired, rate, survivors
 
 
 def covered(found, truth):
@@ -32,11 +32,11 @@ def test_known_values_and_no_interval_for_too_few():
 def test_all_wins_and_a_few_equal_gains_are_not_certain():
     every = interval(torch.ones(8))
     assert every.low < 0.7 and every.high == 1.0
-    gained = interval(torch.tensor([1.0, 1, 1, 1, 0, 0]))  # of two judges' yes or no: not all the same
+    gained = paired(torch.tensor([1.0, 1, 1, 1, 0, 0]))  # of two judges' yes or no: not all the same
     assert interval(torch.ones(6) * 1.0).low < 1 and gained.low < gained.mean
     assert chance(torch.ones(5)) == 2**-4 and chance(torch.zeros(5)) == 1.0
-    paired = interval(torch.tensor([1.0, -1, 0, 0, 1, 0, 0, 0]))
-    assert paired.low < 0 < paired.high
+    both = paired(torch.tensor([1.0, -1, 0, 0, 1, 0, 0, 0]))
+    assert both.low < 0 < both.high
 
 
 def test_survivors_are_holms():
