@@ -150,7 +150,7 @@ class Source:
             self._record(nodes.get(dotted), path, lambda mark: "command line")
 
 
-def _parsed(text: str) -> tuple[str, Any, yaml.Node]:
+def _parsed(text: str) -> tuple[str, Any, yaml.Node | None]:
     key, sign, value = text.partition("=")
     if not sign or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         raise UserError(f'override "{text}": not of the form key.path=value. Write, for example, optim.lr=1e-4.')

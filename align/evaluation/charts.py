@@ -24,19 +24,19 @@ class Mark(NamedTuple):
 def by_strength(series: Mapping[str, Sequence[tuple[float, Interval]]]) -> str:
     """{score: [(strength, gain)]} as lines with a band for the interval."""
     xs = [x for points in series.values() for x, _ in points]
-    ys = [y for points in series.values() for _, gain in points for y in (gain.low, gain.high)]
+    ys = [y for points in series.values() for _, gain in points for y in gain.edges]
     frame = Frame(min(xs), max(xs), min(*ys, 0.0), max(*ys, 0.0))
     parts = [frame.axes("strength", "change"), _zero(frame)]
     for number, points in enumerate(series.values()):
         colour = f"var(--c{number % NUM_COLOURS})"
-        edge = [(x, gain.high) for x, gain in points] + [(x, gain.low) for x, gain in reversed(points)]
+        edge = [(x, gain.edges[1]) for x, gain in points] + [(x, gain.edges[0]) for x, gain in reversed(points)]
         parts.append(f'<polygon points="{_path(frame, edge)}" fill="{colour}" opacity="0.13"/>')
         line = _path(frame, [(x, gain.mean) for x, gain in points])
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         for x, gain in points:
             parts.append(
                 f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(gain.mean):.1f}" r="3" fill="{colour}">'
-                f"<title>{x:g}: {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]</title></circle>"
+                f"<title>{x:g}: {gain.mean:+.4f} [{gain.within('+.4f')}]</title></circle>"
             )
     names = "".join(
         f'<span><i style="background:var(--c{i % NUM_COLOURS})"></i>{escape(name)}</span>'
@@ -47,7 +47,7 @@ def by_strength(series: Mapping[str, Sequence[tuple[float, Interval]]]) -> str:
 
 def fidelity(marks: Sequence[Mark], *, x_label: str, y_label: str) -> str:
     """Arms as points with their intervals; those that no other beats are filled, joined and labelled."""
-    lows, highs = [mark.gain.low for mark in marks], [mark.gain.high for mark in marks]
+    lows, highs = [mark.gain.edges[0] for mark in marks], [mark.gain.edges[1] for mark in marks]
     frame = Frame(0.0, 1.05 * max(mark.cost for mark in marks) or 1.0, min(*lows, 0.0), max(*highs, 0.0))
     best = front([(mark.cost, mark.gain.mean) for mark in marks])
     parts = [frame.axes(x_label, y_label), _zero(frame)]
@@ -55,7 +55,7 @@ def fidelity(marks: Sequence[Mark], *, x_label: str, y_label: str) -> str:
     parts.append(f'<polyline class="front" points="{line}" fill="none"/>')
     for i, mark in enumerate(marks):
         x, y = frame.x(mark.cost), frame.y(mark.gain.mean)
-        low, high = frame.y(mark.gain.low), frame.y(mark.gain.high)
+        low, high = map(frame.y, mark.gain.edges)
         kind = "on" if i in best else "off"
         parts.append(f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
         parts.append(

@@ -12,7 +12,7 @@ from align.evaluation.grid import grid
 from align.evaluation.results import ArmResult, Evaluation, Measured
 from align.evaluation.statistics import Gain
 from align.figures import charts
-from align.figures.statistics import Interval
+from align.figures.statistics import LEAST, Interval, survivors
 from align.reports.page import STYLE
 
 PAGE = "evaluation.html"
@@ -26,7 +26,7 @@ def page(found: Evaluation, measured: Sequence[Measured], items: Sequence[Item],
     verdict = held_out[-1] if held_out else next(iter(found.baseline.scores))
     sections = [
         _head(found),
-        _section("Gain", *_gains(found)),
+        _section("Gain", *_gains(found), _looked(found)),
         _section("Scores", _scores(found) if not found.arms else ""),
         _section("Strength", _cards(_sweeps(found))),
         _section("Reward and fidelity", _fronts(found, verdict)),
@@ -88,38 +88,65 @@ def _head(found: Evaluation) -> str:
 
 def _gains(found: Evaluation) -> Iterable[str]:
     """A table for each arm; of many, first one of all, and the rest folded away."""
-    tables = {arm.label: _gains_of(arm, found.trained_on) for arm in found.arms}
+    tables = {arm.label: _gains_of(arm, found.trained_on, limit(found)) for arm in found.arms}
     if len(found.arms) <= FEW:
         yield from tables.values()
         return
     rows = []
     for arm in found.arms:
-        cells = "".join(_change(gain) for gain in arm.scores.values())
+        cells = "".join(_change(gain, limit(found)) for gain in arm.scores.values())
         rows.append(f"<tr><th>{escape(arm.label)}</th>{cells}</tr>")
     yield _table(("change, 95 %", *found.baseline.scores), rows)
     for label, table in tables.items():
         yield f"<details><summary>{escape(label)}</summary>{table}</details>"
 
 
-def _gains_of(arm: ArmResult, trained_on: Sequence[str]) -> str:
-    rows = [_gain(label, "trained on" if label in trained_on else "held out", g) for label, g in arm.scores.items()]
+def limit(found: Evaluation) -> float:
+    """The largest p that is coloured, given all cells that a page shows."""
+    return survivors([gain.p for arm in found.arms for gain in _cells(arm)])
+
+
+def _cells(arm: ArmResult) -> list[Gain]:
+    return [gain for scores in (arm.scores, *arm.categories.values()) for gain in scores.values()]
+
+
+def _looked(found: Evaluation) -> str:
+    number = sum(len(_cells(arm)) for arm in found.arms)
+    note = (
+        f"{number} changes were looked at on this page. Coloured are those that survive so many (Holm): where "
+        f"nothing has changed, no cell is, on 95 of 100 pages. No interval is given for fewer than {LEAST} prompts."
+    )
+    return f'<p class="small">{note}</p>' if number else ""
+
+
+def _gains_of(arm: ArmResult, trained_on: Sequence[str], most: float) -> str:
+    rows = [
+        _gain(label, "trained on" if label in trained_on else "held out", g, most) for label, g in arm.scores.items()
+    ]
     head = (arm.label, "before", "after", "change, 95 %", "in standard deviations, -1 to 1", "better on, 95 %")
     return _table(head, rows)
 
 
-def _gain(title: str, role: str, gain: Gain) -> str:
+def _gain(title: str, role: str, gain: Gain, most: float) -> str:
     change, unit = gain.difference, gain.std_before or 1.0
-    bar = charts.interval(change.mean / unit, change.low / unit, change.high / unit, 1.0)
+    low, high = change.edges
+    sure = gain.p is not None and gain.p <= most
+    bar = charts.interval(change.mean / unit, low / unit, high / unit, 1.0, sure=sure)
+    rates = (
+        ""
+        if gain.wins.low is None or gain.wins.high is None
+        else (f"{100 * gain.wins.low:.0f} to {100 * gain.wins.high:.0f}")
+    )
     return (
         f'<tr><th>{escape(title)}<small>{escape(role)}</small></th><td class="n">{gain.before.mean:.4f}</td>'
         f'<td class="n">{gain.after.mean:.4f}</td><td class="n">{change.mean:+.4f}{_range(change)}</td>'
         f'<td>{bar}</td><td class="n">{100 * gain.wins.mean:.0f} %'
-        f"<small>{100 * gain.wins.low:.0f} to {100 * gain.wins.high:.0f}</small></td></tr>"
+        f"<small>{rates}</small></td></tr>"
     )
 
 
 def _range(interval: Interval) -> str:
-    return f"<small>{interval.low:+.4f} to {interval.high:+.4f}</small>"
+    return f"<small>{interval.within('+.4f', ' to ')}</small>"
 
 
 def _scores(found: Evaluation) -> str:
@@ -148,7 +175,8 @@ def _sweeps(found: Evaluation) -> Iterable[str]:
 
 
 def _over(gain: Interval, unit: float) -> Interval:
-    return Interval(mean=gain.mean / unit, low=gain.low / unit, high=gain.high / unit)
+    low, high = (None if edge is None else edge / unit for edge in (gain.low, gain.high))
+    return Interval(mean=gain.mean / unit, low=low, high=high)
 
 
 def _fronts(found: Evaluation, verdict: str) -> str:
@@ -177,17 +205,18 @@ def _categories(found: Evaluation) -> Iterable[str]:
         rows = []
         for category, scores in {"all": arm.scores, **arm.categories}.items():
             count = next(iter(scores.values())).num_prompts
-            cells = "".join(_change(gain) for gain in scores.values())
+            cells = "".join(_change(gain, limit(found)) for gain in scores.values())
             rows.append(f"<tr><th>{escape(category)}<small>{count} prompts</small></th>{cells}</tr>")
         table = _table(("", *arm.scores), rows)
         opened = " open" if arm is found.arms[-1] else ""
         yield f"<details{opened}><summary>{escape(arm.label)}</summary>{table}</details>"
 
 
-def _change(gain: Gain) -> str:
-    """Green or red where the interval leaves 0 out."""
+def _change(gain: Gain, most: float) -> str:
+    """Green or red where the change survives the number of cells."""
     change = gain.difference
-    kind = "up" if change.low > 0 else "down" if change.high < 0 else ""
+    sure = gain.p is not None and gain.p <= most
+    kind = ("up" if change.mean > 0 else "down") if sure else ""
     return f'<td class="n {kind}">{change.mean:+.4f}{_range(change)}</td>'
 
 
@@ -217,7 +246,8 @@ def _beside(found: Evaluation) -> str:
 def _facts(found: Evaluation) -> str:
     rows: Mapping[str, str] = {
         "adapters": ", ".join(dict.fromkeys(adapter for arm in found.arms for adapter in arm.adapters)) or "none",
-        "intervals": "95 % percentile bootstrap over prompts, 10,000 resamples; differences paired by prompt and seed",
+        "intervals": "95 % over prompts: Student's t for means, exact or Wilson's for rates; differences paired by "
+        "prompt and seed",
         "machine": found.hardware,
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }

@@ -195,14 +195,14 @@ def lines(found: Evaluation) -> Iterator[str]:
     yield f"{found.model}, {found.sampling}, seed {found.seed}"
     yield f"{found.baseline.label}:"
     for label, mean in found.baseline.scores.items():
-        yield f"  {label:<{width}}  {mean.mean:.4f} [{mean.low:.4f}, {mean.high:.4f}]"
+        yield f"  {label:<{width}}  {mean}"
     for arm in found.arms:
         yield f"{arm.label}:"
         for label, gain in arm.scores.items():
             change = gain.difference
             yield (
                 f"  {label:<{width}}  {gain.before.mean:.4f} -> {gain.after.mean:.4f}  change {change.mean:+.4f} "
-                f"[{change.low:+.4f}, {change.high:+.4f}]  better on {100 * gain.win_rate:.0f} %"
+                f"[{change.within('+.4f')}]  better on {100 * gain.win_rate:.0f} %"
             )
         aside = [f"change of the images {arm.change.mean:.4f}"]
         if arm.diversity is not None:

@@ -1,17 +1,11 @@
-"""Paired statistics of many scores at once: per prompt first, over its images; then over prompts.
-
-An interval is the 95 % percentile bootstrap over prompts of align/figures/statistics.py, the same resamples for every
-score, so that what is compared within a table is compared on the same draws of prompts.
-"""
+"""Paired statistics of many scores at once: per prompt first, over its images; then over prompts, by the intervals of
+align/figures/statistics.py."""
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
-from align.figures.statistics import NUM_RESAMPLES, Comparison, Interval
-
-AT_ONCE = 500  # resamples in memory together
+from align.figures.statistics import Comparison, Interval, chance, interval, paired, rate
 
 
 class Gain(Comparison):
@@ -23,48 +17,39 @@ class Gain(Comparison):
 
 def gains(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Gain]:
     """{label: scores (P, K)} of the same P prompts and K seeds -> {label: what changed}."""
-    columns = []
+    result = {}
     for label in after:
         old, new = before[label].double(), after[label].double()
         wins = (new > old).double() + 0.5 * (new == old).double()
-        columns += [old.mean(1), new.mean(1), (new - old).mean(1), wins.mean(1)]
-    found = intervals(torch.stack(columns, 1))
-    result = {}
-    for place, label in enumerate(after):
-        old, new, difference, wins = found[4 * place : 4 * place + 4]
+        differences = (new - old).mean(1)
+        of_wins = rate(wins) if bool((new != old).any()) else Interval(mean=0.5, low=0.5, high=0.5)
         result[label] = Gain(
-            before=old,
-            after=new,
-            difference=difference,
-            win_rate=wins.mean,
-            wins=wins,
-            std_before=float(before[label].double().std(correction=0)),
-            num_prompts=len(before[label]),
+            before=_mean(old),
+            after=_mean(new),
+            difference=paired(differences),
+            win_rate=of_wins.mean,
+            wins=of_wins,
+            std_before=float(old.std(correction=0)),
+            num_prompts=len(old),
+            p=chance(differences),
         )
     return result
 
 
 def means(scores: Mapping[str, Tensor]) -> dict[str, Interval]:
     """{label: scores (P, K)} -> {label: the mean over prompts}."""
-    found = intervals(torch.stack([values.double().mean(1) for values in scores.values()], 1))
-    return dict(zip(scores, found, strict=True))
+    return {label: _mean(values.double()) for label, values in scores.items()}
 
 
-def intervals(values: Tensor, *, seed: int = 0) -> list[Interval]:
-    """Values (P, C) of P prompts -> the interval of each column's mean."""
-    values, number = values.double(), len(values)
-    generator = torch.Generator().manual_seed(seed)
-    parts = []
-    for _ in range(NUM_RESAMPLES // AT_ONCE):
-        drawn = torch.randint(number, (AT_ONCE, number), generator=generator)
-        times = torch.zeros(AT_ONCE, number, dtype=values.dtype)  # how often each prompt is in each resample
-        times.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=values.dtype))
-        parts.append(times @ values / number)
-    low, high = torch.cat(parts).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype), dim=0)
-    return [
-        Interval(mean=mean, low=least, high=most)
-        for mean, least, most in zip(values.mean(0).tolist(), low.tolist(), high.tolist(), strict=True)
-    ]
+def _mean(values: Tensor) -> Interval:
+    """Of scores (P, K); those that say 0 or 1 are rates."""
+    binary = bool(((values == 0) | (values == 1)).all())
+    return rate(values) if binary else interval(values.mean(1))
+
+
+def intervals(values: Tensor) -> list[Interval]:
+    """Distances (P, C) of P prompts -> the interval of each column's mean."""
+    return [paired(column) for column in values.double().unbind(1)]
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -61,13 +61,14 @@ def scatter(points: Points, *, x_label: str, y_label: str) -> str:
     return _figure(parts, [])
 
 
-def interval(mean: float, low: float, high: float, limit: float) -> str:
-    """One interval on a scale from -limit to limit, zero in the middle."""
+def interval(mean: float, low: float, high: float, limit: float, *, sure: bool = True) -> str:
+    """One interval on a scale from -limit to limit, zero in the middle; coloured where it leaves zero out and is
+    `sure`, which a caller of many denies."""
 
     def place(value: float) -> float:
         return 90 + 80 * max(-1.0, min(1.0, value / (limit or 1.0)))
 
-    kind = "good" if low > 0 else "bad" if high < 0 else "muted"
+    kind = "muted" if not sure else "good" if low > 0 else "bad" if high < 0 else "muted"
     return (
         '<svg class="interval" viewBox="0 0 180 18" width="180" height="18">'
         '<line x1="90" x2="90" y1="1" y2="17" stroke="var(--grid)"/>'

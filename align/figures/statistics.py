@@ -1,28 +1,47 @@
 """Before and after on the same prompts and seeds: means, win rate, and how sure they are.
 
-Intervals are 95 % percentile bootstrap over prompts (Efron & Tibshirani 1993, ch. 13): the means of resamples of the
-prompts, with replacement. The difference is taken prompt by prompt before it is resampled, so that what the two share
-(a hard prompt, an unlucky noise) cancels.
+Intervals are of 95 % and hold that at every number of prompts (tests/align/figures/test_coverage.py). Means: Student's
+t over prompts. Rates, and scores that say 0 or 1: exact (Clopper & Pearson 1934) below 24 trials, Wilson's (1927) from
+there, which are narrower. Differences of two such scores: Agresti & Min's (2005). Several seeds: both seeds and prompts
+are drawn (Cochran & Cox 1957). Below 4 prompts there is none. A difference is taken prompt by prompt first: what the
+two share (a hard prompt, an unlucky noise) cancels.
 """
+
+import math
+from collections.abc import Sequence
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-NUM_RESAMPLES = 10_000
+LEAST = 4
+"""Prompts below which no interval is given."""
+LARGE = 24  # trials from which Wilson's interval covers what it says
+ALPHA = 0.05
 
 
 class Interval(BaseModel):
-    """A mean over prompts and its 95 % interval."""
+    """A mean over prompts and its 95 % interval; low and high are null where there are too few prompts for one."""
 
     model_config = ConfigDict(frozen=True)
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+    @property
+    def edges(self) -> tuple[float, float]:
+        """low and high, of no width where they are not known: for drawing."""
+        return (self.mean, self.mean) if self.low is None or self.high is None else (self.low, self.high)
+
+    def within(self, form: str = ".4f", between: str = ", ") -> str:
+        """The two edges as text."""
+        if self.low is None or self.high is None:
+            return f"too few for an interval, below {LEAST}"
+        return f"{self.low:{form}}{between}{self.high:{form}}"
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
+        return f"{self.mean:.4f} [{self.within()}]"
 
 
 class Comparison(BaseModel):
@@ -39,29 +58,143 @@ class Comparison(BaseModel):
     std_before: float
     """Standard deviation of the score over the reference's images: the scale of a difference."""
     num_prompts: int
+    p: float | None = None
+    """How often a difference at least as large comes about by chance where there is none; null below 4 prompts."""
 
 
-def compare(before: Tensor, after: Tensor, *, seed: int = 0) -> Comparison:
+def compare(before: Tensor, after: Tensor) -> Comparison:
     """Scores (n,) of the same n prompts in the same order -> their comparison."""
     before, after = before.double().cpu(), after.double().cpu()
     difference = after - before
     wins = (difference > 0).double() + 0.5 * (difference == 0).double()
     return Comparison(
-        before=interval(before, seed=seed),
-        after=interval(after, seed=seed),
-        difference=interval(difference, seed=seed),
+        before=interval(before),
+        after=interval(after),
+        difference=paired(difference),
         win_rate=float(wins.mean()),
         std_before=float(before.std(correction=0)),
         num_prompts=len(before),
+        p=chance(difference),
     )
 
 
-def interval(values: Tensor, *, seed: int = 0) -> Interval:
-    """Values (n,) -> their mean and its bootstrap interval."""
-    generator = torch.Generator().manual_seed(seed)
-    n = len(values)
-    means = torch.cat(  # in parts, so that no (10 000, n) table is held
-        [values[torch.randint(n, (500, n), generator=generator)].mean(1) for _ in range(NUM_RESAMPLES // 500)]
-    )
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return Interval(mean=float(values.mean()), low=low, high=high)
+def paired(differences: Tensor) -> Interval:
+    """Differences (n,) prompt by prompt, or distances -> their mean and its interval; none at all is exactly none."""
+    differences = differences.double().cpu()
+    answers = torch.tensor([-1.0, 0.0, 1.0], dtype=differences.dtype)
+    if len(differences) >= LEAST and differences.any() and bool(torch.isin(differences, answers).all()):
+        return _of_two_rates(differences)
+    return _mean(differences)
+
+
+def interval(values: Tensor) -> Interval:
+    """Scores (n,) -> their mean and its interval; those that say 0 or 1 are a rate."""
+    values = values.double().cpu()
+    return rate(values[:, None]) if bool(((values == 0) | (values == 1)).all()) else _mean(values)
+
+
+def _mean(values: Tensor) -> Interval:
+    number, mean = len(values), float(values.mean())
+    if number < LEAST:
+        return Interval(mean=mean, low=None, high=None)
+    return _student(mean, float(values.std()) / math.sqrt(number), number - 1)
+
+
+def rate(wins: Tensor) -> Interval:
+    """Shares (P, K) of P prompts with K images each, in [0, 1] -> the mean rate. Images of one prompt are alike: they
+    count as fewer than P K trials, by how much their prompts differ (Kish's effective number)."""
+    wins = wins.double().cpu()
+    prompts, images = wins.shape
+    mean = float(wins.mean())
+    if prompts < LEAST:
+        return Interval(mean=mean, low=None, high=None)
+    between = float(wins.mean(1).var(correction=0)) / prompts
+    trials = mean * (1 - mean) / between if between > 0 else prompts
+    if images > 1:  # the number is itself an estimate, of few prompts an unsure one (Korn & Graubard 1998)
+        trials *= (1.959964 / _t(prompts - 1)) ** 2
+    low, high = _binomial(mean, min(max(trials, prompts), prompts * images))
+    return Interval(mean=mean, low=low, high=high)
+
+
+def over_seeds(values: Tensor) -> Interval:
+    """Values (S, P) of S seeds on the same P prompts -> the mean, for new seeds and new prompts alike."""
+    values = values.double().cpu()
+    seeds, prompts = values.shape
+    if seeds == 1:
+        return paired(values[0])
+    mean = float(values.mean())
+    if prompts < LEAST:
+        return Interval(mean=mean, low=None, high=None)
+    of_seeds, of_prompts = values.mean(1), values.mean(0)
+    rest = values - of_seeds[:, None] - of_prompts + mean
+    noise = float(rest.square().sum()) / ((seeds - 1) * (prompts - 1))
+    # A variance for each of the two, each at its own t (Cochran & Cox 1957): three seeds say little of seeds.
+    of_seed = max(prompts * float(of_seeds.var()) - noise, 0.0) / values.numel()
+    of_prompt = seeds * float(of_prompts.var()) / values.numel()
+    half = math.sqrt(_t(seeds - 1) ** 2 * of_seed + _t(prompts - 1) ** 2 * of_prompt)
+    return Interval(mean=mean, low=mean - half, high=mean + half)
+
+
+def chance(differences: Tensor) -> float | None:
+    """The two-sided p of paired differences (n,): Student's, and never below what turning signs could give, 2^(1-m) of
+    m that are not 0 (a few equal ones have no spread, and prove little)."""
+    from scipy.stats import t
+
+    differences = differences.double().cpu()
+    number = len(differences)
+    if number < LEAST:
+        return None
+    moved, error = int(differences.count_nonzero()), float(differences.std()) / math.sqrt(number)
+    if moved == 0:
+        return 1.0
+    by_t = float(2 * t.sf(abs(float(differences.mean())) / error, number - 1)) if error > 0 else 0.0
+    return max(by_t, 2.0 ** (1 - moved))
+
+
+def survivors(chances: Sequence[float | None]) -> float:
+    """The largest p that still counts among all that were looked at, so that in 95 of 100 looks at nothing none does
+    (Holm 1979); below 0 where none counts."""
+    known = sorted(p for p in chances if p is not None)
+    limit = -1.0
+    for place, p in enumerate(known):
+        if p > ALPHA / (len(known) - place):
+            break
+        limit = p
+    return limit
+
+
+def _t(freedom: float) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(1 - ALPHA / 2, freedom))
+
+
+def _student(mean: float, error: float, freedom: float) -> Interval:
+    half = _t(freedom) * error
+    return Interval(mean=mean, low=mean - half, high=mean + half)
+
+
+def _binomial(mean: float, trials: float) -> tuple[float, float]:
+    """A rate's interval at a number of trials, which need not be whole."""
+    from scipy.stats import beta, norm
+
+    hits = mean * trials
+    if trials < LARGE:
+        low = float(beta.ppf(ALPHA / 2, hits, trials - hits + 1)) if hits > 0 else 0.0
+        high = float(beta.ppf(1 - ALPHA / 2, hits + 1, trials - hits)) if hits < trials else 1.0
+        return low, high
+    z = float(norm.ppf(1 - ALPHA / 2))
+    middle = (mean + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(mean * (1 - mean) / trials + z * z / (4 * trials * trials))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def _of_two_rates(differences: Tensor) -> Interval:
+    """Of paired answers 0 or 1: half an observation is added to each of the four ways in which two can fall."""
+    from scipy.stats import norm
+
+    better, worse = float((differences > 0).sum()) + 0.5, float((differences < 0).sum()) + 0.5
+    number = len(differences) + 2
+    middle = (better - worse) / number
+    half = float(norm.ppf(1 - ALPHA / 2)) * math.sqrt(better + worse - (better - worse) ** 2 / number) / number
+    return Interval(mean=float(differences.mean()), low=max(middle - half, -1.0), high=min(middle + half, 1.0))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from align.figures.statistics import interval
+from align.figures.statistics import interval, paired
 from align.noise.files import Outcome
 
 FILE_NAME = "table.md"
@@ -38,14 +38,14 @@ def table(outcomes: Sequence[Outcome]) -> str:
         "| ReNO less | " + " | ".join(list(COLUMNS.values())[:-1]) + " |",
         "|---" * len(COLUMNS) + "|",
         *(
-            f"| {k} | " + " | ".join(str(interval(values["best"][k] - values[c][k])) for c in list(COLUMNS)[:-1]) + " |"
+            f"| {k} | " + " | ".join(str(paired(values["best"][k] - values[c][k])) for c in list(COLUMNS)[:-1]) + " |"
             for k in labels
         ),
         "",
         f"{len(compared)} images, {compared[0].iterations} iterations; `total` is what was maximised "
         f"({', '.join(f'{label} x {weight:g}' for label, weight in compared[0].rewards.items())}). Best of n drew "
         f"{drawn['seconds']:.0f} candidates an image in the same seconds and {drawn['forwards']:.0f} at the same "
-        "forward-equivalents. Brackets: 95 % bootstrap intervals over images; differences are paired.",
+        "forward-equivalents. Brackets: 95 % intervals over images; differences are paired.",
     ]
     return "\n".join(lines) + "\n"
 

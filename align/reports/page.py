@@ -13,6 +13,7 @@ from PIL import Image
 
 from align.errors import UserError
 from align.figures import charts
+from align.figures.statistics import survivors
 from align.hooks import metrics
 from align.reports import summary
 from align.reports.summary import Summary
@@ -93,14 +94,17 @@ def _scores(found: Summary) -> str:
     if not found.scores:
         return ""
     rows = []
+    limit = survivors([score.p for score in found.scores.values()])
     for label, score in found.scores.items():
         change, unit = score.difference, score.std_before or 1.0
         role = "trained on" if label in found.trained_on else "held out"
-        bar = charts.interval(change.mean / unit, change.low / unit, change.high / unit, 1.0)
+        low, high = change.edges
+        sure = change.low is not None and (score.p is None or score.p <= limit)
+        bar = charts.interval(change.mean / unit, low / unit, high / unit, 1.0, sure=sure)
         rows.append(
             f'<tr><th>{escape(label)}<small>{role}</small></th><td class="n">{score.before.mean:.4f}</td>'
             f'<td class="n">{score.after.mean:.4f}</td><td class="n">{change.mean:+.4f}'
-            f'<small>{change.low:+.4f} to {change.high:+.4f}</small></td><td>{bar}</td><td class="n">'
+            f'<small>{change.within("+.4f", " to ")}</small></td><td>{bar}</td><td class="n">'
             f"{100 * score.win_rate:.0f} %</td></tr>"
         )
     number = next(iter(found.scores.values())).num_prompts
@@ -257,7 +261,7 @@ def _facts(found: Summary, output: Path) -> list[str]:
         "time": f"{found.seconds:.1f} s in updates, {found.seconds_per_update:.2f} s each",
         "processes": str(found.num_processes),
         "cost": f"{found.forward_equivalents:,} forward-equivalents of the network",
-        "memory": "unknown" + gpu if found.peak_rss_mib is None else f"{found.peak_rss_mib:.0f} MiB{gpu}",
+        "memory": f"{found.peak_rss_mib:.0f} MiB{gpu}",
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }
     rows |= {f"adapter {name}": text for name, text in found.adapters.items()}

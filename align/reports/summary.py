@@ -22,14 +22,6 @@ FILE_NAME = "summary.json"
 RSS_UNITS_PER_MIB = 1024**2 if sys.platform == "darwin" else 1024
 
 
-def _peak_rss() -> float | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_UNITS_PER_MIB
-
-
 class Summary(BaseModel):
     """One finished run."""
 
@@ -57,7 +49,7 @@ class Summary(BaseModel):
     """How many of the report prompts were not held out: {"trained on": n, "chosen on": m}; left out where none is."""
     scores: dict[str, Comparison] = Field(default_factory=dict)
     """For each reward and judge: before and after on the report prompts at the same seeds, means over prompts with
-    95 % bootstrap intervals, and the paired difference."""
+    95 % intervals, and the paired difference."""
     findings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """What the hooks concluded, by their labels: the guard's events, its sweep of strengths, the one it recommends."""
     trained_on: list[str]
@@ -73,14 +65,26 @@ class Summary(BaseModel):
     was recomputed for a backward pass counts again."""
     forward_equivalents: int
     """The same with 2 more for each row of a backward pass."""
-    peak_rss_mib: float | None
-    """The main process's largest resident memory, MiB; null on Windows, which does not say."""
+    peak_rss_mib: float
+    """The main process's largest resident memory, MiB."""
     peak_gpu_mib: float | None
     """The main process's largest allocated GPU memory, MiB; null without a GPU."""
     hardware: str
     """Processor, cores and threads, and the GPU where there is one."""
     versions: dict[str, str]
     """Of Python and of the packages that the numbers depend on."""
+
+
+def peak_rss() -> float:
+    """MiB; where there is no `resource` (Windows), by psutil, which comes with accelerate."""
+    try:
+        import resource
+    except ImportError:
+        import psutil
+
+        found = psutil.Process().memory_info()
+        return getattr(found, "peak_wset", found.rss) / 1024**2
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_UNITS_PER_MIB
 
 
 def write(
@@ -115,7 +119,7 @@ def write(
         seconds_per_update=statistics.median(seconds) if seconds else 0.0,
         network_calls=calls.forward + calls.recompute,
         forward_equivalents=calls.forward_equivalents,
-        peak_rss_mib=_peak_rss(),
+        peak_rss_mib=peak_rss(),
         peak_gpu_mib=torch.cuda.max_memory_allocated() / 1024**2 if torch.cuda.is_available() else None,
         hardware=hardware(),
         versions=versions(),
@@ -172,7 +176,7 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
         change = score.difference
         yield (
             f"{label:<16} {score.before.mean:.4f} -> {score.after.mean:.4f}  change {change.mean:+.4f} "
-            f"[{change.low:+.4f}, {change.high:+.4f}]  better on {100 * score.win_rate:.0f} %"
+            f"[{change.within('+.4f')}]  better on {100 * score.win_rate:.0f} %"
         )
     if summary.report_seen:
         yield f"the report is on {held_out(summary.report_seen)}: give evaluate prompts of its own"

@@ -16,13 +16,18 @@ from align.reports.summary import Summary
 
 FILE_NAME = "README.md"
 TAG = "diffalign"  # by this a published repository is known to be one of ours
-HUB_LICENCES = (
-    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "unlicense", "cc0-1.0"),
-    *("openrail", "openrail++", "creativeml-openrail-m", "bigscience-openrail-m", "gemma"),
-    *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"),
-    *("gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0"),
+HUB_LICENCES = frozenset(
+    "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 "
+    "bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 "
+    "cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 "
+    "cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 "
+    "cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl "
+    "gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr "
+    "mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr "
+    "deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma "
+    "unknown other".split()
 )
-"""Those of the Hub's names for licences that weights commonly have; others go as license: other, license_name: NAME."""
+"""The Hub's names for licences, in its lower case; others go as license: other, license_name: NAME."""
 
 
 class Shown(NamedTuple):
@@ -82,8 +87,8 @@ def metadata(
     said |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     said["tags"] = ["lora", "text-to-image", "template:diffusion-lora", TAG, found.method]
     if licence := licence or base_licence(recipe):
-        known = licence in HUB_LICENCES
-        said |= {"license": licence} if known else {"license": "other", "license_name": licence}
+        known = licence.lower() in HUB_LICENCES
+        said |= {"license": licence.lower()} if known else {"license": "other", "license_name": licence}
     if shown.images:
         said["widget"] = [{"text": prompt, "output": {"url": path}} for path, prompt in shown.images.items()]
     if found.scores:
@@ -149,7 +154,10 @@ def _use(recipe: Recipe, found: Summary, repo: str | None, prompt: str) -> Seque
         weight = f", weight_name={json.dumps(file)}" if file else ""
         lines += [f"pipeline.load_lora_weights({json.dumps(path)}{weight})", "pipeline.fuse_lora()"]
         lines += ["pipeline.unload_lora_weights()"]
-    sampling = recipe.sampling
+    sampling = (recipe.evaluate.sampling if recipe.evaluate else None) or recipe.sampling  # as the scores were made
+    if sampling.spacing in ("leading", "trailing", "linspace"):
+        spacing = f"timestep_spacing={json.dumps(sampling.spacing)}"
+        lines += [f"pipeline.scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config, {spacing})"]
     options = f"num_inference_steps={sampling.num_steps}, guidance_scale={sampling.guidance_scale:g}"
     return [
         "```python",
@@ -202,7 +210,7 @@ def _scores(found: Summary, grid: str | None) -> list[str]:
         lines += [f"![The same prompts and seeds before and after training]({grid})", ""]
     lines += [
         f"At strength {found.strength:g}, on {summary.held_out(found.report_seen)} ({found.report_prompts}), at the "
-        "same seeds, with 95 % bootstrap intervals over prompts:",
+        "same seeds, with 95 % intervals over prompts:",
         "",
         "| score | trained on | before | after | change | better on |",
         "|---|---|---|---|---|---|",
@@ -234,7 +242,7 @@ def _made(recipe: Recipe, found: Summary) -> list[str]:
         "licences of the rewards": "; ".join(f"{k}: {r.licence_text()}" for k, r in recipe.rewards.items()) or "none",
         "hardware": f"{found.hardware}; {found.num_processes} process" + ("es" if found.num_processes != 1 else ""),
         "cost": f"{found.seconds:.0f} s of training, {found.network_calls:,} rows through the network"
-        + (f", {found.peak_rss_mib / 1024:.1f} GiB of memory" if found.peak_rss_mib is not None else "")
+        + f", {found.peak_rss_mib / 1024:.1f} GiB of memory"
         + (f", {found.peak_gpu_mib / 1024:.1f} GiB on the GPU" if found.peak_gpu_mib is not None else ""),
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }

@@ -20,6 +20,7 @@ from align.training import evaluate
 
 MAX_IMAGES = 12
 IMAGES = "images"
+DATA = re.compile(r"\.(txt|jsonl?|csv|tsv|ya?ml|py|parquet|png|jpe?g|webp|safetensors|pth?|bin|ckpt)$", re.IGNORECASE)
 
 
 class File(NamedTuple):
@@ -95,16 +96,35 @@ def _recipe(recipe: Recipe) -> str:
 
 def _hider(recipe: Recipe, run: Path) -> Any:
     """A function that cuts the folders of this machine out of a text."""
-    said = {text for text in _strings(recipe.dump()) if Path(text).expanduser().is_absolute()}
+    said = {place for text in _strings(recipe.dump()) for place in _places(text)}
     places = said | {str(Path.home()), str(run.resolve()), str(Path.cwd())}
-    found = sorted((place for place in places if Path(place).name), key=len, reverse=True)
+    found = sorted((place for place in places if _last(place)), key=len, reverse=True)
 
     def hide(text: str) -> str:
         for place in found:  # whole paths only: /app is not in owner/app-x
-            text = re.sub(rf"(?<![\w.-]){re.escape(place)}(?![\w-])", Path(place).name, text)
+            text = re.sub(rf"(?<![\w.-]){re.escape(place)}(?![\w-])", lambda _, place=place: _last(place), text)
         return text
 
     return hide
+
+
+def _places(text: str) -> Iterator[str]:
+    """The paths of this machine in a setting, absolute or not: all that has folders in it and is no Hub id."""
+    place = re.sub(r"(\.py|\.safetensors):.*$", r"\1", text)  # code and weights are named with what is meant in them
+    folders = re.split(r"[/\\]", place)
+    if len(folders) < 2 or "\n" in place or "://" in place:
+        return
+    outside = place.startswith((".", "~", "/", "\\")) or re.match(r"[A-Za-z]:[/\\]", place)
+    of_the_hub = re.fullmatch(r"[\w.-]+/[\w.-]+:.+", text) and not place.endswith(".py")
+    plain = " " not in place and (len(folders) > 2 or Path(place).exists())
+    if outside or (not of_the_hub and (plain or DATA.search(place))):
+        yield place
+
+
+def _last(place: str) -> str:
+    """The last part of a path of any system; "" where there is none."""
+    parts = [part for part in re.split(r"[/\\]", place) if part not in ("", ".", "..", "~")]
+    return parts[-1] if parts else ""
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -23,7 +23,7 @@ def _svg(width: float, height: float, parts: Sequence[str]) -> str:
 def forest(gains: Mapping[str, Mapping[str, Any]], column: str) -> str:
     """One interval a method, best first."""
     values = [told["gold"] for told in gains.values()] or [Interval(mean=0, low=0, high=0)]
-    low, high = min(0.0, *(v.low for v in values)), max(0.0, *(v.high for v in values))
+    low, high = min(0.0, *(v.edges[0] for v in values)), max(0.0, *(v.edges[1] for v in values))
     left, width, row = 170, 620, 26
     height = row * len(gains) + 50
 
@@ -37,9 +37,11 @@ def forest(gains: Mapping[str, Mapping[str, Any]], column: str) -> str:
     parts.append(f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="10" y2="{height - 34}" stroke="#1f2328"/>')
     for number, (name, value) in enumerate(zip(gains, values, strict=False)):
         y = 24 + row * number
-        colour = PALETTE[2] if value.low > 0 else "#c92a2a" if value.high < 0 else "#6b7078"
+        colour = PALETTE[2] if value.edges[0] > 0 else "#c92a2a" if value.edges[1] < 0 else "#6b7078"
         parts.append(f'<text class="name" x="{left}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<line x1="{x(value.low):.1f}" x2="{x(value.high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" ')
+        parts.append(
+            f'<line x1="{x(value.edges[0]):.1f}" x2="{x(value.edges[1]):.1f}" y1="{y}" y2="{y}" stroke="{colour}" '
+        )
         parts.append('stroke-width="4" stroke-linecap="round" opacity="0.45"/>')
         parts.append(f'<circle cx="{x(value.mean):.1f}" cy="{y}" r="4.5" fill="{colour}"/>')
     middle = (left + width) / 2

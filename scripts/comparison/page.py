@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from align.figures import charts
-from align.figures.statistics import Interval, interval
+from align.figures.statistics import Interval, over_seeds
 from align.hooks import metrics
 from align.reports import summary
 from scripts.comparison.figures import forest, lines, points
@@ -60,7 +60,7 @@ Every method trains the embedded model on the embedded preference reward (`pick`
 DRaFT-1 spends in the updates of its row: in wall-clock seconds within updates, and in forward-equivalents of the
 network (rows of network, decoder and reward, each 1 forward, 1 recomputed and 2 backward, decoder and reward at their
 share of the network's floating-point operations). Scores are differences to the base on report prompts at the same
-seeds, averaged over seeds for each prompt, with 95 % bootstrap intervals over prompts; no guard, the last adapter.
+seeds, averaged over seeds, with 95 % intervals over seeds and prompts together; no guard, the last adapter.
 `gold`, `judge` and `judge_graded` know the truth and no method sees them. Best-of-n pays its cost for every new image
 again, the others once. DPO, Inversion-DPO and the step-aware judge of spo-spm learn from pairs of the base model's
 own images that gold's noisy voters labelled; to make those pairs, to invert them and to train that judge is paid
@@ -81,7 +81,7 @@ def _gains(output: Path, column: str) -> dict[str, dict[str, Any]]:
             scores = [run["scores"] for run in runs if label in run["scores"]["after"]]
             if scores:
                 gains = [torch.tensor(s["after"][label]) - torch.tensor(s["before"][label]) for s in scores]
-                told[label] = interval(torch.stack(gains).double().mean(0))
+                told[label] = over_seeds(torch.stack(gains))
         found[folder.name] = told
     return dict(sorted(found.items(), key=lambda item: -item[1]["gold"].mean))
 
@@ -105,7 +105,7 @@ def _table(gains: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _signed(value: Interval) -> str:
-    return f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
+    return f"{value.mean:+.3f} [{value.within('+.3f')}]"
 
 
 def _speed(output: Path, images: Path) -> str:
@@ -126,7 +126,8 @@ def _speed(output: Path, images: Path) -> str:
     if told is None:
         return text
     claim = _claim(
-        "small K learns faster per second than all steps", True if told.low > 0 else None if told.high > 0 else False
+        "small K learns faster per second than all steps",
+        True if told.edges[0] > 0 else None if told.edges[1] > 0 else False,
     )
     return (
         f"{text}\nAt equal {COLUMNS[0]}, on the report prompts, K = 1 gains {_signed(told)} more of the trained reward "
@@ -141,7 +142,7 @@ def _against(output: Path) -> str:
         for column in COLUMNS:
             told = _difference(output, column, name, "diffusion-dpo", "gold")
             if told is not None:
-                holds = True if told.low > 0 else None if told.high > 0 else False
+                holds = True if told.edges[0] > 0 else None if told.edges[1] > 0 else False
                 said.append(f"- At equal {column}, {name} gains {_signed(told)} more gold. {_claim(claim, holds)}")
     head = "## Against Diffusion-DPO\n\nEach by its own recipe: rates, batches and betas differ.\n\n"
     return head + "\n".join(said) + "\n" if said else ""
@@ -154,8 +155,9 @@ def _difference(output: Path, column: str, first: str, second: str, label: str) 
         runs = [json.loads(path.read_text()) for path in sorted(output.glob(f"{name}/seed-*/{column}.json"))]
         if not runs:
             return None
-        means.append(torch.stack([torch.tensor(run["scores"]["after"][label]) for run in runs]).double().mean(0))
-    return interval(means[0] - means[1])
+        means.append(torch.stack([torch.tensor(run["scores"]["after"][label]) for run in runs]).double())
+    seeds = min(map(len, means))
+    return over_seeds(means[0][:seeds] - means[1][:seeds])
 
 
 def _at(points: charts.Points, x: float) -> float:

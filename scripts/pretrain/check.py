@@ -1,6 +1,6 @@
 """`check`: every figure that the embedded models are held to, measured on the exported checkpoints.
 
-Rates over prompts come with 95 % bootstrap intervals. The table is printed and written to docs/shapes-figures.md.
+Rates over prompts come with 95 % bootstrap intervals. The table is printed and written to docs/lab/shapes-figures.md.
 """
 
 import time
@@ -213,5 +213,9 @@ def main() -> None:
     ]
     text = "\n".join(lines) + "\n"
     print(text)
-    head = "# Figures of the embedded models\n\nWritten by `python scripts/pretrain_shapes.py check`.\n\n"
+    drawn = {name: sum(v.strict for v in judge(found, captions)) / PROMPTS for name, found in images.items()}
+    rates = ", ".join(f"{name} {100 * rate:.1f} %" for name, rate in drawn.items())
+    head = "# Figures of the embedded models\n\n"
+    head += f"**Verdict.** Report captions drawn right, by the strict judge: {rates}.\nThe rest is head-room.\n\n"
+    head += "Written by `python scripts/pretrain_shapes.py check`.\n\n"
     OUTPUT.write_text(head + text)

@@ -4,7 +4,7 @@
     loss = |v - (x_s* - a x_t)/b|^2,   (x_t, x_s*) on a trajectory of the guided base model
 One step of the student stands for several guided steps of its teacher (Salimans and Ho 2022, arXiv 2202.00512; with
 guidance folded in, Meng et al. 2023, arXiv 2210.03142). It predicts v, so that the step from pure noise magnifies no
-error of the network. Distribution matching to a single step was tried before: see docs/shapes.md.
+error of the network. Distribution matching to a single step was tried before: see docs/models/shapes.md.
 """
 
 import copy

@@ -51,9 +51,11 @@ def test_no_strength_is_no_gain(runs, tmp_path):
     found = evaluated(runs, tmp_path, "RUNS/one", strengths=[0, 1])
     nothing, whole = found.arms
     assert (nothing.label, whole.label) == ("one x 0", "one x 1")
-    for gain in (*nothing.scores.values(), nothing.diversity, *nothing.categories["odd"].values()):
+    for gain in (*nothing.scores.values(), nothing.diversity):
         assert (gain.difference.mean, gain.difference.low, gain.difference.high) == (0.0, 0.0, 0.0)
         assert (gain.win_rate, gain.wins.low, gain.wins.high) == (0.5, 0.5, 0.5)
+    for gain in nothing.categories["odd"].values():
+        assert (gain.difference.mean, gain.difference.low, gain.p) == (0.0, None, None), "of two prompts"
     assert (nothing.change.mean, nothing.change.high, nothing.drift) == (0.0, 0.0, 0.0)
     assert all(gain.difference.mean != 0 for gain in whole.scores.values())
     assert whole.change.mean > 0.001 and whole.drift > 0
@@ -201,3 +203,45 @@ def test_noise_of_ones_choice(runs, tmp_path):
 def test_what_a_judge_cannot_read_is_said_in_a_line(runs, tmp_path):
     with pytest.raises(UserError, match=r"^--reward judge: caption 'a red cat'"):
         evaluated(runs, tmp_path, "base", recipe=str(runs / "one"), rewards=["judge"])
+
+
+def test_a_judge_that_fails_half_way_leaves_no_scores_of_other_pictures(runs, tmp_path, monkeypatch):
+    """Seed 3, then seed 4 whose judge fails after its pictures are drawn, then seed 3 again."""
+    first = evaluated(runs, tmp_path, "RUNS/one", seed=3)
+
+    def failing(self, configs, combine=None):
+        raise ValueError("the judge is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("align.evaluation.draw.Built.__call__", failing)
+        with pytest.raises(ValueError, match="the judge is gone"):
+            evaluated(runs, tmp_path, "RUNS/one", seed=4)
+    again = evaluated(runs, tmp_path, "RUNS/one", seed=3)
+    assert again.baseline.scores == first.baseline.scores
+    fresh = evaluated(runs, tmp_path / "fresh", "RUNS/one", seed=3)
+    for file in (tmp_path / "fresh" / "images").rglob("*.png"):
+        assert (tmp_path / "images" / file.relative_to(tmp_path / "fresh" / "images")).read_bytes() == file.read_bytes()
+    assert fresh.baseline.scores == first.baseline.scores
+
+
+def test_fewer_prompts_leave_no_pictures_of_more(runs, tmp_path, drawn):
+    evaluated(runs, tmp_path, "RUNS/one")
+    evaluated(runs, tmp_path, "RUNS/one", count=2, num_images=1)
+    names = {path.name for path in (tmp_path / "images").rglob("*.png")}
+    assert names == {"0000-0.png", "0001-0.png"}
+
+
+def test_names_that_differ_in_lost_letters_are_two_arms(runs, tmp_path):
+    import shutil
+
+    for name in ("my run", "my-run", "b+c", "Größe @1"):
+        shutil.copytree(runs / "one", tmp_path / name)
+    systems = [str(tmp_path / name) for name in ("my run", "my-run", "b+c@0.5", "Größe @1@0.5")]
+    systems.append(f"{tmp_path / 'b+c'}@0.5+{tmp_path / 'my run'}@0.25")
+    made = planned(runs, *systems)
+    slugs = [arm.slug for arm in made.cast.arms]
+    assert len(set(slugs)) == 5 and all(slug.isascii() for slug in slugs)
+    assert [list(arm.adapters.values()) for arm in made.cast.arms] == [[1.0], [1.0], [0.5], [0.5], [0.5, 0.25]]
+    for wrong in ("@nan", "@inf", "@x"):
+        with pytest.raises(UserError, match="is no strength"):
+            planned(runs, f"RUNS/one{wrong}")

@@ -118,3 +118,14 @@ def test_hooks_are_finished_however_the_run_ends():
     with pytest.raises(ZeroDivisionError), running([Watch(), Watch()], State(num_updates=1)):
         _ = 1 / 0
     assert ended == [True, True]
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_its_extra(monkeypatch):
+    import importlib.util
+
+    from align.hooks.metrics import MetricsConfig
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    ((key, text),) = MetricsConfig(trackers=("wandb",)).conflicts({})
+    assert key == ".trackers" and "wandb is not installed" in text and "diffalign[wandb]" in text
+    assert list(MetricsConfig(trackers=("my:Tracker",)).conflicts({})) == []

@@ -266,3 +266,29 @@ def test_training_an_adapter_with_it_is_refused(model, tmp_path):
     with pytest.raises(UserError, match="Run align reno"):
         train(recipe(model, output=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_record_is_not_believed_when_its_picture_was_replaced(model, studio, tmp_path):
+    """Seed 0, then seed 1, then seed 0 again: the scores are those of the picture that is there."""
+    first = list(session(model, studio, tmp_path).run())
+    before = {o.file: (tmp_path / o.file).read_bytes() for o in first}
+    list(session(model, studio, tmp_path, **{"train.seed": 1}).run())
+    assert any((tmp_path / name).read_bytes() != data for name, data in before.items())
+    again = list(session(model, studio, tmp_path).run())
+    assert [o.best for o in again] == [o.best for o in first]
+    for outcome in again:
+        with Image.open(tmp_path / outcome.file) as image:
+            assert json.loads(image.text["diffalign"])["seed"] == outcome.seed == 0
+    assert len(read(tmp_path)) == len(again), "no line speaks of a picture that was replaced"
+
+
+@pytest.mark.parametrize("name", ["nofolder/x.png", "noending", "x.xyz"])
+def test_a_place_for_a_redrawn_image_is_tried_first(tmp_path, name):
+    with pytest.raises(UserError, match="--output"):
+        drawn_again(tmp_path / "none.safetensors", None, {}, tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "0", "x"])
+def test_a_budget_is_a_time(text):
+    with pytest.raises(UserError, match="is no time"):
+        seconds(text)

@@ -34,7 +34,7 @@ def test_shapes_sd_draws_what_is_asked_in_a_stock_pipeline():
     ).images
     assert images.shape == (96, 3, 32, 32)
     verdicts = judge(images, captions)
-    assert sum(v.strict for v in verdicts) / 96 > 0.35  # of 96; docs/shapes-figures.md has the figure itself
+    assert sum(v.strict for v in verdicts) / 96 > 0.35  # of 96; docs/lab/shapes-figures.md has the figure itself
     blind = judge(images, captions[6:] + captions[:6])  # the next caption of the same skill
     assert sum(v.strict for v in blind) < 0.5 * sum(v.strict for v in verdicts)
 
@@ -47,7 +47,7 @@ def test_shapes_turbo_draws_in_two_steps():
     captions = prompts("select", 96)
     options = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "pt"}
     verdicts = judge(pipe(prompt=captions, generator=torch.Generator().manual_seed(0), **options).images, captions)
-    assert sum(v.strict for v in verdicts) / 96 > 0.2  # of 96; docs/shapes-figures.md has the figure itself
+    assert sum(v.strict for v in verdicts) / 96 > 0.2  # of 96; docs/lab/shapes-figures.md has the figure itself
 
 
 def test_shapes_flow_draws_what_is_asked_in_a_stock_pipeline():
@@ -59,7 +59,7 @@ def test_shapes_flow_draws_what_is_asked_in_a_stock_pipeline():
     captions = prompts("select", 48)
     options = {"num_inference_steps": 10, "guidance_scale": 2.0, "output_type": "pt"}
     verdicts = judge(pipe(prompt=captions, generator=torch.Generator().manual_seed(0), **options).images, captions)
-    assert sum(v.graded for v in verdicts) / 48 > 0.55  # docs/shapes-figures.md has the figure itself, of 20 steps
+    assert sum(v.graded for v in verdicts) / 48 > 0.55  # docs/lab/shapes-figures.md has the figure itself, of 20 steps
 
 
 def test_a_recipe_takes_shapes_flow_for_shapes_sd_by_the_checkpoint_alone():

@@ -210,3 +210,36 @@ def test_the_card_that_is_published_loads_the_adapter(tiny_sd_factory, tmp_path,
     assert names["image"].size == (32, 32)
     assert names["pipeline"].get_active_adapters() == ["align"]
     assert json.loads(files["summary.json"])["method"] == "draft"
+
+
+@pytest.mark.parametrize(
+    ("place", "kept"),
+    [
+        ("../clients/acme-secret/prompts.txt", "prompts.txt"),
+        ("acme-secret/prompts.csv", "prompts.csv"),
+        ("~/acme-secret/p.txt", "p.txt"),
+        ("acme-secret/my_rewards.py:warmth", "my_rewards.py:warmth"),
+        ("C:\\Users\\acme-secret\\p.txt", "p.txt"),
+        ("./acme-secret", "acme-secret"),
+    ],
+)
+def test_relative_places_are_cut_too(place, kept):
+    from align.share.publish import _last, _places
+
+    (found,) = _places(place)
+    assert place.replace(found, _last(found)) == kept
+
+
+@pytest.mark.parametrize(
+    "text", ["owner/name", "a red and/or blue cat", "ByteDance/SDXL:net.safetensors", "shapes:train"]
+)
+def test_what_is_no_place_stays(text):
+    from align.share.publish import _places
+
+    assert list(_places(text)) == []
+
+
+def test_licences_are_known_in_any_case():
+    from align.share.card import HUB_LICENCES
+
+    assert {"mit", "apache-2.0", "openrail++", "cc-by-nc-sa-4.0", "llama3.1"} <= HUB_LICENCES
