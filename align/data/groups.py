@@ -33,8 +33,9 @@ class WindowConfig(ComponentConfig):
     """all that have a density; or `size` consecutive ones, within the first half of the steps or anywhere, drawn for
     each rollout; or sliding from noise to data."""
     size: int = Field(default=2, ge=1)
+    """How many steps it has; not looked at by all."""
     stride: int = Field(default=1, ge=1)
-    """sliding: how far it moves"""
+    """sliding: how many steps it moves on"""
     every: int = Field(default=25, ge=1)
     """sliding: ... after so many rollouts."""
 
@@ -58,6 +59,7 @@ class GroupsConfig(ComponentConfig):
     skip_flat: bool = False
     """Leave out the rows of groups whose images were all rewarded alike: they have A = 0, and cost as much."""
     window: WindowConfig = WindowConfig()
+    """The steps that are stochastic and trained, for objectives that train steps."""
     train_fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the window's steps that an image is trained on, drawn for each (DanceGRPO: 0.6)."""
     shared_noise: bool = False
