@@ -60,7 +60,8 @@ def test_a_run_writes_what_it_says(recipe):
     steps = [record["step"] for record in run.metrics]
     assert steps == [0, 1, 2, 3, 4]
     assert "panel/brightness" in run.metrics[0] and "loss" not in run.metrics[0]
-    update = {"loss", "reward/brightness", "reward/total", "grad_norm", "adapter_norm", "lr", "outcome", "seconds"}
+    update = {"loss", "reward/brightness", "reward/total", "grad_norm", "grad_over_eps", "adapter_norm", "lr"}
+    update |= {"outcome", "seconds"}
     assert run.metrics[1].keys() == update | {"step"}
     assert run.metrics[2].keys() == update | {"step", "panel/brightness", "drift"}
     assert run.metrics[4]["drift"] > 0

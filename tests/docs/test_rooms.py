@@ -71,9 +71,10 @@ def test_a_methods_page_is_short_and_whole(page):
         return
     headings = [line for line in lines if line.startswith("## ")]
     assert headings == ["## When, and when not", "## The command", "## What we measured"]
-    assert sum(line.startswith("![") for line in lines) == 1, "one picture"
     measured = text(page).partition("## What we measured\n")[2].strip().splitlines()
     assert len(measured) <= 5 and "../lab/" in "".join(measured)
+    pictures = sum(line.startswith("![") for line in lines)
+    assert pictures == 1 or (pictures == 0 and measured[0].startswith("Nothing yet")), "one picture"
 
 
 def test_every_objective_that_is_a_method_has_its_page():
@@ -103,5 +104,5 @@ def test_the_readmes_table_names_recipes_and_all_methods():
     assert found <= recipes.names().keys()
     missing = {name for name in recipes.names() if "shapes" not in name and "/any" not in name} - found
     assert missing <= {"spm/sd15"}, "spm/sd15 is the judge of spo/sd15"
-    heads = "".join(line for line in text("README.md").splitlines() if line.startswith("| | [DRaFT]"))
+    heads = "".join(line for line in text("README.md").splitlines() if line.startswith("| | ["))
     assert all(f"({page})" in heads for page in METHODS if not page.endswith("index.md"))

@@ -91,8 +91,8 @@ def test_schema(tmp_path):
     assert set(schema["required"]) == {"model", "objective", "data"}
     described = schema["properties"]["sampling"]
     assert described["description"]
-    refused = CliRunner().invoke(app, ["schema", "-o", str(tmp_path / "no" / "recipe.json")])
-    assert refused.exit_code == 2 and "cannot be written" in refused.stderr
+    refused = CliRunner().invoke(app, ["schema", "-o", str(tmp_path / "recipe.json" / "recipe.json")])
+    assert refused.exit_code == 2 and "recipe.json" in refused.stderr and len(refused.stderr.splitlines()) == 1
 
 
 def test_a_package_that_hides_ours_is_named(tmp_path):
