@@ -26,7 +26,7 @@ def test_the_command(runs, tmp_path, monkeypatch):
     done = CliRunner().invoke(app, [*words, "--reward", "brightness", "sharp=sharpness", "--strengths", "0,1"])
     assert done.exit_code == 0, done.output
     assert "base: 3 of 3 prompts to do" in done.output and "one x 1:" in done.output
-    assert "change +0.0000 [+0.0000, +0.0000]  better on 50 %" in done.output
+    assert "change +0.0000 [too few for an interval, below 4]  better on 50 %" in done.output
     assert done.output.rstrip().endswith("page  evaluation/evaluation.html")
     found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert list(found["baseline"]["scores"]) == ["brightness", "sharp"] and found["num_images"] == 1
@@ -39,10 +39,10 @@ def test_the_command(runs, tmp_path, monkeypatch):
     [
         ([], "what is to be evaluated"),
         (["nowhere"], "there is no adapter"),
-        (["RUNS/one", "--prompts", "nowhere.txt"], "--prompts: nowhere.txt: cannot be read"),
+        (["RUNS/one", "--prompts", "nowhere.txt"], "--prompts nowhere.txt: cannot be read"),
         (["RUNS/one", "--strengths", "a"], "--strengths a: is no list of numbers"),
         (["RUNS/one", "--reward", "brightnes"], "brightness"),
-        (["RUNS/one", "--output", "RUNS/prompts.csv"], "cannot be made"),
+        (["RUNS/one", "--output", "RUNS/prompts.csv"], "and it is no folder"),
         (["RUNS/one", "--prompts", "parti"], "HF_HUB_OFFLINE forbids"),
     ],
 )

@@ -194,7 +194,7 @@ def test_noise_of_ones_choice(runs, tmp_path):
     found = evaluated(runs, tmp_path, "best-of:1", "best-of:6", "reno:2", **options, changes=["optim.lr=1"])
     one, six, reno = found.arms
     assert one.label == "best of 1" and one.scores["brightness"].difference.mean == 0.0, "candidate 0 is the baseline's"
-    assert six.scores["brightness"].difference.low >= 0 and six.scores["brightness"].difference.mean > 0
+    assert six.scores["brightness"].difference.mean > 0 and six.scores["brightness"].difference.low is None
     assert reno.label == "ReNO, 2 iterations" and reno.scores["brightness"].difference.mean > 0
     assert six.drift is None and reno.change.mean > 0
     values = json.loads((tmp_path / EVALUATION).read_text())["arms"]
