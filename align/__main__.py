@@ -1,6 +1,7 @@
 """`align ...`, `python -m align ...`, and `accelerate launch -m align train RECIPE`."""
 
 import gc
+import io
 import sys
 
 from align.shadow import shadowed
@@ -9,7 +10,7 @@ from align.shadow import shadowed
 def main() -> None:
     """The command; first of all whether something on the path hides the toolkit's own packages."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a prompt in letters that the terminal lacks ends no run
     for number, argument in enumerate(sys.argv[1:], 1):
         if not argument.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in argument):

@@ -88,6 +88,7 @@ class Http(Reward):
     """What the judge answers; higher is better. Images are sent as PNG."""
 
     Config = HttpConfig
+    config: HttpConfig
 
     def __init__(self, config: HttpConfig, sleep: Callable[[float], None] = time.sleep):
         super().__init__(config, name=config.model)
