@@ -1,4 +1,4 @@
-"""Online RL on flows, tiny: what was drawn is what is trained under every law, and images noised again teach something."""
+"""Online RL on flows, tiny: what was drawn is what is trained under every law, and images noised again teach."""
 
 import importlib
 
