@@ -18,7 +18,7 @@ from align.policy.trainable import Adapter
 from align.registry import MODELS
 from align.sampling import SamplingConfig
 
-FAMILIES = ("sd3", "flux2")
+FAMILIES = ("sd3", pytest.param("flux2", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
