@@ -59,7 +59,7 @@ def test_the_python_block(place, monkeypatch, capsys):
     names: dict = {}
     exec(code.replace("count=48", "count=2"), names)
     assert [arm.label for arm in names["found"].arms] == [f"one x {s}" for s in ("0", "0.5", "1")]
-    assert "one x 0 {'brightness': '0.0000 [0.0000, 0.0000]'" in capsys.readouterr().out
+    assert "one x 0 {'brightness': '0.0000 [too few for an interval, below 4]'" in capsys.readouterr().out
 
 
 def test_the_table_of_benchmarks_is_right():
