@@ -128,4 +128,4 @@ def test_a_tracker_that_is_not_installed_is_refused_with_its_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     ((key, text),) = MetricsConfig(trackers=("wandb",)).conflicts({})
     assert key == ".trackers.0" and "which is not installed" in text and "diffalign[wandb]" in text
-    assert list(MetricsConfig(trackers=("my:Tracker",)).conflicts({})) == []
+    assert list(MetricsConfig(trackers=("accelerate.tracking:GeneralTracker",)).conflicts({})) == []
