@@ -27,12 +27,12 @@ from align.data._workplace import Workplace
 from align.errors import UserError
 from align.models._quantize import size
 from align.objectives._base import Parts
-from align.policy.cast import gather
+from align.policy.cast import MAIN, gather
 from align.policy.painter import Painter
 from align.policy.roles import Calls, Policy
 from align.policy.trainable import Adapter, Trainable
 from align.registry import DATA, MODELS, OBJECTIVES, build, resolve_embedded
-from align.training.movers import MAIN, alone, moves
+from align.training.movers import alone, moves
 from rewards._composite import Scored
 
 MIB = 2**20

@@ -25,7 +25,7 @@ from align.hooks import metrics
 from align.hooks._base import Hook, State, Surroundings
 from align.interrupt import Interrupt, Interrupted
 from align.objectives._base import Parts
-from align.policy.cast import gather
+from align.policy.cast import exported, gather
 from align.policy.painter import Painter
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter
@@ -130,7 +130,7 @@ class _Session:
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
         objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, rewards, seed))
         cast = gather(policy, objective)
-        trainable = getattr(objective, "trainable", adapter)  # an objective may train something of its own
+        trainable, result = getattr(objective, "trainable", adapter), exported(policy, objective)
         batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
         painter = Painter(policy, recipe.sampling, accelerator, seed=seed)
         for block in (recipe.sampling, recipe.evaluate and recipe.evaluate.sampling):
@@ -145,25 +145,26 @@ class _Session:
             named |= batches.contents()
         if checkpoint is not None:
             resume.same_contents(checkpoint, resume.meta(checkpoint), named)
-        around = Surroundings(self.output, accelerator, trainable, painter, self._composite, settings, seed)
+        around = Surroundings(self.output, accelerator, result, painter, self._composite, settings, seed)
         hooks = [build(HOOKS, config, around) for config in recipe.hooks.values()]
         said: dict[str, Any] = {"recipe": settings, "contents": named, "say": self.say}
         trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, **said)
+        more = {"cast": cast, "result": result, "resume": checkpoint}
         self._open_folder(fresh=checkpoint is None)  # everything is built: what cannot be leaves no folder behind
-        state = trainer.fit(objective, policy, trainable, batches, hooks, cast=cast, resume=checkpoint)
+        state = trainer.fit(objective, policy, trainable, batches, hooks, **more)
         again = "the same command" + {"auto": "", "never": " without --resume"}.get(resume_from, " with --resume auto")
         if state.interrupted:
             self.say(f"{state.interrupted}: ended after update {state.step}; {again} goes on from there")
             return Run(self.output, state.interrupted)
         with nullcontext() if state.chosen else state.average():
             if state.chosen:
-                trainable.load_state_dict(state.chosen.tensors)
+                result.load_state_dict(state.chosen.tensors)
             if accelerator.is_main_process:
-                trainable.export(self.output / ADAPTER)
+                result.export(self.output / ADAPTER)
             try:
                 findings = self._conclude(hooks, state)
                 strength = summary.recommended_strength(findings)
-                scaled = getattr(trainable, "scaled", None) if strength != 1 else None
+                scaled = getattr(result, "scaled", None) if strength != 1 else None
                 with scaled(strength) if scaled else nullcontext():  # what the card loads is what is reported
                     seen = self._seen(batches)
                     scores = self._evaluate(policy, rewards, seen)

@@ -46,6 +46,7 @@ class Surroundings:
     """The run's folder."""
     accelerator: Any
     trainable: Any
+    """What the run hands over in the end."""
     painter: Any
     """Images of a role for prompts, and their scores (align.policy.painter.Painter)."""
     build_rewards: Callable[[Any], Any]

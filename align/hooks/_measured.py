@@ -36,7 +36,7 @@ def measured(
     prompts: Sequence[str],
     base: Base,
     *,
-    role: str = "train",
+    role: str = "result",
     stream: str = "guard",
     poll: Callable[[], None] = lambda: None,
 ) -> Measurement:

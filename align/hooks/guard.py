@@ -136,7 +136,7 @@ class Guard(Hook):
                 found[strength] = held
                 continue
             with self.around.trainable.scaled(strength):
-                found[strength] = seen("train")
+                found[strength] = seen("result")
         said: dict[str, Any] = {"sweep": [{"strength": strength, **m.told()} for strength, m in found.items()]}
         said |= {"sweep_prompts": len(self.apart) // self.config.num_seeds, "recommended_strength": 1.0}
         if of_base is not None:

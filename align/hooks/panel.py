@@ -68,7 +68,7 @@ class Panel(Hook):
 
     def _measure(self, state: State) -> None:
         with state.average():
-            scores, _ = self.around.painter.score("train", self.prompts, self.rewards, stream="panel")
+            scores, _ = self.around.painter.score("result", self.prompts, self.rewards, stream="panel")
             means = {label: float(values.double().mean()) for label, values in scores.items()}
             state.metrics |= {f"panel/{label}": mean for label, mean in means.items()}
             if self.config.best is None or (self.best and means[self.config.best] <= self.best[0]):

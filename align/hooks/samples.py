@@ -50,7 +50,7 @@ class Samples(Hook):
         if not self.around.accelerator.is_main_process:
             return
         with state.average():
-            images = self.around.painter.images("train", self.prompts, range(len(self.prompts)), "samples")
+            images = self.around.painter.images("result", self.prompts, range(len(self.prompts)), "samples")
         groups = [(p, [Cell(image, f"step {state.step}")]) for p, image in zip(self.prompts, images, strict=True)]
         folder = self.around.output / "samples"
         folder.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,7 @@ class Objective(Protocol):
         adapters: {name: Trained, Snapshot or Frozen}     (align/policy/cast.py; each is a role by its own name)
         roles: {name: {adapter: weight}}                  (further roles, or "train" otherwise than {default: 1})
         moves(step) -> sequence of Move                   (the round of update number `step`, the first is 0)
+        exports: str                                      (the adapter that is the result; otherwise "default")
 
     and is itself called only where a move names it. A round counts as one update.
 

@@ -1,4 +1,4 @@
-"""The adapter inside a run's checkpoint: its trained parameters, or their moving average where the run keeps one."""
+"""The adapter inside a run's checkpoint: what the run hands over, or its moving average where the run keeps one."""
 
 import json
 from pathlib import Path
@@ -10,31 +10,35 @@ from safetensors.torch import load_file
 from align.errors import UserError
 from align.policy.adapter_tensors import DOWN, MAGNITUDE, UP, AdapterFile, assembled
 
+ENDS = {"A.weight": DOWN, "B.weight": UP, "magnitude_vector.weight": MAGNITUDE}
+
 
 def read_state(path: Path, component: str | None) -> AdapterFile:
-    """Of CHECKPOINT/trainable.safetensors; scale and network's name come from the recipe in its meta.json."""
+    """Of the checkpoint that holds `path`; scale and network's name come from its meta.json."""
     folder = path.parent
     try:
-        recipe: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["recipe"]
-        tensors = load_file(path)
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        recipe: dict[str, Any] = meta["recipe"]
+        result = meta.get("result") or {"part": "trainable", "name": "default", "adapter": recipe["adapter"]}
+        tensors = load_file(folder / f"{result['part']}.safetensors")
         average = folder / "ema.safetensors"
         if average.is_file():
             shadow = load_file(average)
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            names = [f"/{name}" for name, _ in state["trainable"]["$dict"]]  # in the parameters' order, as the average
+            names = [f"/{name}" for name, _ in state[result["part"]]["$dict"]]
             tensors = {name: shadow[f"/shadow/{place}"] for place, name in enumerate(names)}
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder}: the checkpoint is damaged ({error}). Give another.") from None
     parts = {}
     for name, value in tensors.items():
         module, sign, rest = name.removeprefix("/").partition(".lora_")
-        end = {"A.default.weight": DOWN, "B.default.weight": UP, "magnitude_vector.default.weight": MAGNITUDE}.get(rest)
+        end = ENDS.get(rest.replace(f".{result['name']}.", ".", 1))
         if not sign or end is None:
             raise UserError(
                 f"{folder}: what this run trained is no adapter of the network ({name}). Give another run's."
             )
         parts[module, end] = value
-    adapter = recipe["adapter"]
+    adapter = result["adapter"]
     alpha = adapter["rank"] if adapter.get("alpha") is None else adapter["alpha"]
     return assembled(path, component or _network(recipe), parts, {"lora_alpha": alpha, "use_rslora": adapter["rslora"]})
 

@@ -17,6 +17,9 @@ from align.policy import mix
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter, Trainable
 
+MAIN = "default"
+"""What a recipe's own adapter is called; its metrics have no prefix."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -143,7 +146,18 @@ def gather(policy: Policy, objective: Any) -> Cast:
             _beside(policy, cast, name, kind)
     for role, weights in getattr(objective, "roles", {}).items():
         policy.define(role, weights)
+    name = getattr(objective, "exports", MAIN)
+    policy.define("result", policy.roles["train"] if name == MAIN else {name: 1.0})
+    if name in cast.frozen:
+        raise ValueError(f'exports="{name}", which is frozen: there would be nothing new in it.')
     return cast
+
+
+def exported(policy: Policy, objective: Any) -> Any:
+    """The Trainable that a run leaves behind: its own, or the adapter that `objective` exports instead."""
+    if (name := getattr(objective, "exports", MAIN)) != MAIN:
+        return policy.adapters[name]
+    return getattr(objective, "trainable", policy.adapter)  # an objective may train something of its own
 
 
 def _beside(policy: Policy, cast: Cast, name: str, kind: Trained | Snapshot) -> None:

@@ -86,6 +86,7 @@ class Mixer:
         """Adds what is set to the weights for good, and takes PEFT's layers out."""
         lora.merge(self.network, self._layers)
 
+
 @torch.no_grad()
 def attach(network: nn.Module, component: str, source: str, name: str) -> list[Any]:
     """Puts the adapter of `source`, of any rank and targets, on the network as `name`, without gradient; its PEFT

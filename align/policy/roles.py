@@ -1,6 +1,7 @@
 """Roles on one network: each a set of adapters with weights, switched inside the call.
 
     train = {default: 1}     reference = {}     and what an objective adds: old = {old: 1}, fake = {fake: 1}, ...
+    result: what is judged, shown and handed over; as "train", or the adapter that the objective exports
 
 LoRA is additive, so that a role of several adapters is their sum and needs no merge and no second network.
 """
@@ -57,7 +58,8 @@ class Policy:
         self.model = model
         self.adapter: Any = adapter  # None: both roles are the network as it is
         self.adapters: dict[str, Any] = {} if adapter is None else {adapter.name: adapter}
-        self.roles: dict[str, dict[str, float]] = {"train": dict.fromkeys(self.adapters, 1.0), "reference": {}}
+        own = dict.fromkeys(self.adapters, 1.0)
+        self.roles: dict[str, dict[str, float]] = {"train": own, "reference": {}, "result": own}
         self.calls = Calls()
         self._autocast = autocast
         self._in_backward = False

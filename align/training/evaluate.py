@@ -66,16 +66,16 @@ def evaluate(
     prompts = load_prompts(config.prompts, count=config.num_prompts, key="evaluate.prompts")
     scores: dict[str, dict[str, Tensor]] = {}
     images: dict[str, Tensor] = {}
-    for role in ("reference", "train"):
-        scores[role], images[role] = painter.score(
+    for name, role in (("before", "reference"), ("after", "result")):
+        scores[name], images[name] = painter.score(
             role, prompts, rewards, stream="report", num_images=config.num_pictures, poll=poll
         )
     if painter.accelerator.is_main_process:
-        label = config.verdict or list(scores["train"])[-1 if config.rewards else 0]
-        judged = [(scores[role][label], images[role]) for role in ("reference", "train")]
+        label = config.verdict or list(scores["after"])[-1 if config.rewards else 0]
+        judged = [(scores[name][label], images[name]) for name in ("before", "after")]
         before_after(label, prompts, *judged).save(output / PICTURE)
         _write(output, label, prompts, scores, images)
-    return {label: compare(scores["reference"][label], scores["train"][label]) for label in scores["train"]}
+    return {label: compare(scores["before"][label], scores["after"][label]) for label in scores["after"]}
 
 
 def _write(
@@ -88,12 +88,11 @@ def _write(
     """report/: every prompt's scores, and the first pictures one by one."""
     folder = output / FOLDER
     folder.mkdir(exist_ok=True)
-    named = {"before": "reference", "after": "train"}
-    told = {name: {k: v.tolist() for k, v in scores[role].items()} for name, role in named.items()}
+    told = {name: {k: v.tolist() for k, v in scores[name].items()} for name in scores}
     written = {"verdict": label, "prompts": list(prompts), "scores": told}
     (folder / SCORES).write_text(json.dumps(written), encoding="utf-8")
-    for name, role in named.items():
-        for number, pixels in enumerate(images[role]):
+    for name in images:
+        for number, pixels in enumerate(images[name]):
             to_pil(pixels).save(folder / f"{number:04d}-{name}.png")
 
 

@@ -14,13 +14,10 @@ import torch
 from accelerate import Accelerator
 
 from align.objectives._base import Move, Objective
-from align.policy.cast import Cast, Trained
+from align.policy.cast import MAIN, Cast, Trained
 from align.policy.trainable import Trainable
 from align.training import optim
 from align.training.optim import OptimConfig
-
-MAIN = "default"
-"""What a recipe's own adapter is called; its metrics have no prefix."""
 
 
 @dataclass
@@ -73,6 +70,14 @@ def movers(config: Any, base: OptimConfig, trainable: Trainable, cast: Cast, acc
         scaler = config.scaler(accelerator.device)
         built.append(Mover(name, one, own, limit, optim.build(own, one.parameters()), scaler))
     return built
+
+
+def handed_over(result: Trainable, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the adapter that is handed over where it is not the run's own: in which part it lies,
+    by which name, with which settings."""
+    part = next(name for name, one in parts.items() if getattr(one, "adapter", one) is result)
+    adapter: Any = result
+    return {"result": {"part": part, "name": adapter.name, "adapter": adapter.config.model_dump(mode="json")}}
 
 
 def moves(objective: Objective, step: int) -> list[Move]:

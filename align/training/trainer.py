@@ -22,7 +22,7 @@ from align.training import checkpoint
 from align.training.checkpoint import Checkpoints
 from align.training.ema import EMA
 from align.training.failures import Failures
-from align.training.movers import alone, movers, moves
+from align.training.movers import alone, handed_over, movers, moves
 from align.training.optim import OptimConfig
 from align.training.update import Update, update
 from align.versions import versions
@@ -107,13 +107,14 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         *,
         cast: Cast | None = None,
+        result: Trainable | None = None,
         resume: Path | None = None,
     ) -> State:
-        """Trains until num_updates, a hook's stop or a signal; `cast` is what takes part beside `trainable`, and
-        `resume` a checkpoint to go on from."""
-        cast = cast or Cast()
+        """Trains until num_updates, a hook's stop or a signal; `cast` is what takes part beside `trainable`, `result`
+        what is handed over in place of `trainable`, and `resume` a checkpoint to go on from."""
+        cast, result = cast or Cast(), result or trainable
         self.movers = movers(self.config, self.optim, trainable, cast, self.accelerator)
-        ema = EMA(trainable.parameters(), self.config.ema) if self.config.ema else None
+        ema = EMA(result.parameters(), self.config.ema) if self.config.ema else None
         state = State(self.config.num_updates, average=ema.applied if ema else nullcontext)
         self.failures = Failures(self.config.max_failures)
         parts: dict[str, Any] = {"batches": batches, "ema": ema, "objective": objective, "failures": self.failures}
@@ -122,6 +123,7 @@ class Trainer:
         parts |= {f"adapter-{name}": follower for name, follower in cast.followers.items()}
         parts |= {f"hook-{i}": hook for i, hook in enumerate(hooks)}
         parts = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+        self.result = handed_over(result, parts) if result is not trainable else {}
         if resume is not None:
             self._restore(resume, parts, policy, state)
         with Interrupt(self.accelerator) as interrupt, running(hooks, state):
@@ -192,7 +194,7 @@ class Trainer:
             states = {name: held for name, part in parts.items() if (held := part.state_dict())}
             states["calls"] = calls.state_dict()
             meta = {"recipe": self.recipe, "versions": versions(), "threads": torch.get_num_threads()}
-            meta |= {"contents": self.contents, "base": self.checkpoints.base}
+            meta |= {"contents": self.contents, "base": self.checkpoints.base, **self.result}
             self.checkpoints.save(state.step, states, meta)
         self.accelerator.wait_for_everyone()
 

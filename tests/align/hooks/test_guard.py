@@ -34,7 +34,7 @@ class Script:
 
     def score(self, role, prompts, rewards, *, stream, num_images, poll):
         if stream == "guard":
-            assert (role, num_images) == ("train", 4) and prompts == ["a", "a", "b", "b"]
+            assert (role, num_images) == ("result", 4) and prompts == ["a", "a", "b", "b"]
         self.asked += 1
         means, images = self.measurements.pop(0)
         spread_out = torch.tensor([-1.0, 1.0]).repeat(num_images // 2)  # standard deviation 1
@@ -281,12 +281,12 @@ def test_with_a_first_adapter_the_base_is_the_model_without_it():
     class Painter:
         def score(self, role, prompts, rewards, *, stream, num_images, poll):
             asked.append(role)
-            return {"clip": torch.tensor([-1.0, 1, -1, 1]) + (role == "train")}, textured()
+            return {"clip": torch.tensor([-1.0, 1, -1, 1]) + (role == "result")}, textured()
 
     hook = guard(Painter())
     hook.around = Surroundings(Path(), None, Weights(), Painter(), dict, {"adapter": {"init": "a"}}, seed=0)
     state = play(hook, 0)
-    assert asked == ["reference", "train"] and state.metrics["guard/score"] == 1.0
+    assert asked == ["reference", "result"] and state.metrics["guard/score"] == 1.0
 
 
 def test_where_nothing_improved_there_is_nothing_to_sweep():
