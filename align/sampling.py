@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 STOCHASTIC = ("ddim", "euler_ancestral")  # the rules that take an eta
 LINEAR = ("ddim", "euler", "euler_ancestral")  # the rules that are one line in (x0, eps), whose noise a law can choose
+MOMENTUM = ("heavy_ball", "ghvb")  # the rules that take an order and a beta
 UNBOUNDED = ("flow_sde", "dance_sde")  # the laws whose level is a rate, not a share
+OF_GRADIENTS = ("window", "last_k", "min_k", "max_k", "normal_mean", "normal_std", "subset_k")
+OF_GRADIENTS += ("detach_input", "checkpoint_steps")
+"""The settings that no image depends on."""
 
 
 class SamplingConfig(ComponentConfig):
@@ -30,8 +34,13 @@ class SamplingConfig(ComponentConfig):
 
     num_steps: int = Field(default=50, ge=1)
     """Network evaluations along the grid; heun takes 2 num_steps - 1."""
-    step_rule: Literal["ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "lcm"] = "ddim"
-    """The integrator; lcm with num_steps=1 is one-step generation."""
+    step_rule: Literal["ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "lcm", "heavy_ball", "ghvb"] = "ddim"
+    """The integrator; lcm with num_steps=1 is one-step generation. heavy_ball and ghvb are Adams-Bashforth steps with
+    momentum, for few steps at large guidance."""
+    order: int = Field(default=2, ge=1, le=5)
+    """heavy_ball and ghvb: past predictions that a step extrapolates from. GHVB 1.8 is order 2 and beta 0.8."""
+    beta: float = Field(default=0.8, gt=0, le=1)
+    """heavy_ball and ghvb: share of the newest in the running average. 1 is none: Adams-Bashforth (PLMS)."""
     noise_law: Literal["ddim", "cps", "flow_sde", "dance_sde"] | None = None
     """Which noise a step takes, with ddim or an euler's grid (samplers/laws.py): ddim and cps leave none in the image,
     flow_sde and dance_sde are Flow-GRPO's and DanceGRPO's. Default: the step rule's own."""
@@ -103,8 +112,14 @@ class SamplingConfig(ComponentConfig):
             yield "eta", f"is {self.eta}. Set it within [0, 1]: it is the share of a step's noise that is fresh."
         if self.noise_law is not None and self.step_rule not in LINEAR:
             yield "noise_law", f"is {self.noise_law}, and {self.step_rule} takes none. Use {', '.join(LINEAR)}."
-        if self.spacing == "karras" and self.step_rule == "ddim":
-            yield "spacing", "is karras, which ddim has not. Use euler, heun or dpmpp_2m, or another spacing."
+        if self.spacing == "karras" and self.step_rule in ("ddim", *MOMENTUM):
+            yield (
+                "spacing",
+                f"is karras, not for {self.step_rule}. Use euler, heun or dpmpp_2m, or another spacing.",
+            )
+        for key in ("order", "beta") if self.step_rule not in MOMENTUM else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                yield key, f"is {getattr(self, key)}, and {self.step_rule} takes none. Use {' or '.join(MOMENTUM)}."
         if self.spacing is not None and self.step_rule == "lcm":
             yield "spacing", f"is {self.spacing}, and an LCM has its own times. Remove it."
 
@@ -112,7 +127,7 @@ class SamplingConfig(ComponentConfig):
             yield from self._timestep_problems(self.timesteps)
 
     def _timestep_problems(self, timesteps: Sequence[int]) -> Iterator[tuple[str, str]]:
-        if self.step_rule not in ("ddim", "lcm"):
+        if self.step_rule not in ("ddim", "lcm", *MOMENTUM):
             yield "timesteps", f"are set, and {self.step_rule} has times of its own. Use ddim or lcm, or remove them."
         if self.spacing is not None:
             yield "timesteps", f"are set beside spacing={self.spacing}. Remove one of the two."
@@ -170,6 +185,8 @@ class SamplingConfig(ComponentConfig):
             "heun": samplers.Heun,
             "dpmpp_2m": samplers.DPMpp2M,
             "lcm": samplers.lcm,
+            "heavy_ball": samplers.HeavyBall.of(self.order, self.beta),
+            "ghvb": samplers.GHVB.of(self.order, self.beta),
         }
         return rules[self.step_rule]
 

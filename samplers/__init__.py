@@ -17,6 +17,7 @@ from samplers.grids import Grid
 from samplers.heun import Heun
 from samplers.laws import LAWS, LEVELS, Law, cps_law, dance_sde_law, ddim_law, flow_sde_law, flow_time, noisy
 from samplers.lcm import lcm
+from samplers.momentum import GHVB, HeavyBall
 from samplers.noise import Rng, generator, noise
 from samplers.prediction import Prediction, row, split, target
 from samplers.rollout import Trajectory, bind, invert, sample, sensitivity
@@ -34,6 +35,7 @@ from samplers.transition import StepRule, Transition, guard_log_ratio
 from samplers.windows import Window, Windowed, densities
 
 __all__ = [
+    "GHVB",
     "LAWS",
     "LEVELS",
     "NO_GRAD",
@@ -44,6 +46,7 @@ __all__ = [
     "GaussianDenoiser",
     "GradPolicy",
     "Grid",
+    "HeavyBall",
     "Heun",
     "Law",
     "Prediction",

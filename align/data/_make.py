@@ -26,10 +26,10 @@ from align.data.prompts import load_prompts, problems
 from align.errors import UserError
 from align.models import _identity
 from align.registry import ComponentConfig, LabelledRewards
+from align.sampling import OF_GRADIENTS
 from samplers import generator
 
 SETTINGS, PARTS, IMAGES = "settings.json", "parts", "images"
-DRAWS = ("num_steps", "step_rule", "eta", "guidance_scale", "guidance_interval", "spacing", "timesteps", "image_size")
 """Of the sampling block, what an image depends on; the rest is about gradients."""
 
 
@@ -129,7 +129,7 @@ def check(config: MakeConfig, folder: Path, around: Workplace, *, whole: bool) -
 def _settings(config: MakeConfig, around: Workplace) -> dict[str, Any]:
     """All that the pairs depend on, by what the user may have changed."""
     model = around.model
-    drawn = around.sampling.model_dump(mode="json", include=set(DRAWS))
+    drawn = around.sampling.model_dump(mode="json", exclude=set(OF_GRADIENTS))
     prompts = load_prompts(config.prompts, count=config.num_prompts, key="data.make.prompts")
     make = config.model_dump(mode="json", exclude={"batch_size", "prompts", "num_prompts"})
     return {

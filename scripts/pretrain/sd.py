@@ -125,7 +125,7 @@ def times(batch: int, g: torch.Generator) -> Tensor:
     return (NOISY * even / (1 + (NOISY - 1) * even) * 1000).long().clamp(max=999)
 
 
-def main(steps: int = 8_000, batch: int = 64, seed: int = 0, start: str | None = None) -> None:
+def main(steps: int = 6_500, batch: int = 64, seed: int = 0, start: str | None = None) -> None:
     """Train; `start`: folder of a pipeline whose UNet and text tower training starts from."""
     torch.manual_seed(seed)
     unet, encoder = build_unet(), text.load_encoder()

@@ -29,6 +29,8 @@ def model(tiny_sd_factory):
         ({"num_steps": 8, "window": "subset", "subset_k": 9}, r"subset_k\n  9 exceeds"),
         ({"num_steps": 20, "window": "normal"}, r"normal_mean\n  42.0 is none of the 20 steps"),
         ({"step_rule": "dpmpp_2m", "eta": 0.5}, r"eta\n  is 0.5, and dpmpp_2m has no eta"),
+        ({"order": 3}, r"order\n  is 3, and ddim takes none. Use heavy_ball or ghvb"),
+        ({"step_rule": "ghvb", "beta": 0.0}, r"beta"),
         ({"spacing": "karras"}, r"spacing\n  is karras.* Use euler, heun or dpmpp_2m"),
         ({"step_rule": "lcm", "num_steps": 4, "spacing": "trailing"}, r"spacing\n  .* its own times"),
         ({"num_steps": 2, "timesteps": [800]}, r"timesteps\n  are 1, and num_steps is 2"),
@@ -81,7 +83,7 @@ def test_bernoulli_and_the_other_choices_reach_the_policy():
     assert 15 < sum(policy.decide(50, Rng(0, [0]).shared("grad"))) < 40
 
 
-@pytest.mark.parametrize("rule", ["ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "lcm"])
+@pytest.mark.parametrize("rule", ["ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "lcm", "heavy_ball", "ghvb"])
 def test_every_rule_runs_on_a_model(model, rule):
     config = SamplingConfig(num_steps=4, step_rule=rule, guidance_scale=2.0)
     trajectory = rollout(config, model, model.denoiser(), PROMPTS, Rng(0, [0, 1]))

@@ -68,6 +68,9 @@ def test_a_run_that_was_ended_goes_on_and_ends_the_same(recipe, tmp_path):
     (tmp_path / "ended/pairs.jsonl").unlink()
     with pytest.raises(UserError, match="pairs of other settings"):
         made(recipe, tmp_path / "ended", num_images=2)
+    noisy = recipe | {"sampling": recipe["sampling"] | {"noise_law": "cps"}}
+    with pytest.raises(UserError, match=r"pairs of other settings.*sampling.noise_law"):
+        made(noisy, tmp_path / "ended")
 
 
 def test_labels_follow_bradley_and_terry():
