@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from align.models._base import DiffusionModel
     from samplers import Denoiser, GradPolicy, Grid, Law, Rng, Schedule, StepRule, Trajectory
-    from samplers.denoiser import CfgGrad
+    from samplers.guidance import CfgGrad
 
 STOCHASTIC = ("ddim", "euler_ancestral")  # the rules that take an eta
 LINEAR = ("ddim", "euler", "euler_ancestral")  # the rules that are one line in (x0, eps), whose noise a law can choose

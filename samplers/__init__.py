@@ -7,13 +7,14 @@ x0 = sample(data, torch.randn(4, 3), grids.flow(20), constant(torch.zeros(4, 3))
 
 from samplers import grids
 from samplers.ddim import ddim
-from samplers.denoiser import Cond, Denoiser, TensorCond, cfg, denoise
+from samplers.denoiser import Cond, Denoiser, TensorCond, denoise
 from samplers.dpmpp import DPMpp2M
 from samplers.euler import euler
 from samplers.euler_ancestral import euler_ancestral
 from samplers.gaussian import GaussianDenoiser, constant
 from samplers.grad import NO_GRAD, GradPolicy, bernoulli, contiguous, full, last, normal, subset
 from samplers.grids import Grid
+from samplers.guidance import CfgGrad, Guidance, cfg, guide
 from samplers.heun import Heun
 from samplers.laws import LAWS, LEVELS, Law, cps_law, dance_sde_law, ddim_law, flow_sde_law, flow_time, noisy
 from samplers.lcm import lcm
@@ -39,6 +40,7 @@ __all__ = [
     "LAWS",
     "LEVELS",
     "NO_GRAD",
+    "CfgGrad",
     "Cond",
     "DPMpp2M",
     "Denoiser",
@@ -46,6 +48,7 @@ __all__ = [
     "GaussianDenoiser",
     "GradPolicy",
     "Grid",
+    "Guidance",
     "HeavyBall",
     "Heun",
     "Law",
@@ -81,6 +84,7 @@ __all__ = [
     "generator",
     "grids",
     "guard_log_ratio",
+    "guide",
     "invert",
     "last",
     "lcm",

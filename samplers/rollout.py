@@ -74,11 +74,13 @@ def sample(
     num_steps = len(grid.times) - 1
     kept = grad.decide(num_steps, rng.shared("grad") if rng else None)
     rule = bind(step, eta)
+    guided = denoiser.begin(grid.times) if hasattr(denoiser, "begin") else None  # type: ignore[attr-defined]
     states, x0_hats, transitions = [x_T], [], []
     with torch.set_grad_enabled(torch.is_grad_enabled() and any(kept)):
         x = x_T
         for i in range(num_steps):
-            out = _call(denoiser, x, grid.times[i], cond, kept[i], grad)
+            call = denoiser if guided is None else guided.at(i)
+            out = _call(call, x, grid.times[i], cond, kept[i], grad)
             if kept[i] and grad.scale is not None:
                 out = out.detach() + grad.scale[i] * (out - out.detach())
             x0_hat, eps = split(out, x, alphas[i], sigmas[i], denoiser.kind)
@@ -98,7 +100,7 @@ def bind(step: StepRule | type[StepRule], eta: float | None = None) -> Callable[
     return rule if eta is None else partial(rule, eta=eta)
 
 
-def _call(denoiser: Denoiser, x: Tensor, t: Tensor, cond: Any, kept: bool, grad: GradPolicy) -> Tensor:
+def _call(denoiser: Any, x: Tensor, t: Tensor, cond: Any, kept: bool, grad: GradPolicy) -> Tensor:
     if not kept:
         with torch.no_grad():
             return denoiser(x, t, cond)

@@ -12,7 +12,7 @@ from align.errors import UserError
 from align.objectives._base import Parts
 from align.policy.roles import Policy
 from samplers import Transition, noisy, split
-from samplers.denoiser import CfgGrad
+from samplers.guidance import CfgGrad
 
 Gather = Callable[[Tensor], Tensor]
 

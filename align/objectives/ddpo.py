@@ -19,7 +19,7 @@ from align.objectives._base import Loss, Parts
 from align.objectives._rl_losses import ppo
 from align.policy.roles import Policy
 from align.registry import ComponentConfig
-from samplers.denoiser import CfgGrad
+from samplers.guidance import CfgGrad
 
 
 class DDPOConfig(ComponentConfig):

@@ -24,7 +24,7 @@ from align.objectives._rl_losses import ppo
 from align.policy.roles import Policy
 from align.registry import ComponentConfig
 from samplers import Transition, flow_time, guard_log_ratio
-from samplers.denoiser import CfgGrad
+from samplers.guidance import CfgGrad
 
 
 class GRPOConfig(ComponentConfig):

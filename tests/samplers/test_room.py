@@ -33,7 +33,7 @@ def test_every_file_of_mathematics_opens_with_its_formula_and_source():
     for module in pkgutil.iter_modules(samplers.__path__):
         opening = inspect.getdoc(__import__(f"samplers.{module.name}", fromlist=["_"]))
         assert opening and len(opening) > 80, module.name
-    cited = ["schedule", "prediction", "ddim", "euler", "heun", "dpmpp", "lcm", "denoiser"]
+    cited = ["schedule", "prediction", "ddim", "euler", "heun", "dpmpp", "lcm", "guidance", "momentum"]
     for name in cited:
         assert "arXiv" in inspect.getdoc(__import__(f"samplers.{name}", fromlist=["_"])), name
 

@@ -1,0 +1,271 @@
+"""Classifier-free guidance: when the unconditional model is asked, and how two outputs become one.
+
+    out = out_u + w (out_c - out_u)          Ho & Salimans, arXiv 2207.12598; w = 1 is the conditional model alone
+
+A guided denoiser is a denoiser again, valid for every prediction kind because `split` is linear in out. What depends on
+the way so far (which rows still need out_u, the last difference) belongs to one trajectory: `begin` makes it anew, and
+what it has decided is recorded, so that a checkpointed call that is made again decides the same.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from samplers.denoiser import Denoiser
+from samplers.prediction import Prediction, split
+from samplers.schedule import Schedule, broadcast
+
+CfgGrad = Literal["both", "cond", "none"]
+"""What of a guided output carries gradient; see `guide`."""
+TINY = 1e-8
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What `guide` does; the defaults are plain guidance at every step."""
+
+    scale: float | Sequence[float] | Mapping[float, float] = 7.5
+    """w; one a network call; or {t: w}, each from its t down to the next (the first t is 1)."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Times t between which guidance acts, bounds included: Kynkaanniemi et al., arXiv 2404.07724."""
+    skip: Literal["none", "adaptive", "fraction", "refresh"] = "none"
+    """Which guided calls leave out_u out. adaptive: a row's from the call after its cosine of the two outputs reached
+    gamma (Castillo et al., arXiv 2312.12487); fraction: those after a share of them; refresh: all but each every-th."""
+    gamma: float = 0.99
+    """adaptive: the cosine that ends it; above 1 it never ends."""
+    space: Literal["x0", "v"] = "x0"
+    """adaptive: where the cosine is taken. That of eps is near 1 from the start, both outputs being mostly x_t."""
+    fraction: float = 0.5
+    """fraction: share of the guided calls that are made in full, the first ones."""
+    every: int = 2
+    """refresh: out_u is asked at each every-th guided call."""
+    reuse: Literal["none", "delta", "delta2"] = "none"
+    """What stands for out_c - out_u where it is left out: nothing, so that out_c is taken; the last one; or that of the
+    last two carried on in a line. Without gradient."""
+    rescale: float = 0.0
+    """phi of out <- phi out std(out_c)/std(out) + (1 - phi) out, per row: Lin et al., arXiv 2305.08891, eq. 15-16."""
+    zero_star: bool = False
+    """CFG-Zero*: out_u shortened to what of out_c lies along it, per row (Fan et al., arXiv 2503.18886, eq. 6)."""
+    zero_init: int = 0
+    """CFG-Zero*: the first so many calls stand still (out = 0, no network call); a flow's velocity only."""
+    plus_plus: bool = False
+    """CFG++ (Chung et al., arXiv 2406.08070): scale is its lambda in [0, 1]. Along deterministic first-order steps that
+    is guidance at w = lambda / (1 - r), r = (sigma_s/alpha_s)/(sigma_t/alpha_t)."""
+
+    @property
+    def of_trajectory(self) -> bool:
+        """Whether a call needs to know which of a trajectory's it is."""
+        told = isinstance(self.scale, Sequence) or self.skip != "none" or self.zero_init > 0
+        return told or self.plus_plus
+
+    def at(self, t: Tensor) -> Tensor:
+        """w at times t, any shape, float64; 1 outside the interval. Not for scales that are told by call."""
+        low, high = self.interval
+        t = t.double()
+        if isinstance(self.scale, Mapping):
+            levels = sorted(self.scale)
+            place = torch.searchsorted(torch.tensor(levels, dtype=torch.float64, device=t.device), t)
+            values = torch.tensor([self.scale[level] for level in levels], dtype=torch.float64, device=t.device)
+            w = values[place.clamp(max=len(levels) - 1)]
+        else:
+            w = torch.full_like(t, self.scale)  # type: ignore[arg-type]
+        return torch.where((t >= low) & (t <= high), w, torch.ones_like(w))
+
+    def along(self, times: Tensor, schedule: Schedule) -> list[float]:
+        """w of each call of a trajectory, `times` (N + 1,) being its grid's."""
+        calls = len(times) - 1
+        if isinstance(self.scale, Sequence):
+            if len(self.scale) < calls:
+                raise ValueError(f"{len(self.scale)} scales of guidance for {calls} network calls")
+            w = torch.tensor(list(self.scale[:calls]), dtype=torch.float64)
+            low, high = self.interval
+            w = torch.where((times[:-1] >= low) & (times[:-1] <= high), w, torch.ones_like(w))
+        else:
+            w = self.at(times[:-1])
+        if self.plus_plus:
+            alpha, sigma = schedule(times)
+            r = (sigma[1:] * alpha[:-1]) / (alpha[1:] * sigma[:-1])
+            w = torch.where(w == 1, w, w / (1 - r))
+        return w.tolist()
+
+
+@dataclass(frozen=True)
+class _Guided:
+    inner: Denoiser
+    uncond: Any
+    guidance: Guidance
+    rescale: Callable[[Tensor, Tensor], Tensor] | None
+    grad: CfgGrad
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.inner.schedule
+
+    @property
+    def kind(self) -> Prediction:
+        return self.inner.kind
+
+    def begin(self, times: Tensor) -> "Guided":
+        """The guided calls of one trajectory along `times` (N + 1,)."""
+        return Guided(self, times)
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
+        if self.guidance.of_trajectory:
+            raise ValueError("this guidance knows its calls by their place in a trajectory: `begin` one")
+        w = self.guidance.at(t)
+        if t.ndim == 0:
+            return self.inner(x_t, t, cond) if w == 1 else self.combined(*self.both(x_t, t, cond), float(w))
+        return self.combined(*self.both(x_t, t, cond), broadcast(w, x_t))
+
+    def both(self, x_t: Tensor, t: Tensor, cond: Any, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(out_u of `rows`, out_c of all), in one call; rows: (b,) numbers, or None for all."""
+        uncond = self.uncond.repeat(len(cond)) if len(self.uncond) == 1 else self.uncond
+        some = x_t if rows is None else x_t[rows]
+        times = t if t.ndim == 0 else torch.cat([t if rows is None else t[rows], t])
+        out = self.inner(torch.cat([some, x_t]), times, (uncond if rows is None else uncond[rows]).cat(cond))
+        out_u, out_c = out.split([len(some), len(x_t)])
+        return out_u, out_c
+
+    def combined(self, out_u: Tensor, out_c: Tensor, w: float | Tensor) -> Tensor:
+        """The guided output of rows that have both, with gradient as `grad` says."""
+        if self.grad != "both":
+            out_u = out_u.detach()
+        if self.grad == "none":  # the value of out_c, with 1/w of its gradient: guidance then makes it 1
+            share = torch.where(w == 0, 1.0, w) if isinstance(w, Tensor) else w or 1.0
+            out_c = out_c.detach() + (out_c - out_c.detach()) / share
+        if self.guidance.zero_star:
+            flat_u, flat_c = out_u.flatten(1).float(), out_c.flatten(1).float()
+            out_u = out_u * broadcast((flat_u * flat_c).sum(1) / (flat_u.square().sum(1) + TINY), out_u)
+        out = out_u + w * (out_c - out_u)
+        return self.finished(out, out_c)
+
+    def finished(self, out: Tensor, out_c: Tensor) -> Tensor:
+        """What is done to a guided output at the end."""
+        if (phi := self.guidance.rescale) > 0:
+            std, wanted = (o.flatten(1).float().std(1) for o in (out, out_c))
+            out = broadcast(phi * wanted / std.clamp(min=TINY) + (1 - phi), out) * out
+        return out if self.rescale is None else self.rescale(out, out_c)
+
+
+@dataclass
+class Guided:
+    """The guided calls of one trajectory, by their number: `at(i)` is the denoiser of call i."""
+
+    guided: _Guided
+    times: Tensor
+    on: Tensor | None = None
+    """(B,) bool, adaptive: the rows that still ask out_u."""
+    past: list[tuple[int, Tensor]] = field(default_factory=list)
+    """(call, out_c - out_u) of the last two calls in full, without gradient."""
+    record: dict[int, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+    """Of each call made: the rows that were asked (None: all), and the difference that stood in for out_u's."""
+
+    def __post_init__(self) -> None:
+        self.w = self.guided.guidance.along(self.times, self.guided.schedule)
+        self.calls = [i for i, w in enumerate(self.w) if w != 1 and i >= self.guided.guidance.zero_init]
+
+    def at(self, number: int) -> Callable[[Tensor, Tensor, Any], Tensor]:
+        """(x_t, t, cond) -> out of call `number`. Made again, it repeats what it did."""
+        return lambda x_t, t, cond: self._call(number, x_t, t, cond)
+
+    def _call(self, number: int, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
+        guided, guidance, w = self.guided, self.guided.guidance, self.w[number]
+        if number < guidance.zero_init:
+            return torch.zeros_like(x_t)
+        if w == 1:
+            return guided.inner(x_t, t, cond)
+        again = number in self.record
+        rows, difference = self.record[number] if again else self._decide(number, x_t)
+        self.record[number] = rows, difference
+        if rows is not None and len(rows) == 0:
+            out_c = guided.inner(x_t, t, cond)
+            return out_c if difference is None else guided.finished(out_c + (w - 1) * difference, out_c)
+        out_u, out_c = guided.both(x_t, t, cond, rows)
+        if not again:
+            self._learn(number, x_t, t, rows, out_u, out_c)
+        if rows is None:
+            return guided.combined(out_u, out_c, w)
+        return out_c.index_copy(0, rows, guided.combined(out_u, out_c[rows], w).to(out_c.dtype))
+
+    def _decide(self, number: int, x_t: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        guidance, place = self.guided.guidance, self.calls.index(number)
+        if guidance.skip == "adaptive":
+            if self.on is None or x_t.device.type == "meta":  # without values none is known to be done
+                return None, None
+            return (None if bool(self.on.all()) else self.on.nonzero().flatten()), None
+        in_full = {
+            "none": True,
+            "fraction": place < round(guidance.fraction * len(self.calls)),
+            "refresh": place % guidance.every == 0,
+        }[guidance.skip]
+        if in_full:
+            return None, None
+        return torch.empty(0, dtype=torch.long, device=x_t.device), self._difference(number)
+
+    def _difference(self, number: int) -> Tensor | None:
+        reuse = self.guided.guidance.reuse
+        if reuse == "none" or not self.past:
+            return None
+        last, newest = self.past[-1]
+        if reuse == "delta" or len(self.past) < 2:
+            return newest
+        before, older = self.past[-2]
+        return newest + (number - last) / (last - before) * (newest - older)
+
+    @torch.no_grad()
+    def _learn(self, number: int, x_t: Tensor, t: Tensor, rows: Tensor | None, out_u: Tensor, out_c: Tensor) -> None:
+        guidance = self.guided.guidance
+        if guidance.reuse != "none":
+            self.past = [*self.past[-1:], (number, (out_c - out_u).detach())]
+        if guidance.skip != "adaptive" or x_t.device.type == "meta":
+            return
+        place = torch.arange(len(x_t), device=x_t.device) if rows is None else rows
+        some, times = x_t[place], t if t.ndim == 0 else t[place]
+        a, b = (self._space(out, some, times).flatten(1).float() for out in (out_u, out_c[place]))
+        still = torch.nn.functional.cosine_similarity(a, b) < guidance.gamma
+        on = torch.ones(len(x_t), dtype=torch.bool, device=x_t.device) if self.on is None else self.on
+        self.on = on.index_copy(0, place, still)
+
+    def _space(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = self.guided.schedule(t)
+        x0, eps = split(out, x_t, alpha, sigma, self.guided.kind)
+        if self.guided.guidance.space == "x0":
+            return x0
+        return broadcast(alpha, x_t) * eps - broadcast(sigma, x_t) * x0
+
+
+def guide(
+    denoiser: Denoiser,
+    uncond: Any,
+    guidance: Guidance,
+    *,
+    rescale: Callable[[Tensor, Tensor], Tensor] | None = None,
+    grad: CfgGrad = "both",
+) -> Denoiser:
+    """`denoiser` under `guidance`; `uncond` is a Cond of B rows, or of one row for all.
+
+    A scale of 1 returns `denoiser` itself: the formula at 1. rescale: (out, out_c) -> out, what a family does to a
+    guided output, such as to keep the norm of out_c. grad: "both" branches carry gradient; "cond" alone, so that it is
+    w times that of out_c (as Flow-GRPO trains); or that of out_c alone, as if there were no guidance ("none"). Values
+    are the same.
+    """
+    if guidance.scale == 1 and not guidance.zero_init and not guidance.plus_plus:
+        return denoiser
+    return _Guided(denoiser, uncond, guidance, rescale, grad)
+
+
+def cfg(
+    denoiser: Denoiser,
+    uncond: Any,
+    scale: float,
+    *,
+    interval: tuple[float, float] = (0.0, 1.0),
+    rescale: Callable[[Tensor, Tensor], Tensor] | None = None,
+    grad: CfgGrad = "both",
+) -> Denoiser:
+    """Plain guidance: `guide` with this scale within this interval of t, outside of which the conditional model runs
+    alone, at half the cost."""
+    return guide(denoiser, uncond, Guidance(scale=scale, interval=interval), rescale=rescale, grad=grad)
