@@ -70,7 +70,7 @@ def plan(recipe: Recipe) -> str:
         "model": f"{_name(recipe.model)} {getattr(recipe.model, 'checkpoint', '')}".rstrip(),
         "rewards": ", ".join(f"{label} x {reward.weight:g}" for label, reward in recipe.rewards.items()) or "none",
         "updates": f"{train.num_updates} of {train.batch_size} samples by {_name(recipe.objective)}, "
-        f"{sampling.num_steps} steps of {sampling.step_rule}, guidance {sampling.guidance_scale:g}",
+        f"{sampling.num_steps} steps of {sampling.step_rule}, {sampling.how.described()}",
     }
     try:
         found = rehearse(recipe)

@@ -33,13 +33,13 @@ class Guidance:
     """Times t between which guidance acts, bounds included: Kynkaanniemi et al., arXiv 2404.07724."""
     skip: Literal["none", "adaptive", "fraction", "refresh"] = "none"
     """Which guided calls leave out_u out. adaptive: a row's from the call after its cosine of the two outputs reached
-    gamma (Castillo et al., arXiv 2312.12487); fraction: those after a share of them; refresh: all but each every-th."""
+    gamma (Castillo et al., arXiv 2312.12487); fraction: those after the first ones; refresh: all but each every-th."""
     gamma: float = 0.99
     """adaptive: the cosine that ends it; above 1 it never ends."""
     space: Literal["x0", "v"] = "x0"
     """adaptive: where the cosine is taken. That of eps is near 1 from the start, both outputs being mostly x_t."""
-    fraction: float = 0.5
-    """fraction: share of the guided calls that are made in full, the first ones."""
+    first: int = 0
+    """fraction: the first so many calls of a trajectory are made in full."""
     every: int = 2
     """refresh: out_u is asked at each every-th guided call."""
     reuse: Literal["none", "delta", "delta2"] = "none"
@@ -198,7 +198,7 @@ class Guided:
             return (None if bool(self.on.all()) else self.on.nonzero().flatten()), None
         in_full = {
             "none": True,
-            "fraction": place < round(guidance.fraction * len(self.calls)),
+            "fraction": number < guidance.first,
             "refresh": place % guidance.every == 0,
         }[guidance.skip]
         if in_full:

@@ -143,7 +143,7 @@ ARROWS = {
     "align.registry": ("shapes.embedded",),
     "align.errors": (),
     "align.files.texts": (),
-    "align.sampling": ("registry", "errors", "models._base"),
+    "align.sampling": ("sampling", "registry", "errors", "models._base"),
     "align.shapes": ("shapes", "errors", "files.texts", "registry", "figures.picture"),
 }
 

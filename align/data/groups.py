@@ -128,7 +128,7 @@ class Groups:
         self.wanted = around.wanted or Wanted()
         self._possible = densities(sampling.law(), model.schedule, sampling.grid(model))
         device, shape = next(model.network.parameters()).device, model.latent_shape(sampling.image_size)
-        self.drawing = self.batch_size * sampling.num_calls * (1 if sampling.guidance_scale == 1 else 2)
+        self.drawing = self.batch_size * sampling.num_rows
 
         def roll(plan: Plan) -> Rollout:
             n, steps = len(plan.prompts), sum(plan.steps)

@@ -64,6 +64,7 @@ class RolloutsConfig(ComponentConfig):
                 "sampling.eta",
                 "must be above 0, with step_rule=ddim: a step without noise has no density. Set it to 1.",
             )
+        yield from sampling.alone() if sampling is not None else ()
         if sampling is not None and self.first_step >= sampling.num_steps:
             yield ".first_step", f"{self.first_step} is none of the {sampling.num_steps} steps. Lower it."
         if self.spm is None and not recipe.get("rewards"):

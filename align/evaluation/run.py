@@ -170,7 +170,7 @@ class Session:
         sampling, model = plan.recipe.sampling, plan.recipe.dump()["model"]
         return Evaluation(
             model=f"{model['name']} {model.get('checkpoint', '')}".strip(),
-            sampling=f"{sampling.step_rule}, {sampling.num_steps} steps, guidance {sampling.guidance_scale:g}",
+            sampling=f"{sampling.step_rule}, {sampling.num_steps} steps, {sampling.how.described()}",
             seed=plan.recipe.train.seed,
             prompts=plan.prompts,
             num_prompts=len(plan.items),

@@ -145,7 +145,7 @@ class Session:
     def _network_cost(self) -> int:
         """Network rows of one image drawn without gradient: guidance takes two a call."""
         sampling = self.recipe.sampling
-        return sampling.num_calls * (1 if sampling.guidance_scale == 1 else 2)
+        return sampling.num_rows
 
     def _made(self, row: Row, method: Method, *, x_T: Tensor, frames: Tensor | None, **took: Any) -> Made:
         studio = self.studio

@@ -28,6 +28,7 @@ def conflicts(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"is not set, and {sampling.step_rule} draws no noise: a step without noise has no density to train. Set "
             "it to cps, or step_rule to ddim with eta: 1.",
         )
+    yield from sampling.alone() if sampling is not None else ()
 
 
 class Steps:

@@ -38,6 +38,8 @@ class DraftConfig(RewardObjectiveConfig):
         sampling = recipe.get("sampling")
         if sampling is not None and sampling.window == "last" and sampling.last_k == 0:
             yield "sampling.last_k", "is 0: no step would carry the reward's gradient. Set it to 1 or more."
+        if (self.kl or self.num_noises) and sampling is not None:
+            yield from sampling.alone()
         one = sampling is None or (sampling.window == "last" and sampling.last_k <= 1)
         if self.kl and not one and getattr(recipe.get("model"), "checkpoint_blocks", False):
             yield (

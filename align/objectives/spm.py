@@ -40,6 +40,7 @@ class SPMConfig(ComponentConfig):
         data = recipe.get("data")
         if data is not None and not hasattr(data, "pairs"):
             yield "data", "holds no pairs of images. Use `data: {name: preferences, pairs: FOLDER}`."
+        yield from recipe["sampling"].alone() if recipe.get("sampling") else ()
 
 
 class SPM:

@@ -72,7 +72,7 @@ def test_a_gate_that_never_closes_is_plain_guidance_bit_for_bit(setting):
     expected = plain(network, grid)
     for guidance in (
         Guidance(3.0, skip="adaptive", gamma=1.1),
-        Guidance(3.0, skip="fraction", fraction=1.0),
+        Guidance(3.0, skip="fraction", first=8),
         Guidance(3.0, skip="refresh", every=1, reuse="delta"),
         Guidance([3.0] * 8),
         Guidance({1.0: 3.0}),
@@ -142,7 +142,7 @@ def test_the_gate_is_the_cosine_of_the_two_predictions(setting):
 
 def test_fraction_and_refresh_ask_when_they_say(setting):
     network, grid = setting
-    run(network, grid, Guidance(3.0, skip="fraction", fraction=0.25))
+    run(network, grid, Guidance(3.0, skip="fraction", first=2))
     assert network.rows == [2 * ROWS] * 2 + [ROWS] * 6
     run(network, grid, Guidance(3.0, skip="refresh", every=3))
     assert network.rows == [2 * ROWS if i % 3 == 0 else ROWS for i in range(8)]
@@ -255,7 +255,7 @@ def test_rescale_gives_back_the_standard_deviation(setting):
         Guidance(3.0, skip="adaptive", gamma=0.9),
         Guidance(3.0, skip="refresh", every=2, reuse="delta"),
         Guidance(3.0, skip="refresh", every=2, reuse="delta2"),
-        Guidance(3.0, skip="fraction", fraction=0.5, reuse="delta"),
+        Guidance(3.0, skip="fraction", first=4, reuse="delta"),
         Guidance([1.0, 2.0, 3.0, 4.0] * 2),
     ],
 )
@@ -313,7 +313,7 @@ def test_a_network_that_skips_its_last_calls_carries_one_row_a_sample_in_the_win
     from samplers import last
 
     network, grid = Network(vp, Prediction.EPSILON), grids.ddim(vp, 8, offset=1)
-    end = run(network, grid, Guidance(3.0, skip="fraction", fraction=0.5), grad=last(1))
+    end = run(network, grid, Guidance(3.0, skip="fraction", first=4), grad=last(1))
     network.rows.clear()
     end.sum().backward()
     assert network.rows == [ROWS]

@@ -12,12 +12,11 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from align.errors import UserError
 from align.registry import ComponentConfig
+from align.sampling.guidance import GuidanceConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from align.models._base import DiffusionModel
-    from samplers import Denoiser, GradPolicy, Grid, Law, Rng, Schedule, StepRule, Trajectory
+    from samplers import Denoiser, GradPolicy, Grid, Law, Schedule, StepRule
     from samplers.guidance import CfgGrad
 
 STOCHASTIC = ("ddim", "euler_ancestral")  # the rules that take an eta
@@ -51,6 +50,8 @@ class SamplingConfig(ComponentConfig):
     """Classifier-free guidance w in out_u + w (out_c - out_u); 1 is no guidance, at half the cost."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Times t between which guidance acts; 1 is pure noise."""
+    guidance: GuidanceConfig | None = None
+    """More than one scale for all steps, in place of the two settings above."""
     spacing: Literal["leading", "trailing", "linspace", "karras"] | None = None
     """Which times the grid takes. Default: the model's own scheduler's."""
     timesteps: tuple[Annotated[int, Field(ge=0)], ...] | None = None
@@ -98,6 +99,16 @@ class SamplingConfig(ComponentConfig):
             )
             for key, text in [*self._rule_problems(), *(self._window_problems() if trains else ())]
         ]
+        if self.guidance is not None:
+            plain = self.step_rule in ("ddim", "euler") and self.noise_law is None and not self.eta
+            problems += [
+                InitErrorDetails(
+                    type=PydanticCustomError("setting", "{text}", {"text": text}),
+                    loc=("guidance", key),
+                    input=getattr(self.guidance, key),
+                )
+                for key, text in self.guidance.problems(self.num_calls, first_order=plain)
+            ]
         if problems:
             raise ValidationError.from_exception_data(type(self).__name__, problems)
         return self
@@ -106,6 +117,11 @@ class SamplingConfig(ComponentConfig):
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             yield "guidance_interval", f"is {[low, high]}. Set it to two times t with 0 <= low <= high <= 1."
+        if self.guidance is not None:
+            for key in ("guidance_scale", "guidance_interval"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    inner = key.removeprefix("guidance_")
+                    yield key, f"is set beside the block guidance. Say it as guidance.{inner}, and remove this one."
         if self.eta and self.step_rule not in STOCHASTIC and self.noise_law is None:
             yield "eta", f"is {self.eta}, and {self.step_rule} has no eta. Use {' or '.join(STOCHASTIC)}, or remove it."
         if (self.eta or 0) > 1 and self.noise_law not in UNBOUNDED:
@@ -152,6 +168,25 @@ class SamplingConfig(ComponentConfig):
             yield "min_k", f"{self.min_k} exceeds max_k={self.max_k or calls}. Set min_k <= max_k."
         if self.window == "normal" and not 1 <= self.normal_mean < calls:
             yield "normal_mean", f"{self.normal_mean} is none of the {calls} steps. Set it within [1, {calls})."
+
+    def alone(self) -> Iterator[tuple[str, str]]:
+        """What keeps single steps, away from their trajectory, from being guided: for `conflicts`."""
+        if self.how.of_trajectory:
+            yield (
+                "sampling.guidance",
+                "knows its calls by their place in a trajectory, and here steps are trained one by one. Use one scale "
+                "or {t: w}, without skip, zero_init and plus_plus.",
+            )
+
+    @property
+    def how(self) -> GuidanceConfig:
+        """The guidance, whichever way it was said."""
+        return self.guidance or GuidanceConfig(scale=self.guidance_scale, interval=self.guidance_interval)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of network calls for one image, at most: two of a call that is guided in full."""
+        return self.num_calls - min(self.how.zero_init, self.num_calls) + self.how.calls_in_full(self.num_calls)
 
     @property
     def stochastic(self) -> bool:
@@ -215,10 +250,12 @@ class SamplingConfig(ComponentConfig):
     def guided(self, denoiser: "Denoiser", uncond: Any, grad: "CfgGrad" = "both") -> "Denoiser":
         """`denoiser` with this block's guidance; `uncond` is the encoded empty prompt, one row or one per sample; grad:
         what of the guided output carries gradient (`samplers.cfg`)."""
-        from samplers import cfg
+        from samplers import Prediction, guide
 
+        if self.how.zero_init and denoiser.kind is not Prediction.FLOW:
+            raise UserError("sampling.guidance.zero_init: only a flow's velocity can stand still. Remove it.")
         rescale = getattr(denoiser, "rescale", None)  # the family's, by way of its denoiser
-        return cfg(denoiser, uncond, self.guidance_scale, interval=self.guidance_interval, rescale=rescale, grad=grad)
+        return guide(denoiser, uncond, self.how.build(self.num_calls), rescale=rescale, grad=grad)
 
 
 def _by_hand(timesteps: Sequence[int], schedule: "Schedule", own: "Grid") -> "Grid":
@@ -235,46 +272,3 @@ def _by_hand(timesteps: Sequence[int], schedule: "Schedule", own: "Grid") -> "Gr
             f"sampling.timesteps={list(timesteps)}: the model's table ends at {last}. Begin there or lower."
         )
     return Grid(torch.cat([schedule.time(timesteps), own.times[-1:]]), own.init_scale)
-
-
-def rollout(
-    config: SamplingConfig,
-    model: "DiffusionModel",
-    denoiser: "Denoiser",
-    prompts: Sequence[str],
-    rng: "Rng",
-    *,
-    grad: "GradPolicy | None" = None,
-    x_T: "Tensor | None" = None,
-    num_calls: int | None = None,
-    step: "StepRule | type[StepRule] | None" = None,
-    keep: Literal["last", "states", "all"] = "last",
-) -> "Trajectory":
-    """Prompts to latents, as the config says: encode, draw x_T (stream "x_T" of rng), guide, integrate.
-
-    `denoiser` is a role of the policy, unguided. grad: default no gradient; x_T: (B, C, h, w) standard normal instead
-    of the drawn one; num_calls: end after so many network calls, and read x0_hat, what the last one predicts; step: a
-    step rule in place of the block's. The result's x0 (or x0_hat) goes to `model.codec.decode`.
-    """
-    import torch
-
-    from samplers import NO_GRAD, Grid, sample
-
-    cond = model.text.encode(prompts)
-    grid = config.grid(model)
-    if num_calls is not None:
-        grid = Grid(grid.times[: num_calls + 1], grid.init_scale)
-    if x_T is None:
-        device = next(model.network.parameters()).device
-        x_T = rng.normal("x_T", torch.empty(len(prompts), *model.latent_shape(config.image_size), device=device))
-    return sample(
-        config.guided(denoiser, model.text.encode([""])),
-        x_T * grid.init_scale,
-        grid,
-        cond,
-        step=config.step() if step is None else step,
-        eta=config.eta if step is None and config.step_rule in STOCHASTIC and config.noise_law is None else None,
-        grad=NO_GRAD if grad is None else grad,
-        keep=keep,
-        rng=rng,
-    )

@@ -1,0 +1,55 @@
+"""Prompts to latents, as a sampling block says."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from align.sampling.block import STOCHASTIC, SamplingConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.models._base import DiffusionModel
+    from samplers import Denoiser, GradPolicy, Rng, StepRule, Trajectory
+
+
+def rollout(
+    config: SamplingConfig,
+    model: "DiffusionModel",
+    denoiser: "Denoiser",
+    prompts: Sequence[str],
+    rng: "Rng",
+    *,
+    grad: "GradPolicy | None" = None,
+    x_T: "Tensor | None" = None,
+    num_calls: int | None = None,
+    step: "StepRule | type[StepRule] | None" = None,
+    keep: Literal["last", "states", "all"] = "last",
+) -> "Trajectory":
+    """Prompts to latents, as the config says: encode, draw x_T (stream "x_T" of rng), guide, integrate.
+
+    `denoiser` is a role of the policy, unguided. grad: default no gradient; x_T: (B, C, h, w) standard normal instead
+    of the drawn one; num_calls: end after so many network calls, and read x0_hat, what the last one predicts; step: a
+    step rule in place of the block's. The result's x0 (or x0_hat) goes to `model.codec.decode`.
+    """
+    import torch
+
+    from samplers import NO_GRAD, Grid, sample
+
+    cond = model.text.encode(prompts)
+    grid = config.grid(model)
+    if num_calls is not None:
+        grid = Grid(grid.times[: num_calls + 1], grid.init_scale)
+    if x_T is None:
+        device = next(model.network.parameters()).device
+        x_T = rng.normal("x_T", torch.empty(len(prompts), *model.latent_shape(config.image_size), device=device))
+    return sample(
+        config.guided(denoiser, model.text.encode([""])),
+        x_T * grid.init_scale,
+        grid,
+        cond,
+        step=config.step() if step is None else step,
+        eta=config.eta if step is None and config.step_rule in STOCHASTIC and config.noise_law is None else None,
+        grad=NO_GRAD if grad is None else grad,
+        keep=keep,
+        rng=rng,
+    )
