@@ -23,6 +23,7 @@ from align.policy.adapter_tensors import ALPHA, DOWN, MAGNITUDE, UP, AdapterFile
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' load_lora_weights looks for in a folder
 METADATA_KEY = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
 RECIPE, FOLDER = "recipe.yaml", "adapter"  # in a run's folder, and in that of a pulled adapter
+STEPS = ("adapters", "checkpoints")  # in a run's folder, with step-000050 in them: exported on the way, and kept
 STATE, MANIFEST = "trainable.safetensors", "manifest.json"  # in a checkpoint's
 NETWORKS = ("unet", "transformer")
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -57,6 +58,8 @@ def locate(source: Path) -> tuple[Path, Path | None]:
     for path in tried:
         if path.is_file():
             beside = [folder / RECIPE for folder in (path.parent, path.parent.parent)]
+            if path.parent.parent.name == STEPS[0]:
+                beside.append(path.parent.parent.parent / RECIPE)
             return path, next((recipe for recipe in beside if recipe.is_file()), None)
     why = f"neither it nor its folder {FOLDER} holds {FILE_NAME}"
     if not source.is_dir():
@@ -67,6 +70,24 @@ def locate(source: Path) -> tuple[Path, Path | None]:
             f"checkpoint, {steps[-1]}."
         )
     raise UserError(f"{source}: there is no adapter: {why}. Give the folder of a finished run, or of an adapter.")
+
+
+def at_step(run: Path, step: int) -> Path:
+    """The folder of the adapter after an update of a run: exported there (train.export_every), or in a checkpoint."""
+    run, name = run.expanduser(), f"step-{step:06d}"
+    for folder in STEPS:
+        if (run / folder / name).is_dir():
+            return run / folder / name
+    there = sorted({int(path.name[5:]) for folder in STEPS for path in (run / folder).glob("step-*") if _is_step(path)})
+    listed = f"It has those of {', '.join(map(str, there))}." if there else "It has none of any."
+    raise UserError(
+        f"{run}: there is no adapter of update {step}: neither {STEPS[0]}/{name} nor {STEPS[1]}/{name}. {listed} "
+        "train.export_every keeps one each so many updates."
+    )
+
+
+def _is_step(path: Path) -> bool:
+    return path.is_dir() and path.name[5:].isdigit()
 
 
 def is_hub_id(source: str | Path) -> bool:

@@ -83,6 +83,16 @@ def test_mistakes_are_said_in_a_line(folders, systems, options, said):
         numbers("a,b", "--strengths")
 
 
+def test_judges_are_checked_before_anything_is_drawn(folders, tmp_path, monkeypatch):
+    """Those that only look on, and the rewards by which an arm chooses its noise."""
+    monkeypatch.chdir(tmp_path)
+    gone = {"name": "python", "function": "gone.py:score"}
+    with pytest.raises(UserError, match=r"^--reward python\.function: .*there is no file"):
+        plan(["base"], recipe="a", rewards=["python"], changes=["python.function=gone.py:score"])
+    with pytest.raises(UserError, match=r"^--reward own\.function: .*there is no file"):
+        plan(["best-of:2"], recipe="a", rewards=["brightness"], changes=[f"rewards.own={gone}"])
+
+
 def test_what_is_not_said_comes_from_the_run(folders):
     made = plan(["a"], count=6)
     assert made.recipe.sampling.num_steps == 4 and list(made.rewards) == ["brightness"] == made.trained_on
