@@ -119,7 +119,7 @@ ARROWS = {
         "models._identity",
         "models._step_aware",
     ),
-    "align.models": ("models", "registry", "errors"),
+    "align.models": ("models", "registry", "errors", "files.weights"),
     "align.data": (
         "data",
         "registry",
@@ -137,7 +137,7 @@ ARROWS = {
     "align.policy.noise": (),
     "align.policy.lora": ("policy._targets", "policy.adapter_file", "registry", "errors"),
     "align.policy.adapter_tensors": ("errors",),
-    "align.policy.adapter_file": ("policy.adapter_state", "policy.adapter_tensors", "files.output", "errors"),
+    "align.policy.adapter_file": ("policy.adapter_state", "policy.adapter_tensors", "files", "errors"),
     "align.files.output": ("errors",),
     "align.training.optim": ("registry", "errors"),
     "align.registry": ("shapes.embedded",),

@@ -79,8 +79,8 @@ class Studio:
         return slice(rank * len(rows) // size, (rank + 1) * len(rows) // size)
 
     def noise(self, rows: Sequence[Row], candidate: int = 0) -> Tensor:
-        """Standard normal x_T, (B, C, h, w); candidate 0 is a row's own noise, which training's
-        prompts of the same seed and index start from too; that of `align sample` is another (its stream is "sample")."""
+        """Standard normal x_T, (B, C, h, w); candidate 0 is of the stream "x_T", as in the first update of a
+        training of the same seed. `align sample` has a stream of its own, so its images start elsewhere."""
         like = torch.empty(len(rows), *self.model.latent_shape(self.recipe.sampling.image_size))
         stream = f"x_T/{candidate}" if candidate else "x_T"
         return Rng(self.seed, [row.index for row in rows]).normal(stream, like).to(self.accelerator.device)

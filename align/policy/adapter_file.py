@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
 from align.errors import UserError
+from align.files import weights
 from align.files.output import write as write_file
 from align.policy.adapter_state import read_state
 from align.policy.adapter_tensors import ALPHA, DOWN, MAGNITUDE, UP, AdapterFile, assembled
@@ -185,19 +185,9 @@ def _refuse(path: Path, named: Mapping[str, Any], tensors: Mapping[str, Tensor],
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """({name: tensor}, what the metadata say of PEFT's settings); one line for a file that is none."""
+    tensors, metadata = weights.read(path)
     try:
-        with path.open("rb") as file:
-            head = file.read(256)
-        if problem := _other_file(head):
-            raise UserError(f"{path}: {problem}")
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY, "{}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # safe_open is no mapping
-    except (SafetensorError, OSError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path}: not a safetensors file that is whole ({said}). Make it again.") from None
-    try:
-        said = json.loads(text)
+        said = json.loads(metadata.get(METADATA_KEY, "{}"))
         assert isinstance(said, dict)
     except (ValueError, AssertionError):
         raise UserError(f"{path}: its {METADATA_KEY} is no JSON object. Make it again.") from None
@@ -208,20 +198,6 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     elif not said and any(name.startswith("base_model.model.") for name in tensors):
         raise UserError(f"{path}: PEFT's file without the adapter_config.json that says its alpha. Put it beside.")
     return tensors, said
-
-
-def _other_file(head: bytes) -> str:
-    """What a file is whose first bytes say that it is no safetensors."""
-    if head[8:9] == b"{":
-        return ""
-    start = head.lstrip()[:64].lower()
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer in place of the weights. Fetch them: git lfs pull, or download the file itself."
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page and no weights. Download the file itself (on the Hub: /resolve/, not /blob/)."
-    if head.startswith(b"PK\x03\x04") or head.startswith(b"\x80"):
-        return "a torch pickle, which can run code and is not read. Save it as .safetensors."
-    return "" if len(head) >= 8 else "is empty or cut short. Fetch it again."
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:

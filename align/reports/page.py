@@ -151,7 +151,8 @@ def _pictures(output: Path, told: Mapping[str, Any]) -> str:
 
 def _strip(found: Summary, output: Path) -> str:
     """The sheets of the samples hook over the updates, in a row; of many, so many evenly spaced ones."""
-    sheets = {int(path.stem[5:]): path for path in sorted((output / "samples").glob("step-*.png"))}
+    found_there = sorted((output / "samples").glob("step-*.png"))
+    sheets = {int(path.stem[5:]): path for path in found_there if path.stem[5:].isdigit()}
     steps = [step for step in sheets if step <= found.num_updates]
     if not steps:
         return ""

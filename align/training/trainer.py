@@ -49,13 +49,14 @@ class TrainConfig(ComponentConfig):
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """null: do not clip."""
     ema: float | None = Field(default=None, gt=0, lt=1)
-    """Decay of a moving average of the trained parameters, which is then what is judged, kept and exported."""
+    """Decay of a moving average of the trained parameters, which is then what is judged, kept and exported. At update n
+    it is min(ema, (1 + n)/(10 + n)), so that the average of a short run is not what it began with."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Updates between checkpoints; one is also written at the end and at an interruption."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """The last so many; older ones are removed."""
     export_every: int | None = Field(default=None, ge=1)
-    """Updates between adapters that are written to adapters/step-000050 and stay, to choose among. Default: none are."""
+    """Updates between adapters that are written to adapters/step-000050 and stay, to choose among. Default: none."""
     max_failures: int = Field(default=5, ge=1)
     """Updates in a row without a finite gradient before the run ends with an error."""
     compile: bool = False
