@@ -220,6 +220,27 @@ def test_only_the_command_imports_the_command_and_the_run():
     assert not broken(lambda f, m: within(m, "align.commands.app", "align.run") and f not in above)
 
 
+READERS = {
+    # what opens files: (the one reader of those that users name, the files that open what was written here)
+    "Image.open(": (
+        "rewards._images",
+        "align.commands.sample align.evaluation.files align.evaluation.grid align.hooks.metrics align.noise.files "
+        "align.reports.page",
+    ),
+    "csv.reader(": ("align.files.texts", ""),
+    "csv.DictReader(": ("", ""),
+    "utf-8-sig": ("", "align.source"),
+}
+
+
+@pytest.mark.parametrize("call", READERS)
+def test_files_that_users_name_have_one_reader_a_kind(call):
+    """A picture that is upright for one command is so for all; so are the ends of lines and the cells of tables."""
+    reader, own = READERS[call]
+    opening = {name(path) for path in FILES if call in path.read_text(encoding="utf-8")}
+    assert opening - {*own.split()} == {*reader.split()}
+
+
 def test_no_branch_on_a_family_or_a_method():
     """A comparison with "sd" or "draft" outside its own file is a special case that belongs into a part."""
     known = {*MODELS.names(), *OBJECTIVES.names()}
