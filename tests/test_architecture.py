@@ -166,7 +166,7 @@ def test_the_loop_knows_no_method_family_or_reward_by_name(file):
 
 ORDER = (
     "commands evaluation noise run plan share reports config training objectives hooks policy data sampling models "
-    "registry shapes figures files source recipes versions shadow interrupt processes errors"
+    "registry shapes figures source recipes versions shadow interrupt processes files errors"
 ).split()
 """The rooms and single files of align/ from the top down: each imports only what stands after it."""
 
@@ -229,7 +229,7 @@ READERS = {
     ),
     "csv.reader(": ("align.files.texts", ""),
     "csv.DictReader(": ("", ""),
-    "utf-8-sig": ("", "align.source"),
+    "utf-8-sig": ("", ""),
 }
 
 
