@@ -70,11 +70,12 @@ def _kept(path: Path) -> int | None:
 
 
 def _within(path: Path) -> Path:
-    """The path below a run's folder code/: without what leads out of it, or to another run's."""
+    """The path below a run's folder code/; where it leads out of the working folder, by a word for where."""
     if (place := _kept(path)) is not None:
         return Path(*path.parts[place + 1 :])
-    parts = [part for part in path.parts if part not in ("..", "~", path.anchor)]
-    return Path(parts[-1]) if len(parts) != len(path.parts) else path
+    if not {"..", "~", path.anchor}.isdisjoint(path.parts):
+        return Path(hashlib.blake2b(str(path.parent).encode(), digest_size=4).hexdigest(), path.name)
+    return path
 
 
 def _mapped(tree: Any, place: Callable[[Path], Path]) -> Any:

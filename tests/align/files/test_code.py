@@ -68,7 +68,22 @@ def test_the_runs_recipe_says_it_as_it_was_said(home, tmp_path, monkeypatch):
     assert (tmp_path / "next/code/my_rewards.py").read_text() == BRIGHT
 
 
-@pytest.mark.parametrize("said", ["../lib/r.py", "~/r.py", "/opt/r.py"])
-def test_what_leads_out_of_the_run_is_kept_by_its_name(said):
-    assert code._within(Path(said)) == Path("r.py")
-    assert code._within(Path("lib/r.py")) == Path("lib/r.py")
+def test_files_of_one_name_in_two_folders_are_two_files(tmp_path, monkeypatch):
+    (tmp_path / "work/lib").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    places = {
+        "r.py": BRIGHT,
+        "lib/r.py": DARK,
+        "../r.py": BRIGHT + "# up\n",
+        str(tmp_path / "abs.py"): DARK + "# abs\n",
+    }
+    for place, text in places.items():
+        Path(place).write_text(text)
+    tree = {"rewards": [f"{place}:bright" for place in places]}
+    code.keep(tree, Path("run"))
+    for place in places:
+        Path(place).unlink()  # what is left is the run
+    (tmp_path / "work/run/recipe.yaml").write_text("")
+    found = code.located(tree, Path("run/recipe.yaml"))["rewards"]
+    assert [Path(one.partition(":")[0]).read_text() for one in found] == list(places.values())
+    assert code.named(found) == code.named(tree["rewards"])
