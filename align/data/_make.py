@@ -135,7 +135,7 @@ def _settings(config: MakeConfig, around: Workplace) -> dict[str, Any]:
     make = config.model_dump(mode="json", exclude={"batch_size", "prompts", "num_prompts"})
     judging = code.digests(make["rewards"])
     return {
-        **({"the code of data.make.rewards": judging} if judging else {}),
+        **({"data.make.rewards, their code": judging} if judging else {}),
         **{f"data.make.{key}": value for key, value in make.items()},
         "data.make.prompts": _identity.digest(prompts),
         "model": [_identity.network(model, around.policy.autocast()), _identity.text(model.text)],

@@ -107,7 +107,7 @@ def test_a_judge_whose_own_file_has_changed_is_another_judge(recipe, tmp_path, m
     made(recipe, tmp_path / "own", **own)
     made(recipe, tmp_path / "own", **own)
     (tmp_path / "mine.py").write_text("def judge(images, prompts):\n    return -images.mean((1, 2, 3))\n")
-    with pytest.raises(UserError, match=r"other settings \(the code of data\.make\.rewards"):
+    with pytest.raises(UserError, match=r"other settings \(data\.make\.rewards, their code"):
         made(recipe, tmp_path / "own", **own)
 
 
