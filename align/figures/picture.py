@@ -82,8 +82,13 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 @functools.cache
 def _has(character: str) -> bool:
     """Whether the font draws it otherwise than a code point that no font has a form for."""
-    drawn, missing = (_font().getmask(one) for one in (character, "\U0010ffff"))
-    return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
+    return _drawn(character) != _drawn("\U0010ffff")
+
+
+def _drawn(text: str) -> bytes:
+    image = Image.new("L", (3 * LINE, 3 * LINE))
+    ImageDraw.Draw(image).text((LINE, LINE), text, fill=255, font=_font())
+    return image.tobytes()
 
 
 def to_pil(pixels: Tensor) -> Image.Image:
