@@ -75,6 +75,8 @@ def locate(source: Path) -> tuple[Path, Path | None]:
 def at_step(run: Path, step: int) -> Path:
     """The folder of the adapter after an update of a run: exported there (train.export_every), or in a checkpoint."""
     run, name = run.expanduser(), f"step-{step:06d}"
+    if not run.is_dir():
+        raise UserError(f"{run}: there is no such folder. Give the folder of a run, whose update {step} you mean.")
     for folder in STEPS:
         if (run / folder / name).is_dir():
             return run / folder / name

@@ -231,3 +231,5 @@ def test_an_adapter_of_an_earlier_update_is_exported_by_its_number(tiny_sd_facto
     assert adapter_file.locate(early)[1] == output / "recipe.yaml"
     with pytest.raises(UserError, match=r"no adapter of update 7: .* It has those of 20\. train\.export_every"):
         export(output, "kohya", step=7)
+    with pytest.raises(UserError, match=r"nowhere: there is no such folder"):
+        export(tmp_path / "nowhere", "kohya", step=7)
