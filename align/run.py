@@ -26,6 +26,7 @@ from align.hooks import metrics
 from align.hooks._base import Hook, State, Surroundings
 from align.interrupt import Interrupt, Interrupted
 from align.objectives._base import Parts
+from align.policy import adapter_file
 from align.policy.cast import gather
 from align.policy.painter import Painter
 from align.policy.roles import Policy
@@ -72,6 +73,7 @@ class Run:
     def pipeline(self, strength: float = 1.0) -> Any:
         """A stock diffusers pipeline of the recipe's model with the run's adapter at `strength` (0 is the base). It
         draws as the run's scores were made; what a call says itself goes before."""
+        adapter_file.locate(self.output)  # a run that has not ended has none, and the base does not answer for it
         recipe = self.recipe
         model = build(MODELS, recipe.model)
         pipeline = model.to_pipeline()

@@ -5,6 +5,7 @@ import torch
 from run_toys import finished_run, summary
 
 from align.config import load_recipe
+from align.errors import UserError
 from align.models._grids import VPGrids
 from align.run import Run
 from align.share import card
@@ -89,6 +90,12 @@ def test_the_card_names_the_size_and_what_diffusers_has_not():
     text = card.text(recipe_of(image_size=[512, 640], noise_law="cps", guidance_interval=[0.1, 0.9]), summary())
     assert "height=512, width=640" in text
     assert "# drawn here with the noise of cps" in text and "# guided here between t = 0.1 and 0.9" in text
+
+
+def test_a_run_without_its_adapter_has_no_pipeline(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(recipe_of().yaml())
+    with pytest.raises(UserError, match="there is no adapter"):
+        Run(tmp_path).pipeline()
 
 
 def test_a_runs_pipeline_draws_as_the_run_does_and_says_nothing_of_encoders(tmp_path, tiny_sd_factory, caplog):
