@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from align import recipes
 from align.errors import UserError
+from align.files import code
 from align.policy.lora import AdapterConfig
 from align.registry import (
     DATA,
@@ -90,7 +91,12 @@ class Recipe(ComponentConfig):
 
     def yaml(self) -> str:
         """The whole tree as the text of a recipe file."""
-        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+        return as_yaml(self.dump())
+
+
+def as_yaml(tree: Mapping[str, Any]) -> str:
+    """The text of a recipe file."""
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def load_recipe(
@@ -111,6 +117,7 @@ def load_recipe(
     else:
         path = recipes.find(source)
         said = Source.read(path)
+        said.tree = code.located(said.tree, path)
         said.tree.setdefault("output", f"runs/{_run_name(path)}")
         if (folder := recipes.run_folder(source, path)) is not None:
             said.tree["output"] = str(folder)

@@ -62,7 +62,7 @@ class Rehearsal:
 
 
 def plan(recipe: Recipe) -> str:
-    """The plan as text; no weights are read or downloaded."""
+    """The plan as text; no weights are read or downloaded. What training would refuse raises its UserError here."""
     train = recipe.train
     sampling = recipe.sampling
     lines = {
@@ -73,9 +73,13 @@ def plan(recipe: Recipe) -> str:
         f"{sampling.num_steps} steps of {sampling.step_rule}, {sampling.how.described()}",
     }
     try:
-        found = rehearse(recipe)
-    except UserError as error:
+        model = _model(recipe)
+    except UserError as error:  # its configs cannot be had, or it is made for another machine
         return _table(lines | {"parameters": f"unknown: {error}"})
+    for block in (sampling, recipe.evaluate and recipe.evaluate.sampling):
+        if block is not None:
+            block.grid(model)
+    found = rehearse(recipe, model=model)
     updates = found.total / found.rows
     calls = Calls(*(round(updates * n) for n in (found.calls.forward, found.calls.recompute, found.calls.backward)))
     calls.forward += found.drawing
@@ -96,13 +100,18 @@ def plan(recipe: Recipe) -> str:
     return _table(lines)
 
 
-def rehearse(recipe: Recipe, *, num_processes: int = 1) -> Rehearsal:
-    """The first micro-batch of the recipe on the meta device."""
+def _model(recipe: Recipe) -> Any:
     model = build(MODELS, recipe.model, _meta_pipeline(recipe.model))
     for module in model.components().values():
         module.to("meta")
         if hasattr(module, "set_attn_implementation"):  # sdpa's mask looks at the padding's values, and there are none
             module.set_attn_implementation("eager")
+    return model
+
+
+def rehearse(recipe: Recipe, *, num_processes: int = 1, model: Any = None) -> Rehearsal:
+    """The first micro-batch of the recipe on the meta device; `model` is its model there, if that is made already."""
+    model = _model(recipe) if model is None else model
     model.text.encode = functools.partial(model.text.encode, grad=True)  # without hash and cache: there are no weights
     sizes = {name: size(module) for name, module in model.components().items()}
     parameters, weights = {name: number for name, (number, _) in sizes.items()}, sum(n for _, n in sizes.values())

@@ -6,6 +6,7 @@ over in environment variables; one that asks for something else than the recipe 
 
 import os
 from datetime import timedelta
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -29,8 +30,10 @@ SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"
 """Where launchers say how many processes they started; the first that is set counts."""
 
 
-def join() -> Accelerator:
-    """This process among the others; autocast and loss scaling are the trainer's."""
+def join(train: Any) -> Accelerator:
+    """This process among the others, if the launcher asks for what the recipe's block `train` says; autocast and loss
+    scaling are the trainer's."""
+    heed(mixed_precision=train.mixed_precision, compiled=train.compile)
     for variable, plugin in PLUGINS.items():
         if _on(variable):
             raise UserError(

@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from align import processes
-from align.config import Recipe, load_recipe
+from align.config import Recipe, as_yaml, load_recipe
 from align.data._workplace import Workplace
 from align.data.prompts import load_prompts
 from align.errors import UserError
 from align.figures.statistics import Comparison
+from align.files import code
 from align.hooks import metrics
 from align.hooks._base import Hook, State, Surroundings
 from align.interrupt import Interrupt, Interrupted
 from align.objectives._base import Parts
+from align.policy import adapter_file
 from align.policy.cast import exported, gather
 from align.policy.painter import Painter
 from align.policy.roles import Policy
@@ -34,14 +36,15 @@ from align.reports import page as report
 from align.reports import summary
 from align.reports.summary import Summary
 from align.share import card
+from align.share.stock import stock
 from align.training import contents, evaluate, optim, resume
 from align.training.checkpoint import Checkpoints
-from align.training.trainer import Trainer
+from align.training.trainer import EXPORTS, Trainer
 from rewards import CombineConfig, Composite
 
 RECIPE, ADAPTER = "recipe.yaml", "adapter"
 WRITTEN = (ADAPTER, "samples", metrics.FILE_NAME, summary.FILE_NAME, evaluate.PICTURE, evaluate.FOLDER)
-WRITTEN += (report.FILE_NAME,)
+WRITTEN += (report.FILE_NAME, EXPORTS)
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,14 @@ class Run:
         return summary.read(self.output)
 
     def pipeline(self, strength: float = 1.0) -> Any:
-        """A stock diffusers pipeline of the recipe's model with the run's adapter at `strength` (0 is the base)."""
-        model = build(MODELS, self.recipe.model)
+        """A stock diffusers pipeline of the recipe's model with the run's adapter at `strength` (0 is the base). It
+        draws as the run's scores were made; what a call says itself goes before."""
+        adapter_file.locate(self.output)  # a run that has not ended has none, and the base does not answer for it
+        recipe = self.recipe
+        model = build(MODELS, recipe.model)
         pipeline = model.to_pipeline()
         model.load_adapter(pipeline, self.output / ADAPTER, strength)
-        return pipeline
+        return stock(recipe).put_on(pipeline)
 
 
 def train(
@@ -109,8 +115,7 @@ class _Session:
             )
         self.recipe = recipe
         self.output = Path(recipe.output).expanduser()
-        processes.heed(mixed_precision=recipe.train.mixed_precision, compiled=recipe.train.compile)
-        self.accelerator = processes.join()
+        self.accelerator = processes.join(recipe.train)
         asked, found = recipe.train.num_processes, self.accelerator.num_processes
         if asked not in (None, found):
             raise UserError(
@@ -120,7 +125,7 @@ class _Session:
 
     def run(self, resume_from: str) -> Run:
         recipe, accelerator, seed = self.recipe, self.accelerator, self.recipe.train.seed
-        settings = recipe.dump()
+        settings = code.told(recipe.dump())
         named = contents.of_recipe(recipe)
         if recipe.adapter.dropout:
             named["the number of processes, for which adapter.dropout draws its masks"] = str(accelerator.num_processes)
@@ -217,7 +222,8 @@ class _Session:
                     for name in WRITTEN:
                         _remove(self.output / name)
                     Checkpoints(self.output / "checkpoints").clear()
-                (self.output / RECIPE).write_text(self.recipe.yaml(), encoding="utf-8")
+                code.keep(self.recipe.dump(), self.output)
+                (self.output / RECIPE).write_text(as_yaml(code.told(self.recipe.dump())), encoding="utf-8")
             except OSError as error:
                 raise UserError(
                     f"output={self.output}: cannot be written ({error.strerror}). Set output to a folder of yours."

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from align.errors import UserError
+from align.files.texts import Unreadable, decode
 
 KeyPath = tuple[int | str, ...]
 
@@ -64,11 +65,11 @@ class Source:
         """From a YAML file."""
         name = _shown(path)
         try:
-            text = path.read_bytes().decode("utf-8-sig")
+            text = decode(path.read_bytes(), name)
         except OSError as error:
             raise UserError(f"{name}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{name}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
+        except Unreadable as error:
+            raise UserError(str(error)) from None
         loader = _Loader(text)
         try:
             node = loader.get_single_node()

@@ -91,7 +91,7 @@ def test_heavy_libraries_stay_in_their_files():
         "align.shapes",
         "align.plan",
     )
-    homes += ("align.commands.doctor",)
+    homes += ("align.commands.doctor", "align.share.stock")
     assert not broken(lambda file, module: module.split(".")[0] in HEAVY and not within(file, *homes))
 
 
@@ -119,11 +119,12 @@ ARROWS = {
         "models._identity",
         "models._step_aware",
     ),
-    "align.models": ("models", "registry", "errors"),
+    "align.models": ("models", "registry", "errors", "files.weights"),
     "align.data": (
         "data",
         "registry",
         "errors",
+        "files.code",
         "files.texts",
         "models._base",
         "models._identity",
@@ -137,7 +138,7 @@ ARROWS = {
     "align.policy.noise": (),
     "align.policy.lora": ("policy._targets", "policy.adapter_file", "registry", "errors"),
     "align.policy.adapter_tensors": ("errors",),
-    "align.policy.adapter_file": ("policy.adapter_state", "policy.adapter_tensors", "files.output", "errors"),
+    "align.policy.adapter_file": ("policy.adapter_state", "policy.adapter_tensors", "files", "errors"),
     "align.files.output": ("errors",),
     "align.training.optim": ("registry", "errors"),
     "align.registry": ("shapes.embedded",),
@@ -166,7 +167,7 @@ def test_the_loop_knows_no_method_family_or_reward_by_name(file):
 
 ORDER = (
     "commands evaluation noise run plan share reports config training objectives hooks policy data sampling models "
-    "registry shapes figures files source recipes versions shadow interrupt processes errors"
+    "registry shapes figures source recipes versions shadow interrupt processes files errors"
 ).split()
 """The rooms and single files of align/ from the top down: each imports only what stands after it."""
 
@@ -218,6 +219,27 @@ def test_no_file_repeats_the_name_of_its_room():
 def test_only_the_command_imports_the_command_and_the_run():
     above = ("align.commands.app", "align.commands.preferences", "align.__main__", "align.commands.doctor", "align")
     assert not broken(lambda f, m: within(m, "align.commands.app", "align.run") and f not in above)
+
+
+READERS = {
+    # what opens files: (the one reader of those that users name, the files that open what was written here)
+    "Image.open(": (
+        "rewards._images",
+        "align.commands.sample align.evaluation.files align.evaluation.grid align.hooks.metrics align.noise.files "
+        "align.reports.page",
+    ),
+    "csv.reader(": ("align.files.texts", ""),
+    "csv.DictReader(": ("", ""),
+    "utf-8-sig": ("", ""),
+}
+
+
+@pytest.mark.parametrize("call", READERS)
+def test_files_that_users_name_have_one_reader_a_kind(call):
+    """A picture that is upright for one command is so for all; so are the ends of lines and the cells of tables."""
+    reader, own = READERS[call]
+    opening = {name(path) for path in FILES if call in path.read_text(encoding="utf-8")}
+    assert opening - {*own.split()} == {*reader.split()}
 
 
 def test_no_branch_on_a_family_or_a_method():

@@ -59,8 +59,11 @@ def export(
         str | None, typer.Option(help="Says which model the adapter is for; default: the recipe.yaml beside it.")
     ] = None,
     strength: Annotated[float, typer.Option(help="What other programs will call 1.", callback=finite)] = 1.0,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Of a run: the adapter after this update, exported or in a checkpoint.")
+    ] = None,
 ) -> None:
     """Write an adapter for another program, or merge it into the base model's weights."""
     from align.share.export import export as write
 
-    typer.echo(write(source, format, output, recipe=recipe, strength=strength))
+    typer.echo(write(source, format, output, recipe=recipe, strength=strength, step=step))

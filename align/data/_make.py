@@ -24,6 +24,7 @@ from align.data._pairs import FILE_NAME
 from align.data._workplace import Workplace
 from align.data.prompts import load_prompts, problems
 from align.errors import UserError
+from align.files import code
 from align.models import _identity
 from align.registry import ComponentConfig, LabelledRewards
 from align.sampling import OF_GRADIENTS
@@ -132,7 +133,9 @@ def _settings(config: MakeConfig, around: Workplace) -> dict[str, Any]:
     drawn = around.sampling.model_dump(mode="json", exclude=set(OF_GRADIENTS))
     prompts = load_prompts(config.prompts, count=config.num_prompts, key="data.make.prompts")
     make = config.model_dump(mode="json", exclude={"batch_size", "prompts", "num_prompts"})
+    judging = code.digests(make["rewards"])
     return {
+        **({"data.make.rewards, their code": judging} if judging else {}),
         **{f"data.make.{key}": value for key, value in make.items()},
         "data.make.prompts": _identity.digest(prompts),
         "model": [_identity.network(model, around.policy.autocast()), _identity.text(model.text)],

@@ -121,7 +121,9 @@ def _parts(text: str) -> list[str]:
 
 def _there(text: str) -> bool:
     """Whether a source is a file or folder here, with a strength behind it or without."""
-    return any(Path(name).expanduser().exists() for name in (text, text.rpartition("@")[0]) if name)
+    source, _, strength = text.rpartition("@")
+    names = (text, "" if "+" in strength else source)  # a plus behind the strength begins the next adapter
+    return any(Path(name).expanduser().exists() for name in names if name)
 
 
 def _weighted(text: str) -> tuple[str, float]:

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from align.errors import UserError
+from align.files.texts import Unreadable, decode
 
 CACHE = "ALIGN_CACHE"  # environment variable: the folder of what was fetched; default ~/.cache/diffalign
 TIMEOUT = 30.0  # seconds without a byte
@@ -78,6 +79,6 @@ def _read(path: Path, name: str) -> bytes:
 
 def _text(data: bytes, where: str, name: str) -> str:
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompts {name}: {where}: byte {error.start} is not UTF-8: this is not the file.") from None
+        return decode(data, where)
+    except Unreadable as error:
+        raise UserError(f"--prompts {name}: {error}") from None

@@ -70,7 +70,8 @@ def plan(
         )
     trainings = [loaded, *(load_recipe(p.recipe, on_disk=False) for p in chosen.adapters.values() if p.recipe)]
     judges = _judges(trainings, rewards, of_rewards)
-    for label, config in judges.items():  # a judge's own file, a reference that is not there: before anything is drawn
+    choosing = loaded.rewards if noisy else {}
+    for label, config in [*judges.items(), *choosing.items()]:  # its file, a reference of its: before one is drawn
         for key, text in config.conflicts({}):
             raise UserError(f"--reward {label}{key}: {text}")
     maximised = [_scored(config) for training in trainings for config in training.rewards.values()]

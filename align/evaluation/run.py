@@ -50,7 +50,7 @@ class Session:
     def __init__(self, plan: Plan, output: Path, say: Callable[[str], None], accelerator: Accelerator | None = None):
         self.plan = plan
         self.folder = Folder(output)
-        self.accelerator = accelerator or processes.join()
+        self.accelerator = accelerator or processes.join(plan.recipe.train)
         self.say = say if self.accelerator.is_main_process else lambda text: None
         self.chunks = [
             Chunk(start, plan.items[start : start + plan.batch_size])

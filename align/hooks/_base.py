@@ -26,6 +26,8 @@ class State:
     """Updates done; 0 before the first."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """The record of this step; what a hook adds is written with it."""
+    pictures: dict[str, Path] = field(default_factory=dict)
+    """Name -> the sheet that a hook has written at this step, for the trackers."""
     stop: str | None = None
     """Why the run should end after this update, or None."""
     base: Path | None = None

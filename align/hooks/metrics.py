@@ -21,11 +21,12 @@ PACKAGES = {
     **{name: name for name in ("comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")},
 }
 """Accelerate's trackers, and the package of each; the first three are extras of ours."""
+IMAGE_OPTIONS = {"tensorboard": {"dataformats": "NHWC"}}
 EXTRAS = ("tensorboard", "wandb", "trackio")
 
 
 class MetricsConfig(ComponentConfig):
-    """Where the numbers go besides metrics.jsonl."""
+    """Where numbers and pictures go besides metrics.jsonl and samples/."""
 
     name: Literal["metrics"] = "metrics"
     trackers: tuple[str, ...] = ()
@@ -49,6 +50,7 @@ class Metrics(Hook):
         self.around = around
         self.path = around.output / FILE_NAME
         self.trackers: dict[str, Any] = {}
+        self.blind: set[str] = set()
         self._file: TextIO | None = None
 
     def start(self, state: State) -> None:
@@ -67,6 +69,7 @@ class Metrics(Hook):
             self._attempt(name, self._open)
         if state.step == 0 and state.metrics:
             self.after_update(state)
+        self._show(state)
 
     def after_update(self, state: State) -> None:
         if self._file is None:
@@ -76,6 +79,25 @@ class Metrics(Hook):
         numbers = {k: v for k, v in state.metrics.items() if isinstance(v, int | float)}
         for name, tracker in list(self.trackers.items()):
             self._attempt(name, lambda _, t=tracker: t.log(numbers, step=state.step))
+        self._show(state)
+
+    def _show(self, state: State) -> None:
+        """Hands over what hooks have drawn at this step; a tracker that takes no pictures goes on with the numbers."""
+        if not state.pictures:
+            return
+        import numpy as np
+        from PIL import Image
+
+        sheets = {name: np.asarray(Image.open(path).convert("RGB"))[None] for name, path in state.pictures.items()}
+        state.pictures = {}
+        for name, tracker in self.trackers.items():
+            if name in self.blind or not hasattr(tracker, "log_images"):
+                continue
+            try:
+                tracker.log_images(sheets, step=state.step, **IMAGE_OPTIONS.get(name, {}))
+            except Exception as error:  # as below
+                self.blind.add(name)
+                print(f"tracker {name} gets no pictures, the numbers go on: {type(error).__name__}: {error}")
 
     def finish(self, state: State) -> None:
         for name, tracker in list(self.trackers.items()):

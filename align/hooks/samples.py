@@ -1,4 +1,7 @@
-"""Pictures of the same prompts at the same seeds, before training and every so often: samples/step-000050.png."""
+"""Pictures of the same prompts at the same seeds, before training and every so often: samples/step-000050.png.
+
+The metrics hook hands them to the trackers, and the report shows them in a row.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -54,4 +57,6 @@ class Samples(Hook):
         groups = [(p, [Cell(image, f"step {state.step}")]) for p, image in zip(self.prompts, images, strict=True)]
         folder = self.around.output / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        sheet(groups, columns=self.config.columns).save(folder / f"step-{state.step:06d}.png")
+        path = folder / f"step-{state.step:06d}.png"
+        sheet(groups, columns=self.config.columns).save(path)
+        state.pictures["samples"] = path

@@ -16,6 +16,8 @@ from align.models._published import Published
 from align.models._quantize import quantise
 from align.models._text import CachedTextEncoder
 
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+
 
 class PipelineModel(DiffusionModel):
     """A bundle around a diffusers pipeline.
@@ -120,9 +122,20 @@ class PipelineModel(DiffusionModel):
         else:
             super().compile()
 
+    @classmethod
+    def asked(cls, config: Any, guidance_scale: float) -> dict[str, Any]:
+        """What the stock pipeline is called with for this guidance, and for settings of text that are not its own."""
+        said: dict[str, Any] = {"guidance_scale": guidance_scale}
+        for name in ("t5_tokens", "text_tokens"):
+            field = type(config).model_fields.get(name)
+            if field is not None and (tokens := getattr(config, name)) not in (None, field.default):
+                said["max_sequence_length"] = tokens
+        return said
+
     def load_adapter(self, pipeline: Any, path: Path, strength: float = 1.0) -> None:
         """Puts the adapter in the folder `path` on a stock pipeline of this family; strength 0 is the base."""
-        pipeline.load_lora_weights(str(path), adapter_name="align")
+        part = getattr(pipeline, self.network_name)  # the pipeline's own loader speaks of encoders without a LoRA
+        part.load_lora_adapter(str(path), prefix=self.network_name, adapter_name="align", weight_name=ADAPTER_FILE)
         pipeline.set_adapters("align", strength)
         if strength == 0:
             pipeline.disable_lora()  # DoRA's trained norms would stay

@@ -97,6 +97,15 @@ class Flux(PipelineModel):
         self.image_size = (SAMPLE_SIZE * self.codec.factor, SAMPLE_SIZE * self.codec.factor)
         self.guidance = config.guidance if pipeline.transformer.config.guidance_embeds else None
 
+    @classmethod
+    def asked(cls, config: Any, guidance_scale: float) -> dict[str, Any]:
+        """Its guidance_scale is the distilled one; ours is its true_cfg_scale."""
+        said = super().asked(config, getattr(config, "guidance", FluxConfig.model_fields["guidance"].default))
+        told = [one for one in cls.published if one.checkpoint == config.checkpoint]
+        if told and not told[0].network.get("guidance_embeds"):  # schnell, which takes no more
+            said.setdefault("max_sequence_length", 256)
+        return said if guidance_scale == 1 else said | {"true_cfg_scale": guidance_scale, "negative_prompt": ""}
+
     def encoder(self, config: FluxConfig, pipeline: Any) -> FluxText:
         return FluxText(pipeline, config.t5_tokens or (256 if self.guidance is None else 512))
 

@@ -99,6 +99,11 @@ class PixArt(PipelineModel):
         self.image_size = (network.sample_size * self.codec.factor, network.sample_size * self.codec.factor)
         self._told_size = pipeline.transformer.use_additional_conditions
 
+    @classmethod
+    def asked(cls, config: Any, guidance_scale: float) -> dict[str, Any]:
+        """Images of the size that is asked for, and prompts as they are written."""
+        return {**super().asked(config, guidance_scale), "use_resolution_binning": False, "clean_caption": False}
+
     def encoder(self, config: PixArtConfig, pipeline: Any) -> PixArtText:
         return PixArtText(pipeline, config.t5_tokens or TOKENS[type(pipeline).__name__])
 

@@ -111,6 +111,12 @@ class QwenImage(PipelineModel):
         self.image_size = (SAMPLE_SIZE * self.codec.factor, SAMPLE_SIZE * self.codec.factor)
         self.rescale = _keep_norm
 
+    @classmethod
+    def asked(cls, config: Any, guidance_scale: float) -> dict[str, Any]:
+        """Its guidance_scale is for distilled checkpoints; ours is its true_cfg_scale."""
+        said = super().asked(config, guidance_scale)
+        return {"true_cfg_scale": said.pop("guidance_scale"), "negative_prompt": UNCONDITIONAL, **said}
+
     def encoder(self, config: QwenImageConfig, pipeline: Any) -> QwenImageText:
         return QwenImageText(pipeline, config.text_tokens)
 

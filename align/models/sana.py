@@ -136,6 +136,11 @@ class Sana(PipelineModel):
         self.image_size = (network.sample_size * self.codec.factor, network.sample_size * self.codec.factor)
         self._scale = network.timestep_scale
 
+    @classmethod
+    def asked(cls, config: Any, guidance_scale: float) -> dict[str, Any]:
+        """Images of the size that is asked for, and prompts as they are written."""
+        return {**super().asked(config, guidance_scale), "use_resolution_binning": False, "clean_caption": False}
+
     def encoder(self, config: SanaConfig, pipeline: Any) -> SanaText:
         return SanaText(pipeline, config.text_tokens)
 

@@ -81,6 +81,11 @@ class ZImage(PipelineModel):
         self.codec = KLCodec(pipeline.vae, chunk=config.decode_chunk)
         self.image_size = IMAGE_SIZE
 
+    @classmethod
+    def asked(cls, config: Any, guidance_scale: float) -> dict[str, Any]:
+        """It counts guidance from 0."""
+        return super().asked(config, guidance_scale - 1)
+
     def encoder(self, config: ZImageConfig, pipeline: Any) -> ZImageText:
         return ZImageText(pipeline, config.text_tokens)
 

@@ -52,7 +52,7 @@ class Studio:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator | None = None):
         self.recipe = recipe
-        self.accelerator = accelerator or processes.join()
+        self.accelerator = accelerator or processes.join(recipe.train)
         self.seed = recipe.train.seed
         self.model = build(MODELS, recipe.model).to(self.accelerator.device)
         self.policy = Policy(self.model, autocast=lambda: recipe.train.autocast(self.accelerator.device))
@@ -79,7 +79,8 @@ class Studio:
         return slice(rank * len(rows) // size, (rank + 1) * len(rows) // size)
 
     def noise(self, rows: Sequence[Row], candidate: int = 0) -> Tensor:
-        """Standard normal x_T, (B, C, h, w); candidate 0 is the noise that `align sample` starts from."""
+        """Standard normal x_T, (B, C, h, w); candidate 0 is of the stream "x_T", as in the first update of a
+        training of the same seed. `align sample` has a stream of its own, so its images start elsewhere."""
         like = torch.empty(len(rows), *self.model.latent_shape(self.recipe.sampling.image_size))
         stream = f"x_T/{candidate}" if candidate else "x_T"
         return Rng(self.seed, [row.index for row in rows]).normal(stream, like).to(self.accelerator.device)

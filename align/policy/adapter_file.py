@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
 from align.errors import UserError
+from align.files import weights
 from align.files.output import write as write_file
 from align.policy.adapter_state import read_state
 from align.policy.adapter_tensors import ALPHA, DOWN, MAGNITUDE, UP, AdapterFile, assembled
@@ -23,6 +23,7 @@ from align.policy.adapter_tensors import ALPHA, DOWN, MAGNITUDE, UP, AdapterFile
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' load_lora_weights looks for in a folder
 METADATA_KEY = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
 RECIPE, FOLDER = "recipe.yaml", "adapter"  # in a run's folder, and in that of a pulled adapter
+STEPS = ("adapters", "checkpoints")  # in a run's folder, with step-000050 in them: exported on the way, and kept
 STATE, MANIFEST = "trainable.safetensors", "manifest.json"  # in a checkpoint's
 NETWORKS = ("unet", "transformer")
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -57,6 +58,8 @@ def locate(source: Path) -> tuple[Path, Path | None]:
     for path in tried:
         if path.is_file():
             beside = [folder / RECIPE for folder in (path.parent, path.parent.parent)]
+            if path.parent.parent.name == STEPS[0]:
+                beside.append(path.parent.parent.parent / RECIPE)
             return path, next((recipe for recipe in beside if recipe.is_file()), None)
     why = f"neither it nor its folder {FOLDER} holds {FILE_NAME}"
     if not source.is_dir():
@@ -67,6 +70,26 @@ def locate(source: Path) -> tuple[Path, Path | None]:
             f"checkpoint, {steps[-1]}."
         )
     raise UserError(f"{source}: there is no adapter: {why}. Give the folder of a finished run, or of an adapter.")
+
+
+def at_step(run: Path, step: int) -> Path:
+    """The folder of the adapter after an update of a run: exported there (train.export_every), or in a checkpoint."""
+    run, name = run.expanduser(), f"step-{step:06d}"
+    if not run.is_dir():
+        raise UserError(f"{run}: there is no such folder. Give the folder of a run, whose update {step} you mean.")
+    for folder in STEPS:
+        if (run / folder / name).is_dir():
+            return run / folder / name
+    there = sorted({int(path.name[5:]) for folder in STEPS for path in (run / folder).glob("step-*") if _is_step(path)})
+    listed = f"It has those of {', '.join(map(str, there))}." if there else "It has none of any."
+    raise UserError(
+        f"{run}: there is no adapter of update {step}: neither {STEPS[0]}/{name} nor {STEPS[1]}/{name}. {listed} "
+        "train.export_every keeps one each so many updates."
+    )
+
+
+def _is_step(path: Path) -> bool:
+    return path.is_dir() and path.name[5:].isdigit()
 
 
 def is_hub_id(source: str | Path) -> bool:
@@ -164,19 +187,9 @@ def _refuse(path: Path, named: Mapping[str, Any], tensors: Mapping[str, Tensor],
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """({name: tensor}, what the metadata say of PEFT's settings); one line for a file that is none."""
+    tensors, metadata = weights.read(path)
     try:
-        with path.open("rb") as file:
-            head = file.read(256)
-        if problem := _other_file(head):
-            raise UserError(f"{path}: {problem}")
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY, "{}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # safe_open is no mapping
-    except (SafetensorError, OSError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path}: not a safetensors file that is whole ({said}). Make it again.") from None
-    try:
-        said = json.loads(text)
+        said = json.loads(metadata.get(METADATA_KEY, "{}"))
         assert isinstance(said, dict)
     except (ValueError, AssertionError):
         raise UserError(f"{path}: its {METADATA_KEY} is no JSON object. Make it again.") from None
@@ -187,20 +200,6 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     elif not said and any(name.startswith("base_model.model.") for name in tensors):
         raise UserError(f"{path}: PEFT's file without the adapter_config.json that says its alpha. Put it beside.")
     return tensors, said
-
-
-def _other_file(head: bytes) -> str:
-    """What a file is whose first bytes say that it is no safetensors."""
-    if head[8:9] == b"{":
-        return ""
-    start = head.lstrip()[:64].lower()
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer in place of the weights. Fetch them: git lfs pull, or download the file itself."
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page and no weights. Download the file itself (on the Hub: /resolve/, not /blob/)."
-    if head.startswith(b"PK\x03\x04") or head.startswith(b"\x80"):
-        return "a torch pickle, which can run code and is not read. Save it as .safetensors."
-    return "" if len(head) >= 8 else "is empty or cut short. Fetch it again."
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:

@@ -50,7 +50,7 @@ def locate(source: str) -> Located:
 def _name(folder: Path) -> str:
     """runs/draft-shapes/adapter is called draft-shapes, a checkpoint of it draft-shapes step-000050."""
     folder = folder.resolve()
-    if folder.parent.name == "checkpoints":
+    if folder.parent.name in adapter_file.STEPS:
         return f"{folder.parent.parent.name} {folder.name}"
     return folder.parent.name if folder.name == adapter_file.FOLDER else folder.name
 

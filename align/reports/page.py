@@ -23,6 +23,7 @@ FILE_NAME = "report.html"
 STYLE = Path(__file__).with_name("report.css")
 GOLD = "gold"  # the reward that knows the truth, where there is one
 SMALL = 128  # images below this side are drawn enlarged, pixel by pixel, and stored without loss
+SHEETS = 8  # of samples, in a row
 PROBES = ("drift", "guard/diversity", "guard/chroma", "guard/detail")
 
 
@@ -35,7 +36,7 @@ def write(output: Path) -> Path:
     sections = [
         _head(found, output),
         _section("Before and after", _scores(found), _pictures(output, told)),
-        _section("Training", *_training(found, records)),
+        _section("Training", *_training(found, records), _strip(found, output)),
         _section("Proxy and gold", *_gold(found, records, told)),
         _section("The guard", *_guard(found, records)),
         _section("Gradients", *_gradients(records)),
@@ -146,6 +147,23 @@ def _pictures(output: Path, told: Mapping[str, Any]) -> str:
             f'<figure class="pair"><div>{"".join(shown)}</div><figcaption>{escape(prompt)}</figcaption></figure>'
         )
     return f'<div class="pairs">{"".join(groups)}</div>'
+
+
+def _strip(found: Summary, output: Path) -> str:
+    """The sheets of the samples hook over the updates, in a row; of many, so many evenly spaced ones."""
+    found_there = sorted((output / "samples").glob("step-*.png"))
+    sheets = {int(path.stem[5:]): path for path in found_there if path.stem[5:].isdigit()}
+    steps = [step for step in sheets if step <= found.num_updates]
+    if not steps:
+        return ""
+    shown = sorted({steps[round(i * (len(steps) - 1) / (SHEETS - 1))] for i in range(SHEETS)})
+    figures = "".join(
+        f"<figure>{_image(sheets[step])}<figcaption>{f'update {step}' if step else 'before'}</figcaption></figure>"
+        for step in shown
+    )
+    return (
+        f'<p class="small">The same prompts at the same seeds, over the updates.</p><div class="strip">{figures}</div>'
+    )
 
 
 def _image(file: Path) -> str:

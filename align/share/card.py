@@ -13,6 +13,7 @@ from align.models._pipeline import PipelineModel
 from align.registry import EMBEDDED, model_family
 from align.reports import summary
 from align.reports.summary import Summary
+from align.share.stock import stock
 
 FILE_NAME = "README.md"
 TAG = "diffalign"  # by this a published repository is known to be one of ours
@@ -138,8 +139,10 @@ def _base_name(recipe: Recipe) -> str:
 
 
 def _use(recipe: Recipe, found: Summary, repo: str | None, prompt: str) -> Sequence[str]:
-    """Five lines from nothing to an image; more where the base model is put together first."""
-    base, lines = _base(recipe), ["from diffusers import DiffusionPipeline"]
+    """From nothing to an image, drawn as the scores were made; more where the base model is put together first."""
+    base, drawn = _base(recipe), stock(recipe)
+    names = sorted({"DiffusionPipeline", drawn.scheduler or "DiffusionPipeline"})
+    lines = [f"from diffusers import {', '.join(names)}"]
     place = json.dumps(base) if is_hub_id(base) else '"FOLDER_OF_THE_BASE_MODEL"'
     if base.startswith(EMBEDDED):
         lines = ["import torch", *lines, "from align.shapes.embedded import resolve"]
@@ -154,16 +157,12 @@ def _use(recipe: Recipe, found: Summary, repo: str | None, prompt: str) -> Seque
         weight = f", weight_name={json.dumps(file)}" if file else ""
         lines += [f"pipeline.load_lora_weights({json.dumps(path)}{weight})", "pipeline.fuse_lora()"]
         lines += ["pipeline.unload_lora_weights()"]
-    sampling = (recipe.evaluate.sampling if recipe.evaluate else None) or recipe.sampling  # as the scores were made
-    if sampling.spacing in ("leading", "trailing", "linspace"):
-        spacing = f"timestep_spacing={json.dumps(sampling.spacing)}"
-        lines += [f"pipeline.scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config, {spacing})"]
-    options = f"num_inference_steps={sampling.num_steps}, guidance_scale={sampling.guidance_scale:g}"
     return [
         "```python",
         *lines,
+        *drawn.lines(),
         *_loading(recipe, repo, recommended_strength(found)),
-        f"image = pipeline({json.dumps(prompt, ensure_ascii=False)}, {options}).images[0]",
+        f"image = pipeline({json.dumps(prompt, ensure_ascii=False)}, {drawn.arguments()}).images[0]",
         "```",
         "",
     ]

@@ -24,17 +24,26 @@ PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def export(
-    source: Path, format: str, output: Path | None = None, *, recipe: str | None = None, strength: float = 1.0
+    source: Path,
+    format: str,
+    output: Path | None = None,
+    *,
+    recipe: str | None = None,
+    strength: float = 1.0,
+    step: int | None = None,
 ) -> Path:
     """Writes the adapter at `source`, times `strength`, in a format and returns the path of the file or folder.
 
     The family of its model comes from `recipe`, by default the one beside it. `output` is a folder, by default
-    exports/NAME-FORMAT.
+    exports/NAME-FORMAT. `step`: the adapter after that update of a run, in place of its result.
     """
     if format not in FORMATS:
         raise UserError(f"--format {format}: there is no such format. Choose one of {', '.join(FORMATS)}.")
     if strength == 0:
         raise UserError("--strength 0: that is the base model. Choose another.")
+    called = source.expanduser().resolve().name
+    if step is not None:
+        source, called = adapter_file.at_step(source, step), f"{called}-step-{step}"
     path, beside = adapter_file.locate(source)
     if recipe is None and beside is None and format != "peft":
         raise UserError(
@@ -43,7 +52,7 @@ def export(
         )
     named = recipe or beside
     loaded = load_recipe(named, on_disk=False) if named is not None else None
-    name = path.stem if source.is_file() else source.expanduser().resolve().name
+    name = path.stem if source.is_file() else called
     folder = output or Path("exports") / f"{name}-{format}"
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"--output {folder}: there is something already. Choose another folder, or remove it.")

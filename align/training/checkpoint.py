@@ -80,7 +80,7 @@ class Checkpoints:
             ) from None
 
     def _save(self, step: int, states: dict[str, dict[str, Any]], meta: dict[str, Any]) -> Path:
-        final = self.folder / f"step-{step:06d}"
+        final = self.folder / named(step)
         temporary = self.folder / f"{TEMPORARY}{final.name}"
         shutil.rmtree(temporary, ignore_errors=True)  # what a crash left
         temporary.mkdir(parents=True)
@@ -115,6 +115,21 @@ class Checkpoints:
             else:
                 return path
         return None
+
+
+def named(step: int) -> str:
+    """The name of what belongs to an update."""
+    return f"step-{step:06d}"
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Renames what `folder` holds of updates after `step`, which are made anew or are of a future given up."""
+    for path in folder.glob("step-*"):
+        found = NAME.fullmatch(path.name)
+        if found is not None and int(found[1]) > step:
+            aside = folder / f"{ABANDONED}{path.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
 
 
 def step_of(path: Path) -> int | None:

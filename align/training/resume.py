@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
+from align.files import code
 from align.training import checkpoint
 from align.training.checkpoint import Checkpoints, Damaged
 from align.training.contents import changed as changed_contents
@@ -20,6 +21,7 @@ FREE = (
     "train.num_processes",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.export_every",
     "train.max_failures",
 )
 """Keys, and all keys below them, that may change between the parts of a run: no update depends on them."""
@@ -81,7 +83,8 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any
     if after.get("optim.schedule") == "constant" and after.get("train.num_updates", 0) >= before["train.num_updates"]:
         free = (*free, "train.num_updates")  # at a constant rate a longer run begins as the shorter one does
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{word}.") for word in free):
+        same = code.named(before.get(key)) == code.named(after.get(key))  # what it says is compared by contents
+        if not same and not any(f"{key}.".startswith(f"{word}.") for word in free):
             yield key, before.get(key), after.get(key)
 
 

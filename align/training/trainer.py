@@ -19,13 +19,15 @@ from align.policy.roles import Policy
 from align.policy.trainable import Trainable
 from align.registry import ComponentConfig
 from align.training import checkpoint
-from align.training.checkpoint import Checkpoints
+from align.training.checkpoint import Checkpoints, named, set_aside
 from align.training.ema import EMA
 from align.training.failures import Failures
 from align.training.movers import alone, handed_over, movers, moves
 from align.training.optim import OptimConfig
 from align.training.update import Update, update
 from align.versions import versions
+
+EXPORTS = "adapters"
 
 
 class TrainConfig(ComponentConfig):
@@ -47,11 +49,14 @@ class TrainConfig(ComponentConfig):
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """null: do not clip."""
     ema: float | None = Field(default=None, gt=0, lt=1)
-    """Decay of a moving average of the trained parameters, which is then what is judged, kept and exported."""
+    """Decay of a moving average of the trained parameters, which is then what is judged, kept and exported. At update n
+    it is min(ema, (1 + n)/(10 + n)), so that the average of a short run is not what it began with."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Updates between checkpoints; one is also written at the end and at an interruption."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """The last so many; older ones are removed."""
+    export_every: int | None = Field(default=None, ge=1)
+    """Updates between adapters that are written to adapters/step-000050 and stay, to choose among. Default: none."""
     max_failures: int = Field(default=5, ge=1)
     """Updates in a row without a finite gradient before the run ends with an error."""
     compile: bool = False
@@ -96,6 +101,7 @@ class Trainer:
         self.recipe = recipe
         self.contents = dict(contents or {})
         self.say = say
+        self.exports = output / EXPORTS
         self.checkpoints = Checkpoints(output / "checkpoints", keep=config.keep_checkpoints, say=say)
 
     def fit(
@@ -144,6 +150,8 @@ class Trainer:
                     watch(done.metrics)
                 for hook in hooks:
                     hook.after_update(state)
+                if self.config.export_every and state.step % self.config.export_every == 0:
+                    self._export(result, state)
                 state.interrupted = interrupt.agreed()
                 state.stop = state.stop or state.interrupted
                 last = state.stop or state.step == self.config.num_updates
@@ -198,6 +206,12 @@ class Trainer:
             self.checkpoints.save(state.step, states, meta)
         self.accelerator.wait_for_everyone()
 
+    def _export(self, trainable: Trainable, state: State) -> None:
+        with state.average():
+            if self.accelerator.is_main_process:
+                trainable.export(self.exports / named(state.step))
+        self.accelerator.wait_for_everyone()
+
     def _restore(self, path: Path, parts: dict[str, Any], policy: Policy, state: State) -> None:
         states, meta = checkpoint.load(path)
         if self.accelerator.is_main_process:  # what all had counted is counted once
@@ -208,6 +222,7 @@ class Trainer:
         self.checkpoints.base = meta.get("base")
         if self.accelerator.is_main_process:
             self.checkpoints.go_back(path)
+            set_aside(self.exports, state.step)
         if meta["threads"] != torch.get_num_threads():
             self.say(f"going on with {meta['threads']} threads, as {path} was written: another number rounds otherwise")
             torch.set_num_threads(meta["threads"])

@@ -177,7 +177,7 @@ def test_mistakes_in_the_file_itself(tmp_path):
         ("model: [1\n", "bad.yaml:2: not valid YAML"),
         ("model: x\nmodel: y\n", "bad.yaml:2: not valid YAML: the key model is given twice"),
         ("- a\n", "a recipe is a mapping"),
-        ("a: \xff", "byte 3 is not UTF-8"),
+        ("a: \xff", r"byte 3 .line 1. is not UTF-8"),
     ):
         (tmp_path / "bad.yaml").write_bytes(text.encode("latin-1"))
         with pytest.raises(UserError, match=said):

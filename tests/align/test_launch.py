@@ -5,13 +5,16 @@ import pytest
 from align import processes
 from align.errors import UserError
 from align.hooks.metrics import EXTRAS, PACKAGES, MetricsConfig
+from align.training.trainer import TrainConfig
+
+PLAIN = TrainConfig()
 
 
 @pytest.mark.parametrize("variable", processes.PLUGINS)
 def test_what_would_wrap_the_model_is_refused(monkeypatch, variable):
     monkeypatch.setenv(variable, "true")
     with pytest.raises(UserError, match=variable):
-        processes.join()
+        processes.join(PLAIN)
 
 
 @pytest.mark.parametrize("variable", processes.SIZES)
@@ -20,12 +23,12 @@ def test_processes_that_did_not_join_are_noticed(monkeypatch, variable):
     for other in processes.SIZES:
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setattr(processes, "Accelerator", lambda **_: type("Alone", (), {"num_processes": 1}))
-    assert processes.join().num_processes == 1
+    assert processes.join(PLAIN).num_processes == 1
     monkeypatch.setenv(variable, "2")
     with pytest.raises(UserError, match=rf"2 processes were started \({variable}\), but 1 joined.*torchrun"):
-        processes.join()
+        processes.join(PLAIN)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert processes.join().num_processes == 1, "torchrun's word counts within a larger job"
+    assert processes.join(PLAIN).num_processes == 1, "torchrun's word counts within a larger job"
 
 
 def test_the_recipe_decides_the_precision(monkeypatch):
@@ -40,6 +43,27 @@ def test_the_recipe_decides_the_precision(monkeypatch):
             processes.heed(**plain)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     processes.heed(mixed_precision="bf16", compiled=False)
+
+
+def test_every_command_that_joins_heeds_the_launcher(monkeypatch, tmp_path):
+    """Training, noise optimisation (reno, best-of, redraw) and evaluation: the recipe decides in each."""
+    from align.config import load_recipe
+    from align.evaluation.plan import plan
+    from align.evaluation.run import Session
+    from align.noise.studio import Studio
+    from align.run import prepare, train
+
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    evaluation = plan(["base"], recipe="reno/shapes", count=1)
+    starts = [
+        lambda: train("draft/shapes", output=str(tmp_path / "run")),
+        lambda: prepare("diffusion_dpo/shapes", [f"output={tmp_path / 'run'}"]),
+        lambda: Studio(load_recipe("reno/shapes", on_disk=False)),
+        lambda: Session(evaluation, tmp_path / "evaluation", print),
+    ]
+    for start in starts:
+        with pytest.raises(UserError, match="mixed_precision=bf16, and the recipe, which decides"):
+            start()
 
 
 def test_accumulation_and_compilation_are_the_recipes_too(monkeypatch):

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 import align
 from align.config import load_recipe
+from align.errors import UserError
 from align.objectives._base import Parts
 from align.plan import Peak, _MeanPixel, plan, rehearse
 from align.policy.lora import FILE_NAME
@@ -144,3 +145,16 @@ def test_a_round_of_several_trainables_is_planned_trained_and_reported(folder, t
     assert "loss of what is trained beside the adapter" in page and "snapshot of default, running average" in page
     exported = load_file(run.output / "adapter" / FILE_NAME)
     assert sum(tensor.numel() for tensor in exported.values()) == plain.trainable
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sampling.image_size": [33, 32]}, r"sampling\.image_size=\[33, 32\]: both must be multiples of 4"),
+        ({"adapter.targets": ["to_q", "to_kk"]}, "to_kk"),
+    ],
+)
+def test_what_training_would_refuse_the_plan_refuses_too(folder, change, said):
+    with pytest.raises(UserError, match=said) as caught:
+        plan(load_recipe(recipe(folder).dump(), change))
+    assert "\n" not in str(caught.value)

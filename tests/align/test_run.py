@@ -108,14 +108,15 @@ def test_the_pipeline_has_the_adapter_and_strength_zero_is_the_base(recipe):
     run = align.train(recipe)
     recipe["adapter"]["init"] = str(run.output / "adapter")
 
-    def draw(pipeline):
+    def draw(pipeline, **settings):
         pipeline.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(0)
-        return pipeline(PROMPTS[:1], num_inference_steps=3, generator=generator, output_type="np").images
+        return pipeline(PROMPTS[:1], generator=generator, output_type="np", **settings).images
 
     from diffusers import StableDiffusionPipeline
 
-    base = draw(StableDiffusionPipeline.from_pretrained(recipe["model"]["checkpoint"], safety_checker=None))
+    stock = StableDiffusionPipeline.from_pretrained(recipe["model"]["checkpoint"], safety_checker=None)
+    base = draw(stock, num_inference_steps=3, guidance_scale=2.0)  # the run's own steps and guidance
     assert (draw(run.pipeline(0.0)) == base).all()
     full, half = draw(run.pipeline()), draw(run.pipeline(0.5))
     assert abs(full - base).max() > abs(half - base).max() > 1e-3

@@ -115,6 +115,16 @@ def test_a_reference_for_each_prompt(reference, tiny_dino, tmp_path):
         reward(images, PROMPTS[1:])
 
 
+def test_a_reference_is_upright_as_every_picture_is(tiny_dino, tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture = noise(40, 40)
+    picture.save(tmp_path / "phone.png", exif=turned)
+    reward = Dino(DinoConfig(reference=str(tmp_path / "phone.png"), model=str(tiny_dino)))
+    upright, lying = (to_tensor(p) for p in (picture.transpose(Image.Transpose.ROTATE_270), picture))
+    assert reward(upright, [""]) > 0.999 > reward(lying, [""])
+
+
 def test_references_that_are_none_are_one_line(tiny_dino, tmp_path):
     with pytest.raises(RewardError, match=r"reward dino: reference=.*nowhere\.png: there is no such file"):
         Dino(DinoConfig(reference=str(tmp_path / "nowhere.png"), model=str(tiny_dino)))

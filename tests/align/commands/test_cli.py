@@ -82,6 +82,17 @@ def test_every_list(tmp_path, monkeypatch):
     assert all(f"{kind}:" in everything for kind in ("models", "objectives", "rewards", "data", "hooks"))
 
 
+def test_an_argument_that_is_no_text_is_one_line(monkeypatch, capsys):
+    """A shell hands over bytes; those that are not UTF-8 come as halves of pairs, which no file can be written with."""
+    from align.__main__ import main
+
+    monkeypatch.setattr("sys.argv", ["align", "sample", "draft/shapes", "caf\udce9"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("argument 3: is not UTF-8 text") and said.count("\n") == 1
+
+
 def test_schema(tmp_path):
     printed = CliRunner().invoke(app, ["schema"])
     written = CliRunner().invoke(app, ["schema", "--output", str(tmp_path / "recipe.json")])

@@ -93,6 +93,27 @@ def test_ties_are_dropped_or_kept():
     assert kept is not None and kept["tie"]
 
 
+def test_pairs_that_are_there_are_held_against_the_recipe(recipe, tmp_path, capsys):
+    """Of another data.make they are refused, also when all are there; of another seed or model that is said."""
+    first = made(recipe, tmp_path / "pairs")
+    with pytest.raises(UserError, match=r"other settings \(data\.make\.num_images"):
+        made(recipe, tmp_path / "pairs", num_images=2)
+    capsys.readouterr()
+    assert made(recipe | {"train": {"seed": 3}}, tmp_path / "pairs") == first
+    assert "were made with another train.seed, and are used as they are" in capsys.readouterr().out
+
+
+def test_a_judge_whose_own_file_has_changed_is_another_judge(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def judge(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    own = {"rewards": {"own": {"name": "python", "function": "mine.py:judge"}}}
+    made(recipe, tmp_path / "own", **own)
+    made(recipe, tmp_path / "own", **own)
+    (tmp_path / "mine.py").write_text("def judge(images, prompts):\n    return -images.mean((1, 2, 3))\n")
+    with pytest.raises(UserError, match=r"other settings \(data\.make\.rewards, their code"):
+        made(recipe, tmp_path / "own", **own)
+
+
 def test_a_plan_needs_no_pairs(recipe):
     from align.plan import rehearse
 

@@ -1,5 +1,7 @@
 """What a command line names: arms, strengths, mixtures, the recipe behind them, and what is refused."""
 
+import shutil
+
 import pytest
 
 from align.errors import UserError
@@ -34,6 +36,13 @@ def test_arms(folders):
     assert labels("somebody/adapter@0.5") == ["somebody/adapter x 0.5"]
     assert labels("a", "a/adapter", f"a/adapter/{FILE_NAME}") == ["a x 1"], "one adapter, by any name"
     assert [label.endswith(f"{FILE_NAME} x 1") for label in labels("a", "old/a")] == [True, True], "two called a"
+
+
+def test_a_plus_within_a_folders_name_is_no_mixture(folders):
+    for name in ("b+c", "b+c+d"):
+        shutil.copytree(folders / "b", folders / name)
+    assert labels("b+c@0.5") == ["b+c x 0.5"] and labels("b+c") == ["b+c x 1"]
+    assert labels("b+c+d@0.5+a") == ["b+c+d x 0.5 + a x 1"]
 
 
 def test_sweeps(folders):
@@ -81,6 +90,16 @@ def test_mistakes_are_said_in_a_line(folders, systems, options, said):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no list of numbers"):
         numbers("a,b", "--strengths")
+
+
+def test_judges_are_checked_before_anything_is_drawn(folders, tmp_path, monkeypatch):
+    """Those that only look on, and the rewards by which an arm chooses its noise."""
+    monkeypatch.chdir(tmp_path)
+    gone = {"name": "python", "function": "gone.py:score"}
+    with pytest.raises(UserError, match=r"^--reward python\.function: .*there is no file"):
+        plan(["base"], recipe="a", rewards=["python"], changes=["python.function=gone.py:score"])
+    with pytest.raises(UserError, match=r"^--reward own\.function: .*there is no file"):
+        plan(["best-of:2"], recipe="a", rewards=["brightness"], changes=[f"rewards.own={gone}"])
 
 
 def test_what_is_not_said_comes_from_the_run(folders):

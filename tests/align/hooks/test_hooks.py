@@ -1,6 +1,7 @@
 """Panel, drift and samples on a tiny model: what they measure, and that they see the average where there is one."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -129,3 +130,50 @@ def test_a_tracker_that_is_not_installed_is_refused_with_its_extra(monkeypatch):
     ((key, text),) = MetricsConfig(trackers=("wandb",)).conflicts({})
     assert key == ".trackers.0" and "which is not installed" in text and "diffalign[wandb]" in text
     assert list(MetricsConfig(trackers=("accelerate.tracking:GeneralTracker",)).conflicts({})) == []
+
+
+class Gallery:
+    """A tracker that keeps what it is handed."""
+
+    requires_logging_directory = False
+    seen: ClassVar[list] = []
+    fails = False
+
+    def __init__(self, project):
+        self.numbers = []
+
+    def start(self):
+        Gallery.seen = []
+
+    def store_init_configuration(self, values):
+        pass
+
+    def log(self, values, step):
+        Gallery.seen.append((step, "numbers"))
+
+    def log_images(self, values, step):
+        if Gallery.fails:
+            raise OSError("no room for pictures")
+        Gallery.seen += [(step, name, array.shape[0], str(array.dtype)) for name, array in values.items()]
+
+    def finish(self):
+        pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_samples_go_to_the_trackers_at_their_updates(around, fails, monkeypatch, capsys):
+    from align.hooks.metrics import Metrics, MetricsConfig
+
+    monkeypatch.setattr(Gallery, "fails", fails)
+    hooks = [
+        Samples(SamplesConfig(prompts=PROMPTS, num_images=1, every=2, columns=1), around),
+        Metrics(MetricsConfig(trackers=(f"{__name__}:Gallery",)), around),
+    ]
+    with running(hooks, state := State(num_updates=2)):
+        for state.step in (1, 2):
+            for hook in hooks:
+                hook.after_update(state)
+    pictures = [] if fails else [(0, "samples", 1, "uint8"), (2, "samples", 1, "uint8")]
+    assert [one for one in Gallery.seen if len(one) > 2] == pictures
+    assert (1, "numbers") in Gallery.seen and (2, "numbers") in Gallery.seen  # whatever became of the pictures
+    assert ("gets no pictures, the numbers go on: OSError" in capsys.readouterr().out) is fails

@@ -5,6 +5,7 @@ A family is tested by existing: `tests/tiny_families/NAME.py` builds its tiny pi
 
 import functools
 import importlib
+import inspect
 import math
 from contextlib import contextmanager
 from pathlib import Path
@@ -322,3 +323,21 @@ def test_targets_exist_and_sizes_must_fit(case):
     assert model.latent_shape((multiple, 2 * multiple))[1:] == (model.patch, 2 * model.patch)
     with pytest.raises(Exception, match=f"multiples of {multiple}"):
         model.latent_shape((multiple, 2 * multiple + multiple // 2))
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_a_stock_pipeline_is_asked_by_the_names_it_has(case, monkeypatch):
+    """Guidance as it counts it, and the length of prompts, are those that give our images in the tests above."""
+    pipeline, given = built(case), {}
+    model, size = wrap(case, pipeline), tiny(case[0]).SIZES[0]
+    called = type(pipeline).__call__
+    monkeypatch.setattr(type(pipeline), "__call__", lambda self, *a, **k: given.update(k) or called(self, *a, **k))
+    theirs(case, pipeline, noise(model, size), size, 2, guidance=3.0)
+    config = model.settings.model_copy(update={"checkpoint": case[1].checkpoint})
+    asked = type(model).asked(config, 3.0)
+    assert asked.keys() & {"guidance_scale", "true_cfg_scale"}
+    for key, value in asked.items():
+        if key == "max_sequence_length" and key not in given:
+            continue  # longer than these prompts, and masked
+        told = given.get(key, inspect.signature(called).parameters[key].default)
+        assert (told[0] if isinstance(told, list) else told) == value, key

@@ -104,6 +104,46 @@ def test_a_base_adapter_that_cannot_be_merged_is_said_in_one_line(tmp_path):
         PixArt(PixArtConfig(checkpoint="tiny", base_adapter="x"), pixart.build(PixArt.published[0]))
 
 
+def lora(folder, **changes):
+    """An adapter's file of the tiny U-Net in `folder`, with these tensors added."""
+    from safetensors.torch import load_file, save_file
+
+    model = StableDiffusion(SDConfig(checkpoint="tiny"), tiny_sd())
+    adapter = Adapter(AdapterConfig(rank=2), model.network, list(model.lora_targets), seed=0)
+    adapter.export(folder)
+    file = folder / "pytorch_lora_weights.safetensors"
+    save_file({**load_file(file), **changes}, file)
+    return file
+
+
+def test_a_base_adapter_of_another_model_is_not_merged_in_part(tmp_path):
+    layer = "unet.down_blocks.7.attentions.0.transformer_blocks.0.attn1.to_q"
+    more = {f"{layer}.lora_A.weight": torch.ones(2, 8), f"{layer}.lora_B.weight": torch.ones(8, 2)}
+    lora(tmp_path, **more)
+    with pytest.raises(UserError, match=r"^model\.base_adapter=.*: 1 of its \d+ layers have no place in this model"):
+        StableDiffusion(SDConfig(checkpoint="tiny", base_adapter=str(tmp_path)), tiny_sd())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"<!doctype html><html></html>", "a web page"),
+        (b"\x80\x02}q\x00.", "a torch pickle, which can run code and is not read"),
+    ],
+)
+def test_a_base_adapter_is_read_as_every_adapter_is(tmp_path, content, said):
+    """The one reader of adapters says what a file is instead."""
+    from align.policy import adapter_file
+
+    file = lora(tmp_path)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^model\.base_adapter=.*{said}"):
+        StableDiffusion(SDConfig(checkpoint="tiny", base_adapter=str(tmp_path)), tiny_sd())
+    with pytest.raises(UserError, match=said):
+        adapter_file.read(file)
+
+
 def test_off_loaded_encoders_are_moved_for_new_prompts_only():
     model = StableDiffusion(SDConfig(checkpoint="tiny", offload_text=True), tiny_sd())
     model.to("cpu")

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from align.commands.app import app
 from align.commands.noise import RECIPE, assembled, seconds, weighted
+from align.commands.sample import STREAM
 from align.config import load_recipe
 from align.errors import UserError
 from align.noise import optimise as reno
@@ -22,6 +23,7 @@ from align.noise.recipe import recipe_of
 from align.noise.run import Session, drawn_again
 from align.noise.studio import Row, Studio
 from align.run import train
+from samplers import Rng, generator
 
 PROMPTS = ["a red cat", "two blue dogs"]
 
@@ -75,6 +77,15 @@ def test_a_run_leaves_pictures_that_know_where_they_come_from(model, studio, tmp
             assert 1 < path_of.n_frames <= 4
         assert path.with_name(f"{path.stem}-path.png").is_file()
     assert outcomes[0].file == "0000-a-red-cat.png" and outcomes[0].rewards == {"brightness": 1.0}
+
+
+def test_the_first_noise_is_trainings_and_not_that_of_align_sample(model, studio):
+    rows = [Row(0, "a"), Row(5, "b")]
+    like = torch.empty(2, 4, 8, 8)
+    assert torch.equal(studio.noise(rows), Rng(studio.seed, [0, 5]).normal("x_T", like))
+    of_sample = Rng(generator(studio.seed, STREAM, 0).initial_seed(), [0, 5]).normal("x_T", like)
+    assert not (studio.noise(rows) == of_sample).any()
+    assert not (studio.noise(rows) == studio.noise(rows, 1)).any()
 
 
 def test_the_noise_draws_the_very_image_again(model, studio, tmp_path):

@@ -118,6 +118,17 @@ def test_what_there_is_not_is_not_shown(tmp_path):
     assert titles & set(words) == {"How it was made"}
 
 
+def test_the_samples_stand_in_a_row_over_the_updates(tmp_path):
+    run = folder(tmp_path / "run")
+    (run / "samples").mkdir()
+    for step in range(0, 70, 5):  # of which 65 is of a longer run before
+        Image.new("RGB", (140, 140), (step, 0, 0)).save(run / "samples" / f"step-{step:06d}.png")
+    text = report.write(run).read_text()
+    strip = text.split('<div class="strip">')[1].split("</div>")[0]
+    said = re.findall(r"<figcaption>(.*?)</figcaption>", strip)
+    assert said == ["before", *(f"update {n}" for n in (10, 15, 25, 35, 45, 50, 60))] and strip.count("<img") == 8
+
+
 def test_an_unfinished_run_has_no_report(tmp_path):
     with pytest.raises(UserError, match=r"holds no summary.json: the run is not finished"):
         report.write(tmp_path)

@@ -29,6 +29,20 @@ def test_a_wrong_picture_is_named_with_what_failed(tmp_path):
     assert first.startswith("0000.png  four stars: number")
 
 
+def test_pictures_are_read_upright_and_over_white_as_everywhere(tmp_path):
+    from PIL import Image
+
+    from align.shapes.picture import load_png
+
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture = Image.new("RGBA", (32, 32), (255, 0, 0, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 32, 8))  # the upper rows are clear, and lie at the right when upright
+    picture.save(tmp_path / "a.png", exif=turned)
+    pixels = load_png(tmp_path / "a.png")
+    assert pixels[:, :, 28].min() == 1 and pixels[1, 16, 4] == 0
+
+
 def test_prompts_are_printed_one_a_line():
     assert len(call("prompts", "--split", "report", "--count", "7").stdout.splitlines()) == 7
 

@@ -218,3 +218,18 @@ def test_a_file_of_another_format_is_no_adapter(tmp_path):
     (tmp_path / "b.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"is empty or cut short"):
         export(tmp_path / "b.safetensors", "peft", tmp_path / "out")
+
+
+def test_an_adapter_of_an_earlier_update_is_exported_by_its_number(tiny_sd_factory, tmp_path):
+    output = run(tmp_path, tiny_sd_factory())
+    early = output / "adapters" / "step-000020"
+    (output / "adapter").rename(tmp_path / "late")
+    early.parent.mkdir()
+    (tmp_path / "late").rename(early)
+    path = export(output, "kohya", step=20, output=tmp_path / "out")  # its model is the run's
+    assert path.name == "my-run-step-20.safetensors"
+    assert adapter_file.locate(early)[1] == output / "recipe.yaml"
+    with pytest.raises(UserError, match=r"no adapter of update 7: .* It has those of 20\. train\.export_every"):
+        export(output, "kohya", step=7)
+    with pytest.raises(UserError, match=r"nowhere: there is no such folder"):
+        export(tmp_path / "nowhere", "kohya", step=7)

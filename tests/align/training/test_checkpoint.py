@@ -1,6 +1,8 @@
 """Checkpoints: what is put in comes out, damage is noticed, a half-written one is never taken for one."""
 
+import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,3 +165,20 @@ def test_to_start_over_removes_the_runs_own_and_nothing_else(tmp_path):
     checkpoints.clear()
     assert not (tmp_path / "checkpoints").exists()
     checkpoints.clear()
+
+
+def test_where_folders_cannot_be_opened_they_are_not(tmp_path, monkeypatch):
+    """Windows opens no folder, and a file only for writing when it is to be flushed."""
+    opened = []
+
+    def refuses(path, flags):
+        assert not path.is_dir(), "PermissionError on Windows"
+        opened.append((path.name, flags))
+        return os.open(path, flags)
+
+    (tmp_path / "file").write_text("x")
+    windows = SimpleNamespace(**{**vars(os), "name": "nt", "open": refuses})
+    monkeypatch.setattr(checkpoint, "os", windows)
+    for path in (tmp_path / "file", tmp_path):
+        checkpoint._flush(path)
+    assert opened == [("file", os.O_RDWR)]

@@ -7,9 +7,11 @@ import pytest
 import torch
 from align_toys import Regression, StopAfter, fit, toy_policy, weights
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from align.errors import UserError
 from align.hooks._base import Hook
+from align.policy.adapter_file import FILE_NAME
 from align.training.checkpoint import Checkpoints
 from align.training.trainer import TrainConfig
 
@@ -129,3 +131,23 @@ def test_resuming_takes_up_the_number_of_threads(tmp_path):
 def test_a_micro_batch_is_no_larger_than_the_batch():
     with pytest.raises(ValidationError, match="micro_batch_size=9 exceeds batch_size=8"):
         TrainConfig(batch_size=8, micro_batch_size=9)
+
+
+@pytest.mark.parametrize("extras", [{}, {"ema": 0.5}], ids=str)
+def test_adapters_are_exported_on_the_way_and_those_of_a_future_that_is_given_up_set_aside(tmp_path, extras):
+    options = {"export_every": 2, "keep_checkpoints": 9, "checkpoint_every": 2, **extras}
+    fit(tmp_path, **options)
+    exports = tmp_path / "adapters"
+    assert sorted(path.name for path in exports.iterdir()) == ["step-000002", "step-000004", "step-000006"]
+    at_four, _, _ = fit(tmp_path / "four", hooks=[StopAfter(4)], **options)
+    assert (exports / "step-000004" / FILE_NAME).read_bytes() == (
+        tmp_path / "four/adapters/step-000004" / FILE_NAME
+    ).read_bytes()
+    exported = load_file(exports / "step-000004" / FILE_NAME)
+    now = at_four.adapter.state_dict()
+    same = all(torch.equal(a, b) for a, b in zip(exported.values(), (now[k] for k in sorted(now)), strict=True))
+    assert same is not bool(extras)  # a run that keeps a moving average exports that
+    fit(tmp_path, resume=tmp_path / "checkpoints/step-000002", **{**options, "num_updates": 5})
+    assert sorted(path.name for path in exports.iterdir()) == [
+        "abandoned-step-000004", "abandoned-step-000006", "step-000002", "step-000004"
+    ]  # fmt: skip
