@@ -65,6 +65,13 @@ class GuidanceConfig(ComponentConfig):
         usual = {name: type(self).model_fields[name].default for name in same}
         return self.scale if isinstance(self.scale, float | int) and same == usual else None
 
+    @property
+    def nearest(self) -> float:
+        """The one scale that says it best: what it begins with."""
+        if isinstance(self.scale, tuple):
+            return self.scale[0]
+        return self.scale[1.0] if isinstance(self.scale, dict) else self.scale
+
     def calls_in_full(self, num_calls: int) -> int:
         """Network calls of `num_calls` that ask for both outputs, at most."""
         if self.scale == 1 and not self.plus_plus:

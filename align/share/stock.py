@@ -11,6 +11,7 @@ from typing import Any
 from align.config import Recipe
 from align.registry import model_family
 from align.sampling import SamplingConfig
+from align.sampling.block import MOMENTUM
 
 TABLE = {
     "ddim": "DDIMScheduler",
@@ -19,6 +20,8 @@ TABLE = {
     "heun": "HeunDiscreteScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
     "lcm": "LCMScheduler",
+    "heavy_ball": "DDIMScheduler",  # the same times, without the momentum
+    "ghvb": "DDIMScheduler",
 }
 """The step rules on a table of noise levels, as diffusers' schedulers are called."""
 BY_HAND = "TCDScheduler"  # at eta 0 it steps as DDIM, whose own scheduler takes no timesteps
@@ -91,7 +94,7 @@ def stock(recipe: Recipe) -> Stock:
     own: Mapping[str, Any] = published[0].scheduler if published else {}
     on_table = bool(own.get("beta_schedule")) and not own.get("use_flow_sigmas")
     scheduler, settings = _on_table(sampling) if on_table else _on_flow(sampling, own)
-    asked = family.asked(recipe.model, sampling.guidance_scale) if hasattr(family, "asked") else {}
+    asked = family.asked(recipe.model, sampling.how.nearest) if hasattr(family, "asked") else {}
     call: dict[str, Any] = {"num_inference_steps": sampling.num_steps}
     if sampling.timesteps is not None:
         call = {"timesteps": list(sampling.timesteps)}
@@ -141,6 +144,11 @@ def _missing(sampling: SamplingConfig, scheduler: str | None, own: Mapping[str, 
         yield f"drawn here at eta {sampling.eta:g}; the ancestral scheduler's is 1"
     if sampling.spacing == "karras" and rule == "euler_ancestral":
         yield "drawn here at Karras' noise levels, which the ancestral scheduler has not"
-    if sampling.guidance_interval != (0.0, 1.0):
-        low, high = sampling.guidance_interval
+    if rule in MOMENTUM and on_table:
+        yield f"drawn here by {rule} of order {sampling.order} at beta {sampling.beta:g}, which diffusers has not"
+    how = sampling.how
+    if how.plain is None and how.scale == how.nearest and how == type(how)(scale=how.scale, interval=how.interval):
+        low, high = how.interval
         yield f"guided here between t = {low:g} and {high:g} only, which the pipeline does all the way"
+    elif how.plain is None:
+        yield f"drawn here with {how.described()}, which the pipeline has not"
