@@ -173,6 +173,10 @@ class SamplingConfig(ComponentConfig):
         }
         return rules[self.step_rule]
 
+    def rule_eta(self) -> float | None:
+        """The eta that `step()` is bound with; None where it takes none, or keeps its own default."""
+        return self.eta if self.step_rule in STOCHASTIC and self.noise_law is None else None
+
     def grid(self, model: "DiffusionModel") -> "Grid":
         """The model's own times for this rule, spacing and image size, or the recipe's.
 
@@ -256,7 +260,7 @@ def rollout(
         grid,
         cond,
         step=config.step() if step is None else step,
-        eta=config.eta if step is None and config.step_rule in STOCHASTIC and config.noise_law is None else None,
+        eta=config.rule_eta() if step is None else None,
         grad=NO_GRAD if grad is None else grad,
         keep=keep,
         rng=rng,

@@ -99,6 +99,7 @@ ARROWS = {
     # file or folder: (what it may import of align; all else of align is forbidden)
     "align.objectives": (
         "data._wanted",
+        "objectives._adjusted",
         "objectives._base",
         "objectives._forward",
         "objectives._inverted",

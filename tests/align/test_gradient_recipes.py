@@ -1,0 +1,39 @@
+"""Every recipe of the methods that are one gradient topology each is rehearsed: on the embedded model as it is, for
+published models on a tiny one of their family, with the same objective, steps and guidance."""
+
+import pytest
+from test_online_recipes import tiny
+
+from align import recipes
+from align.config import load_recipe
+from align.plan import Rehearsal, rehearse
+
+CALLS = {"adjusted_dft/shapes": 10, "adjusted_dft/sd15": 21}
+"""Recipe -> network calls of a sample that carry gradient; guidance makes two rows of each."""
+METHODS = sorted({name.split("/")[0] for name in CALLS})
+RECIPES = {name: path for name, path in recipes.names().items() if name.split("/")[0] in METHODS}
+
+
+def rehearsed(name: str, folder, **changes) -> Rehearsal:
+    """The recipe's first micro-batch; of a published model's on a tiny one, at its own size."""
+    changes = {"output": str(folder / "run"), "train.batch_size": 2, "train.micro_batch_size": None} | changes
+    recipe = load_recipe(name, changes)
+    if not name.endswith("/shapes"):
+        changes |= tiny(recipe.model.name, folder / "model") | {"sampling.image_size": None}
+        changes |= {"evaluate.sampling.image_size": None} if recipe.evaluate.sampling else {}
+        recipe = load_recipe(name, changes)
+    return rehearse(recipe)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_update_is_rehearsed(name, tmp_path):
+    found = rehearsed(name, tmp_path)
+    assert found.rows == 2 and found.peak > 0
+    guided = 1 if load_recipe(name).sampling.guidance_scale == 1 else 2
+    assert found.calls.backward == CALLS[name] * found.rows * guided
+
+
+def test_every_method_has_an_embedded_recipe_and_one_of_a_published_model():
+    for method in METHODS:
+        own = [name for name in RECIPES if name.startswith(method + "/")]
+        assert f"{method}/shapes" in own and len(own) >= 2, method
