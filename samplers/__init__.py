@@ -19,7 +19,7 @@ from samplers.laws import LAWS, LEVELS, Law, cps_law, dance_sde_law, ddim_law, f
 from samplers.lcm import lcm
 from samplers.noise import Rng, generator, noise
 from samplers.prediction import Prediction, row, split, target
-from samplers.rollout import Trajectory, bind, invert, sample, sensitivity
+from samplers.rollout import Trajectory, bind, call_with_graph, invert, sample, sensitivity
 from samplers.schedule import (
     FlowSchedule,
     Schedule,
@@ -60,6 +60,7 @@ __all__ = [
     "bernoulli",
     "bind",
     "broadcast",
+    "call_with_graph",
     "cfg",
     "constant",
     "contiguous",

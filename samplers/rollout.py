@@ -102,11 +102,18 @@ def _call(denoiser: Denoiser, x: Tensor, t: Tensor, cond: Any, kept: bool, grad:
     if not kept:
         with torch.no_grad():
             return denoiser(x, t, cond)
+    return call_with_graph(denoiser, x.detach() if grad.detach_input else x, t, cond, recompute=grad.checkpoint)
+
+
+def call_with_graph(denoiser: Denoiser, x: Tensor, t: Tensor, cond: Any, *, recompute: bool = True) -> Tensor:
+    """One network call that carries gradient, as in `sample`: x (B, ...), t () or (B,) -> the raw output (B, ...).
+
+    recompute: store only x, and call again in the backward pass.
+    """
     # Older torch caches weights that autocast cast without grad, and a kept call that found them would have no gradient
     # (pytorch/pytorch#112583).
     torch.clear_autocast_cache()
-    x = x.detach() if grad.detach_input else x
-    if grad.checkpoint:
+    if recompute:
         # What varies from step to step is an argument: a closure would be recomputed with the last step's t.
         return checkpoint(denoiser, x, t, cond, use_reentrant=False)
     return denoiser(x, t, cond)

@@ -104,6 +104,7 @@ ARROWS = {
         "objectives._forward",
         "objectives._inverted",
         "objectives._losses",
+        "objectives._paths",
         "objectives._preference",
         "objectives._priors",
         "objectives._reward",

@@ -8,7 +8,14 @@ from align import recipes
 from align.config import load_recipe
 from align.plan import Rehearsal, rehearse
 
-CALLS = {"adjusted_dft/shapes": 10, "adjusted_dft/sd15": 21}
+CALLS = {
+    "adjusted_dft/shapes": 10,
+    "adjusted_dft/sd15": 21,
+    "leapalign/shapes": 2,
+    "leapalign/flux": 2,
+    "flowbp/shapes": 3,
+    "flowbp/sd35": 3,
+}
 """Recipe -> network calls of a sample that carry gradient; guidance makes two rows of each."""
 METHODS = sorted({name.split("/")[0] for name in CALLS})
 RECIPES = {name: path for name, path in recipes.names().items() if name.split("/")[0] in METHODS}

@@ -21,6 +21,8 @@ from align.sampling import SamplingConfig
 BATCH = PromptBatch(("a cat", "two", "abc"), (4, 5, 6), 2)
 METHODS: dict[str, list[dict[str, Any]]] = {
     "adjusted_dft": [{}, {"sampling": {"step_rule": "dpmpp_2m"}}],
+    "leapalign": [{}],
+    "flowbp": [{"active": 2}, {"form": "bridge", "active": 3}, {"form": "lagrange", "cfg_grad": "both"}],
 }
 """Each with {the objective's settings, "sampling": the block's}."""
 CASES = [
