@@ -22,6 +22,10 @@ BATCH = PromptBatch(("a cat", "two", "abc"), (4, 5, 6), 2)
 METHODS: dict[str, list[dict[str, Any]]] = {
     "adjusted_dft": [{}, {"sampling": {"step_rule": "dpmpp_2m"}}],
     "leapalign": [{}],
+    "adjoint_matching": [
+        {"num_trained": 3, "sampling": {"eta": 1.0, "step_rule": "ddim"}},
+        {"guided": "everything", "num_trained": 1, "sampling": {"noise_law": "ddim"}},
+    ],
     "flowbp": [{"active": 2}, {"form": "bridge", "active": 3}, {"form": "lagrange", "cfg_grad": "both"}],
 }
 """Each with {the objective's settings, "sampling": the block's}."""
