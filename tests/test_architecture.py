@@ -101,6 +101,7 @@ ARROWS = {
         "data._wanted",
         "objectives._adjusted",
         "objectives._base",
+        "objectives._direct",
         "objectives._forward",
         "objectives._inverted",
         "objectives._losses",

@@ -15,6 +15,8 @@ CALLS = {
     "leapalign/flux": 2,
     "flowbp/shapes": 3,
     "flowbp/sd35": 3,
+    "srpo/shapes": 1,
+    "srpo/flux": 1,
     "adjoint_matching/shapes": 4 + 8,
     "adjoint_matching/sd15": 4 + 42,
 }
