@@ -101,6 +101,7 @@ ARROWS = {
         "data._wanted",
         "objectives._adjusted",
         "objectives._base",
+        "objectives._critic",
         "objectives._direct",
         "objectives._forward",
         "objectives._inverted",

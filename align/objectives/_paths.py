@@ -26,7 +26,7 @@ class PathConfig(RewardObjectiveConfig):
     """What passes through the network calls of a path."""
 
     cfg_grad: CfgGrad = "cond"
-    """Branches of a guided velocity that carry gradient: the conditional one alone, as in both papers' code; or both."""
+    """Branches of a guided velocity that carry gradient: the conditional one alone, as published, or both."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         sampling = recipe.get("sampling")
@@ -114,7 +114,7 @@ class PathObjective(RewardObjective):
 
 
 def closeness(gaps: Sequence[Tensor], floor: float) -> Tensor:
-    """(B,): 1 over the sum of the gaps' mean sizes, each at least `floor`; gaps (B, ...) between a leap and the path."""
+    """(B,): 1 over the sum of the gaps' mean sizes, each at least `floor`; gaps (B, ...) of leaps to the path."""
     sizes = [gap.detach().abs().flatten(1).mean(1).clamp(min=floor) for gap in gaps]
     return 1 / torch.stack(sizes).sum(0)
 

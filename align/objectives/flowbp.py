@@ -2,9 +2,10 @@
 
     sparse     x0 = ST( y_T + sum_i dtau_i V_i -> x_0 ),  V_i with gradient for K steps, times
                f = sum |dtau| / sum_active |dtau|
-    bridge     the same on both sides of a random step j:  yj = ST( compose to j -> y_j ),  V_j = v(q yj + (1 - q) sg(yj))
-    lagrange   two segments k -> j -> 0, each integrated by Lagrange's weights of up to three cached velocities, of which
-               the first two carry gradient, the second a quarter of it; j is entered as in bridge
+    bridge     the same on both sides of a random step j:  yj = ST( compose to j -> y_j ),
+               V_j = v(q yj + (1 - q) sg(yj))
+    lagrange   two segments k -> j -> 0, each integrated by Lagrange's weights of up to three cached velocities, of
+               which the first two carry gradient, the second a quarter of it; j is entered as in bridge
 
 FlowBP, arXiv 2606.11075. The active steps are drawn without replacement, step i (0 the noisiest) with weight (i + 1)^2,
 the same for all rows and processes. f makes the sparse gradient of a shift of the velocity exact at every draw. bridge

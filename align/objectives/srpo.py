@@ -135,6 +135,6 @@ class SRPO(RewardObjective):
         if len(seen) and not seen.any():
             word, other = self.config.words[0]
             raise UserError(
-                f'rewards: with "{word}" and with "{other}" before the prompt every image scores the same, so that there '
-                "is no gradient. Use a reward that reads the prompt, such as clip, pickscore or hpsv2."
+                f'rewards: with "{word}" and with "{other}" before the prompt every image scores the same, so that '
+                "there is no gradient. Use a reward that reads the prompt, such as clip, pickscore or hpsv2."
             )

@@ -17,12 +17,14 @@ CALLS = {
     "flowbp/sd35": 3,
     "srpo/shapes": 1,
     "srpo/flux": 1,
+    "unlearn/shapes": 1,
+    "unlearn/sd15": 1,
     "adjoint_matching/shapes": 4 + 8,
     "adjoint_matching/sd15": 4 + 42,
 }
-"""Recipe -> network calls of a sample that carry gradient; guidance makes two rows of each, unless it acts in the rollouts alone. Adjoint
-matching's adjoint passes back through the base, from the image to the first trained step."""
-UNGUIDED = ("adjoint_matching",)
+"""Recipe -> network calls of a sample that carry gradient; guidance makes two rows of each, unless it acts in the
+rollouts alone. Adjoint matching's adjoint passes back through the base, from the image to the first trained step."""
+UNGUIDED = ("adjoint_matching", "unlearn")
 METHODS = sorted({name.split("/")[0] for name in CALLS})
 RECIPES = {name: path for name, path in recipes.names().items() if name.split("/")[0] in METHODS}
 

@@ -2,6 +2,7 @@
 digits; the adjoint is that of automatic differentiation; what is not memoryless is refused."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def gradient(objective, network):
 def variance_of_the_chain(num_steps):
     """Var(x_0) of DDIM(1) from t = 1: Var_s = k^2 Var_t + std^2, k of the exact mean."""
     times, found = grids.flow(num_steps).times, torch.tensor(1.0, dtype=torch.float64)
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         (a, g), (b, h) = FlowSchedule()(t), FlowSchedule()(s)
         std = ddim(torch.zeros(1), torch.zeros(1), a, g, b, h, eta=1.0).std
         k = (b * a * 0.6 + (h**2 - std**2).sqrt() * g) / (a**2 * 0.6 + g**2)

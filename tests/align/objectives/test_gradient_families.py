@@ -22,6 +22,7 @@ BATCH = PromptBatch(("a cat", "two", "abc"), (4, 5, 6), 2)
 METHODS: dict[str, list[dict[str, Any]]] = {
     "adjusted_dft": [{}, {"sampling": {"step_rule": "dpmpp_2m"}}],
     "leapalign": [{}],
+    "unlearn": [{"concepts": {"cat": "dog"}, "target": target} for target in ("anchor", "negative", "adversarial")],
     "srpo": [{"words": [["bright", "dark"]], "mix": 1.0}, {"words": [["a", "b"]], "mix": 1.0, "cfg_grad": "cond"}],
     "adjoint_matching": [
         {"num_trained": 3, "sampling": {"eta": 1.0, "step_rule": "ddim"}},

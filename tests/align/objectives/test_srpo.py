@@ -172,7 +172,7 @@ def test_the_known_noise_is_the_images_own_or_another_one():
 def test_a_reward_that_does_not_read_the_prompt_is_refused():
     objective = made(Brightness(BrightnessConfig()))
     objective(Network(), BATCH)
-    with pytest.raises(UserError, match='with "bright" and with "dark".*reads the prompt'):
+    with pytest.raises(UserError, match=r'with "bright" and with "dark".*reads the prompt'):
         objective.after_update(lambda rows: rows)
     reads = made()
     reads(Network(), BATCH)
