@@ -100,6 +100,7 @@ ARROWS = {
     "align.objectives": (
         "data._wanted",
         "objectives._adjusted",
+        "objectives._assignment",
         "objectives._base",
         "objectives._critic",
         "objectives._direct",

@@ -17,6 +17,8 @@ CALLS = {
     "flowbp/sd35": 3,
     "srpo/shapes": 1,
     "srpo/flux": 1,
+    "fairness/shapes": 10,
+    "fairness/sd15": 21,
     "unlearn/shapes": 1,
     "unlearn/sd15": 1,
     "adjoint_matching/shapes": 4 + 8,
@@ -31,7 +33,7 @@ RECIPES = {name: path for name, path in recipes.names().items() if name.split("/
 
 def rehearsed(name: str, folder, **changes) -> Rehearsal:
     """The recipe's first micro-batch; of a published model's on a tiny one, at its own size."""
-    changes = {"output": str(folder / "run"), "train.batch_size": 2, "train.micro_batch_size": None} | changes
+    changes = {"output": str(folder / "run"), "train.micro_batch_size": 2} | changes
     recipe = load_recipe(name, changes)
     if not name.endswith("/shapes"):
         changes |= tiny(recipe.model.name, folder / "model") | {"sampling.image_size": None}

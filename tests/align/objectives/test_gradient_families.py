@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from group_toys import bright
 from pair_toys import gradients
 
 from align.data.prompts import PromptBatch
@@ -17,13 +16,15 @@ from align.policy.roles import Policy
 from align.policy.trainable import Adapter
 from align.registry import MODELS, OBJECTIVES
 from align.sampling import SamplingConfig
+from rewards import Composite, Reward, RewardConfig
 
 BATCH = PromptBatch(("a cat", "two", "abc"), (4, 5, 6), 2)
 METHODS: dict[str, list[dict[str, Any]]] = {
     "adjusted_dft": [{}, {"sampling": {"step_rule": "dpmpp_2m"}}],
     "leapalign": [{}],
+    "fairness": [{"attributes": {"a": 0.25, "abcd": 0.75}, "uncertainty": 0.45, "preserve": 1.0}],
     "unlearn": [{"concepts": {"cat": "dog"}, "target": target} for target in ("anchor", "negative", "adversarial")],
-    "srpo": [{"words": [["bright", "dark"]], "mix": 1.0}, {"words": [["a", "b"]], "mix": 1.0, "cfg_grad": "cond"}],
+    "srpo": [{"words": [["bright", "dark"]]}, {"words": [["long", "b"]], "mix": 1.0, "cfg_grad": "cond"}],
     "adjoint_matching": [
         {"num_trained": 3, "sampling": {"eta": 1.0, "step_rule": "ddim"}},
         {"guided": "everything", "num_trained": 1, "sampling": {"noise_law": "ddim"}},
@@ -36,6 +37,15 @@ CASES = [
     for name, cases in METHODS.items()
     for case in cases
 ]
+
+
+class Reader(Reward):
+    """The pixels' mean, more of it the longer the prompt."""
+
+    Config = RewardConfig
+
+    def forward(self, images, prompts):
+        return images.flatten(1).mean(1) * torch.tensor([1.0 + len(prompt) for prompt in prompts])
 
 
 @pytest.fixture(scope="module", params=["sd", "sd3"])
@@ -60,7 +70,8 @@ def made(model: Any, name: str, case: dict[str, Any]) -> tuple[Any, Policy]:
     block = {"num_steps": 4, "step_rule": rule, "guidance_scale": 2.0} | case.pop("sampling", {})
     kind = OBJECTIVES.get(name)
     policy = Policy(model, adapter)
-    objective = kind(kind.Config(**case), Parts(model, SamplingConfig(**block), bright(), 3))
+    rewards = Composite({"reader": Reader(RewardConfig(), name="reader")})
+    objective = kind(kind.Config(**case), Parts(model, SamplingConfig(**block), rewards, 3))
     gather(policy, objective)
     return objective, policy
 

@@ -124,7 +124,10 @@ def test_first_the_critic_alone():
     config = UnlearnConfig(concepts=CONCEPTS, target="adversarial", warmup=3)
     objective = object.__new__(Unlearn)
     objective.config, objective.adapters = config, {"critic": None}
-    assert [[move.trainable for move in objective.moves(step)] for step in (2, 3)] == [["critic"], ["default", "critic"]]
+    assert [[move.trainable for move in objective.moves(step)] for step in (2, 3)] == [
+        ["critic"],
+        ["default", "critic"],
+    ]
     objective.adapters = {}
     assert [move.trainable for move in objective.moves(0)] == ["default"]
 

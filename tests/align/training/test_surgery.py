@@ -1,4 +1,4 @@
-"""Gradient surgery: what opposes the kept loss is taken out at any length of the gradient, what does not is left alone."""
+"""Gradient surgery: what opposes the kept loss is taken out, however long the gradient; what does not is left alone."""
 
 from types import SimpleNamespace
 
