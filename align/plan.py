@@ -133,7 +133,7 @@ def rehearse(recipe: Recipe, *, num_processes: int = 1, model: Any = None) -> Re
             with alone(trained[move.trainable], trained.values()):
                 loss = move.objective(policy, batch)
                 with policy.backward():
-                    loss.per_sample.sum().backward()
+                    (loss.per_sample if loss.kept is None else loss.per_sample + loss.kept).sum().backward()
     trainable = sum(p.numel() for one in trained.values() for p in one.parameters())
     counts = len(batch), len(update), getattr(source, "drawing", 0)
     return Rehearsal(parameters, weights, trainable, cast.held(), *counts, policy.calls, memory.peak)

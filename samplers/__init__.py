@@ -21,7 +21,7 @@ from samplers.lcm import lcm
 from samplers.momentum import GHVB, HeavyBall
 from samplers.noise import Rng, generator, noise
 from samplers.prediction import Prediction, row, split, target
-from samplers.rollout import Trajectory, bind, invert, sample, sensitivity
+from samplers.rollout import Trajectory, bind, call_with_graph, invert, sample, sensitivity
 from samplers.schedule import (
     FlowSchedule,
     Schedule,
@@ -66,6 +66,7 @@ __all__ = [
     "bernoulli",
     "bind",
     "broadcast",
+    "call_with_graph",
     "cfg",
     "constant",
     "contiguous",

@@ -104,11 +104,18 @@ def _call(denoiser: Any, x: Tensor, t: Tensor, cond: Any, kept: bool, grad: Grad
     if not kept:
         with torch.no_grad():
             return denoiser(x, t, cond)
+    return call_with_graph(denoiser, x.detach() if grad.detach_input else x, t, cond, recompute=grad.checkpoint)
+
+
+def call_with_graph(denoiser: Denoiser, x: Tensor, t: Tensor, cond: Any, *, recompute: bool = True) -> Tensor:
+    """One network call that carries gradient, as in `sample`: x (B, ...), t () or (B,) -> the raw output (B, ...).
+
+    recompute: store only x, and call again in the backward pass.
+    """
     # Older torch caches weights that autocast cast without grad, and a kept call that found them would have no gradient
     # (pytorch/pytorch#112583).
     torch.clear_autocast_cache()
-    x = x.detach() if grad.detach_input else x
-    if grad.checkpoint:
+    if recompute:
         # What varies from step to step is an argument: a closure would be recomputed with the last step's t.
         return checkpoint(denoiser, x, t, cond, use_reentrant=False)
     return denoiser(x, t, cond)
@@ -163,15 +170,23 @@ class _Scripted:
         return self.outs.pop(0)
 
 
-def sensitivity(schedule: Schedule, kind: Prediction, grid: Grid, *, step: StepRule | type[StepRule] = ddim) -> Tensor:
+def sensitivity(
+    schedule: Schedule,
+    kind: Prediction,
+    grid: Grid,
+    *,
+    step: StepRule | type[StepRule] = ddim,
+    eta: float | None = None,
+) -> Tensor:
     """d x_end / d out_i along the latent recursion alone, network Jacobians left out: (num_steps,) float64.
 
     How much of a gradient each step's output receives: for DDIM-50 on Stable Diffusion's table it falls from 1.44 at
-    the first step to 0.012 at the last.
+    the first step to 0.012 at the last. What noise a stochastic step draws does not matter; `eta` as in `sample`.
     """
     outs = [torch.zeros(1, 1, dtype=torch.float64, requires_grad=True) for _ in range(len(grid.times) - 1)]
     scripted = _Scripted(schedule, kind, list(outs))
     x_T = torch.zeros(1, 1, dtype=torch.float64)
     with torch.enable_grad():
-        end = sample(scripted, x_T, grid, None, step=step, grad=GradPolicy(full().keep, checkpoint=False)).x0
-        return torch.cat(torch.autograd.grad(end.sum(), outs)).flatten()
+        whole = GradPolicy(full().keep, checkpoint=False)
+        end = sample(scripted, x_T, grid, None, step=step, eta=eta, grad=whole, rng=Rng(0, [0])).x0
+        return torch.cat(torch.autograd.grad(end.sum(), outs, materialize_grads=True)).flatten()

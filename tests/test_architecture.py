@@ -99,10 +99,15 @@ ARROWS = {
     # file or folder: (what it may import of align; all else of align is forbidden)
     "align.objectives": (
         "data._wanted",
+        "objectives._adjusted",
+        "objectives._assignment",
         "objectives._base",
+        "objectives._critic",
+        "objectives._direct",
         "objectives._forward",
         "objectives._inverted",
         "objectives._losses",
+        "objectives._paths",
         "objectives._preference",
         "objectives._priors",
         "objectives._reward",

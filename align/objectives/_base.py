@@ -17,6 +17,9 @@ class Loss(NamedTuple):
     metrics: dict[str, Tensor]
     """Detached: (B,), (b,) for those rows that it is about, or () for the micro-batch's mean. The update reports means
     over the rows of all micro-batches."""
+    kept: Tensor | None = None
+    """(B,), with graph and with the same weights: a loss that the update must not raise to first order. It is not
+    lowered either: all that is done is to take out of the update's gradient what is opposed to this one's."""
 
 
 @dataclass(frozen=True)

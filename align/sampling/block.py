@@ -225,6 +225,10 @@ class SamplingConfig(ComponentConfig):
         }
         return rules[self.step_rule]
 
+    def rule_eta(self) -> float | None:
+        """The eta that `step()` is bound with; None where it takes none, or keeps its own default."""
+        return self.eta if self.step_rule in STOCHASTIC and self.noise_law is None else None
+
     def grid(self, model: "DiffusionModel") -> "Grid":
         """The model's own times for this rule, spacing and image size, or the recipe's.
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from align.sampling.block import STOCHASTIC, SamplingConfig
+from align.sampling.block import SamplingConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ def rollout(
         grid,
         cond,
         step=config.step() if step is None else step,
-        eta=config.eta if step is None and config.step_rule in STOCHASTIC and config.noise_law is None else None,
+        eta=config.rule_eta() if step is None else None,
         grad=NO_GRAD if grad is None else grad,
         keep=keep,
         rng=rng,

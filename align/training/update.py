@@ -2,6 +2,8 @@
 
     g = sum of grad(weight_b loss_b)  /  sum of weight_b,   both sums over rows, micro-batches and processes
 
+and where losses are kept (`Loss.kept`), g less its part against their gradient, summed likewise (surgery.py).
+
 A mean of micro-batch means is another number as soon as rows are dropped or shares are uneven. So every process
 accumulates the gradient of its weighted SUM; gradients and weights are added over the processes, and only then divided.
 A process without rows adds zeros; no forward pass carries a communication hook, so no process waits for another's.
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from align.objectives._base import Loss, Objective
 from align.policy.roles import Policy
 from align.policy.trainable import Trainable
+from align.training.surgery import Held
 
 
 class Update(NamedTuple):
@@ -54,6 +57,7 @@ def update(
     context = prepare(policy, micro_batches, lambda rows: _gather(rows, accelerator)) if prepare else None
     optimiser.zero_grad(set_to_none=True)
     sums: dict[str, tuple[Tensor, int]] = {}
+    held = Held(trainable.parameters())
     if scaler is not None:  # a process without rows unscales too, and has no scale before it has scaled something
         scaler.scale(torch.zeros((), device=accelerator.device))
     trainable.train(True)
@@ -62,6 +66,8 @@ def update(
         loss = objective(policy, batch, context)
         weighted = (loss.weight * loss.per_sample).sum()
         with policy.backward():
+            if loss.kept is not None:
+                held.add((loss.weight * loss.kept).sum(), scaler)
             (weighted if scaler is None else scaler.scale(weighted)).backward()
         _add(sums, loss)
     trainable.train(False)
@@ -72,6 +78,8 @@ def update(
         return Update(metrics, "empty")
     if not trainable.rowwise:
         _combine_gradients(trainable.parameters(), weight, accelerator)
+    if "kept" in metrics:  # on all processes, whoever has had such rows
+        metrics["kept_cosine"] = held.project(accelerator)
     if scaler is not None:
         scaler.unscale_(optimiser)
     norm = float(trainable.clip(max_grad_norm))
@@ -91,6 +99,8 @@ def _add(sums: dict[str, tuple[Tensor, int]], loss: Loss) -> None:
     """Adds a micro-batch's sums over rows: {name: (sum, number of rows)}; a metric may be of fewer rows."""
     rows = len(loss.per_sample)
     values = {name: (v.sum(), len(v)) if v.ndim else (v * rows, rows) for name, v in loss.metrics.items()}
+    if loss.kept is not None:
+        values["kept"] = (loss.weight * loss.kept.detach()).sum(), rows
     values["loss"] = (loss.weight * loss.per_sample.detach()).sum(), rows
     values["weight"] = loss.weight.sum(), rows
     for name, (value, number) in values.items():

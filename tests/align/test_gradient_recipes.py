@@ -1,0 +1,56 @@
+"""Every recipe of the methods that are one gradient topology each is rehearsed: on the embedded model as it is, for
+published models on a tiny one of their family, with the same objective, steps and guidance."""
+
+import pytest
+from test_online_recipes import tiny
+
+from align import recipes
+from align.config import load_recipe
+from align.plan import Rehearsal, rehearse
+
+CALLS = {
+    "adjusted_dft/shapes": 10,
+    "adjusted_dft/sd15": 21,
+    "leapalign/shapes": 2,
+    "leapalign/flux": 2,
+    "flowbp/shapes": 3,
+    "flowbp/sd35": 3,
+    "srpo/shapes": 1,
+    "srpo/flux": 1,
+    "fairness/shapes": 10,
+    "fairness/sd15": 21,
+    "unlearn/shapes": 1,
+    "unlearn/sd15": 1,
+    "adjoint_matching/shapes": 4 + 8,
+    "adjoint_matching/sd15": 4 + 42,
+}
+"""Recipe -> network calls of a sample that carry gradient; guidance makes two rows of each, unless it acts in the
+rollouts alone. Adjoint matching's adjoint passes back through the base, from the image to the first trained step."""
+UNGUIDED = ("adjoint_matching", "unlearn")
+METHODS = sorted({name.split("/")[0] for name in CALLS})
+RECIPES = {name: path for name, path in recipes.names().items() if name.split("/")[0] in METHODS}
+
+
+def rehearsed(name: str, folder, **changes) -> Rehearsal:
+    """The recipe's first micro-batch; of a published model's on a tiny one, at its own size."""
+    changes = {"output": str(folder / "run"), "train.micro_batch_size": 2} | changes
+    recipe = load_recipe(name, changes)
+    if not name.endswith("/shapes"):
+        changes |= tiny(recipe.model.name, folder / "model") | {"sampling.image_size": None}
+        changes |= {"evaluate.sampling.image_size": None} if recipe.evaluate.sampling else {}
+        recipe = load_recipe(name, changes)
+    return rehearse(recipe)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_update_is_rehearsed(name, tmp_path):
+    found = rehearsed(name, tmp_path)
+    assert found.rows == 2 and found.peak > 0
+    guided = 1 if load_recipe(name).sampling.guidance_scale == 1 or name.startswith(UNGUIDED) else 2
+    assert found.calls.backward == CALLS[name] * found.rows * guided
+
+
+def test_every_method_has_an_embedded_recipe_and_one_of_a_published_model():
+    for method in METHODS:
+        own = [name for name in RECIPES if name.startswith(method + "/")]
+        assert f"{method}/shapes" in own and len(own) >= 2, method
