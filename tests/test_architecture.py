@@ -102,6 +102,7 @@ ARROWS = {
         "objectives._base",
         "objectives._forward",
         "objectives._inverted",
+        "objectives._labelled",
         "objectives._losses",
         "objectives._preference",
         "objectives._priors",
