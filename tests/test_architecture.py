@@ -166,8 +166,8 @@ def test_the_loop_knows_no_method_family_or_reward_by_name(file):
 
 
 ORDER = (
-    "commands evaluation noise run plan share reports config training objectives hooks policy data sampling models "
-    "registry shapes figures files source recipes versions shadow interrupt processes errors"
+    "commands vote evaluation noise run plan share reports config training objectives hooks policy data sampling "
+    "models registry shapes figures files source recipes versions shadow interrupt processes errors"
 ).split()
 """The rooms and single files of align/ from the top down: each imports only what stands after it."""
 
