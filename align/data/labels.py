@@ -179,10 +179,10 @@ class Labels(Stored):
         assert self.cache is not None, "prepare was not called"
         found, ids = self.posteriors(batch)
         model, others = self.cache.around.model, [self.rows[row].prompt for row in batch.others]
-        conds = [self.cache.cond(prompts) for prompts in (batch.prompts, others, [""])]
+        cond, other, uncond = (self.cache.cond(prompts) for prompts in (batch.prompts, others, [""]))
         reads_sizes = getattr(model, "with_sizes", None)
 
         def sized(cond: Any) -> Any:
             return reads_sizes(cond, ids[:, 0]) if reads_sizes else cond
 
-        return Pictures(Posterior(found["image_mean"], found["image_logvar"]), *conds, sized)
+        return Pictures(Posterior(found["image_mean"], found["image_logvar"]), cond, other, uncond, sized)

@@ -44,7 +44,7 @@ class D3POConfig(ComponentConfig):
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from conflicts(recipe)
-        data = recipe.get("data")
+        data: Any = recipe.get("data")
         if getattr(data, "group_size", 2) < 2:
             yield "data.group_size", "is 1: an image has no other to be compared with. Set it to 2 or more."
         if hasattr(data, "train_fraction") and data.train_fraction < 1:

@@ -92,7 +92,8 @@ class Votes:
     """The file of votes in `folder`, and which ballots are still open."""
 
     def __init__(self, folder: Path, asked: Sequence[Ballot], how: How):
-        self.file, self.asked, self.how = folder / FILE_NAME, list(asked), how
+        self.file, self.asked = folder / FILE_NAME, list(asked)
+        self.how: How = how
         self.given: dict[str, Vote] = {}
         self._read()
 
@@ -150,7 +151,11 @@ class Votes:
         return ballot
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        before = self.file.stat().st_size if self.file.exists() else 0
+        with self.file.open("ab", buffering=0) as file:
+            try:
+                file.write(f"{json.dumps(record)}\n".encode())
+                os.fsync(file.fileno())
+            except OSError:  # a full disk: half a line would swallow the next one
+                file.truncate(before)
+                raise

@@ -122,7 +122,7 @@ async function finish() {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   if (/^[1-8]$/.test(event.key)) choose(Number(event.key) - 1);
-  else if (event.key === "Enter" && !(event.target instanceof HTMLButtonElement && event.target.closest("footer"))) {
+  else if (event.key === "Enter" && state?.how !== "best" && !event.target.closest?.("footer")) {
     event.preventDefault();
     submit();
   } else if (event.key === "Backspace") {

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import secrets
+import sys
 import threading
 from functools import lru_cache
 from html import escape
@@ -55,6 +56,11 @@ class Server(ThreadingHTTPServer):
     def address(self) -> str:
         """Where the page is."""
         return f"http://{LOOPBACK}:{self.server_port}/{self.secret}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A window that was closed while it was answered is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def state(self) -> dict[str, Any]:
         """What the page shows now."""
@@ -105,24 +111,31 @@ class Handler(BaseHTTPRequestHandler):
         if said is None:
             return
         with self.server.lock:
-            votes, ballot = self.server.votes, self.server.votes.open()
-            if name == "vote":
-                if ballot is None or said.get("ballot") != ballot.key:
-                    self._json(self.server.state(), HTTPStatus.CONFLICT)  # another window was quicker
-                    return
-                try:
-                    votes.vote(ballot, said.get("choice"))
-                except ValueError:
-                    self._refuse(HTTPStatus.BAD_REQUEST)
-                    return
-            elif name == "undo":
-                votes.undo()
-            elif name == "finish":
-                threading.Thread(target=self.server.shutdown, daemon=True).start()
-            else:
-                self._refuse(HTTPStatus.NOT_FOUND)
+            try:
+                self._done(name, said)
+            except OSError:  # of the file of votes; one of the connection has nobody to be told
+                self._refuse(HTTPStatus.INSUFFICIENT_STORAGE)
+
+    def _done(self, name: str, said: dict[str, Any]) -> None:
+        """Does what is asked, and answers with what the page then shows."""
+        votes, ballot = self.server.votes, self.server.votes.open()
+        if name == "vote":
+            if ballot is None or said.get("ballot") != ballot.key:
+                self._json(self.server.state(), HTTPStatus.CONFLICT)  # another window was quicker
                 return
-            self._json(self.server.state())
+            try:
+                votes.vote(ballot, said.get("choice"))
+            except ValueError:
+                self._refuse(HTTPStatus.BAD_REQUEST)
+                return
+        elif name == "undo":
+            votes.undo()
+        elif name == "finish":
+            threading.Thread(target=self.server.shutdown, daemon=True).start()
+        else:
+            self._refuse(HTTPStatus.NOT_FOUND)
+            return
+        self._json(self.server.state())
 
     def _below(self) -> str | None:
         """What is asked for below the secret; None where it was refused."""

@@ -234,3 +234,21 @@ def test_a_plan_needs_no_labels(recipe):
 
 def test_the_source_names_its_folder():
     assert Labels(LabelsConfig(labels="~/x"), batch_size=2, seed=0).folder.is_absolute()
+
+
+def test_a_threshold_on_the_command_line(monkeypatch):
+    from typer.testing import CliRunner
+
+    from align.commands.app import app
+
+    asked = []
+    monkeypatch.setattr("align.run.prepare", lambda *args, **said: asked.append(said["threshold"]) or "folder")
+    for words in (["--labels"], ["--labels", "--threshold", "0.5"], []):
+        assert CliRunner().invoke(app, ["pairs", "kto/shapes", *words]).exit_code == 0
+    assert asked == ["median", 0.5, None]
+    for words, said in (
+        (["--threshold", "1"], "Give --labels too"),
+        (["--labels", "--threshold", "nan"], "is no number"),
+    ):
+        refused = CliRunner().invoke(app, ["pairs", "kto/shapes", *words])
+        assert refused.exit_code == 2 and said in refused.output and len(asked) == 3

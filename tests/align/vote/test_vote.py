@@ -118,6 +118,23 @@ def test_a_line_that_a_crash_cut_short_does_not_count(tmp_path):
         Votes(tmp_path, questions, "best")
 
 
+def test_half_a_line_on_a_full_disk_is_taken_back(tmp_path, monkeypatch):
+    questions = asked(tmp_path)
+    votes = Votes(tmp_path, questions, "best")
+    votes.vote(questions[0], 0)
+    whole = votes.file.read_bytes()
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr("os.fsync", full)
+        votes.vote(questions[1], 0)
+    assert votes.file.read_bytes() == whole and votes.open() == questions[1]
+    votes.vote(questions[1], 0)
+    assert Votes(tmp_path, questions, "best").done() == 2
+
+
 # ---- what comes out ------------------------------------------------------------------------------------------------
 
 
