@@ -1,6 +1,6 @@
 """One branching rollout: at each step the policy draws several candidates for the next state, and a judge orders them.
 
-With `guide` the winner is moved before it is taken (TailorPO-G, Ye et al., arXiv 2502.01667, in our form):
+With `guide` the winner is moved before it is taken (TailorPO-G, Ren et al., arXiv 2502.01667, in our form):
 
     x_w + kappa std sqrt(D) g/|g|,   g = grad over x_w of judge(decode(x0_hat(x_w)))
 

@@ -8,7 +8,7 @@ Along a stochastic DDIM rollout of the policy, from step `first_step` on (Liang 
     winner, loser = best, worst;  kept where p_best - p_worst > gap,  (p_best, p_worst) = softmax(scores/temperature)
     x_t <- a candidate drawn uniformly: going on from the best or the worst would leave the policy's own distribution
 
-TailorPO (Ye et al., arXiv 2502.01667) judges by any reward on x0_hat, has k = 2, goes on from the winner, and may move
+TailorPO (Ren et al., arXiv 2502.01667) judges by any reward on x0_hat, has k = 2, goes on from the winner, and may move
 it along the reward's gradient: `continue_from`, `guide`. Its pairs are kept by scores and not by logits: `gap_in: std`
 keeps those apart by more than gap standard deviations of the scores of that step in the rollout (the papers name none).
 

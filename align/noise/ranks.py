@@ -3,8 +3,8 @@
     d = sum_i W_i xi_i,   W = (m - 1 - 2 r)/|E| for the image of rank r < k,  -k/|E| for one that is not ranked
     |E| = k (k - 1)/2 + k (m - k)
 
-Tang et al., "Zeroth-Order Optimization Meets Human Feedback: Provable Learning via Ranking Oracles", arXiv 2303.03751,
-algorithm 2. d is the mean of xi_i - xi_j over the pairs that the order decides, i the better one; so the weights sum to
+Tang et al., "Zeroth-Order Optimization Meets Human Feedback: Provable Learning via Ranking Oracles", arXiv 2303.03751.
+d is the mean of xi_i - xi_j over the pairs that the order decides, i the better one; so the weights sum to
 0 and a shift of all xi changes nothing. (The released code has m - 2 r, which sums to k/|E|.) For a reward that is
 linear, E <d, a> = 2/sqrt(pi) = 1.128 along its unit gradient a, for every m and k = m.
 

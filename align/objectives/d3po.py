@@ -2,7 +2,7 @@
 
     L = -log sigmoid( beta (log R_w - log R_l) ),   R = clamp(p_theta(x_s | x_t)/p_ref(x_s | x_t), 1 - c, 1 + c)
 
-Yang et al., "Using Human Feedback to Fine-tune Diffusion Models without Any Reward Model", arXiv 2311.13231, eq. 12,
+Yang et al., "Using Human Feedback to Fine-tune Diffusion Models without Any Reward Model", arXiv 2311.13231,
 with beta = 0.1 and c = 0.1 as released; p is a mean over dimensions. Here L is the mean over all pairs of a group and
 all of its steps, where the released code takes an optimiser step for each.
 
@@ -110,8 +110,9 @@ class D3PO(Steps):
         log_ratio = self._log_ratio(policy, batch)
         keys = zip(batch.indices, batch.slot.tolist(), strict=True)
         told = [(context or {}).get(key, Row(1, 0.0, 0.0, 0.5)) for key in keys]
-        columns = zip(*((row.pairs / 2, row.loss, row.slope, row.right) for row in told), strict=True)
-        weight, loss, slope, right = (torch.tensor(column).to(log_ratio) for column in columns)
+        columns = zip(*((row.pairs / 2, row.loss, row.slope) for row in told), strict=True)
+        weight, loss, slope = (torch.tensor(column).to(log_ratio) for column in columns)
+        right = torch.tensor([row.right for row in told if row.pairs]).to(log_ratio)  # of rows that have a pair
         inside = clamped(log_ratio, self.config.clamp)
         # the update divides by the sum of weights, which is the number of pairs: two rows of half of their own each
         share = slope / weight.clamp(min=0.5)

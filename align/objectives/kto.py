@@ -55,6 +55,8 @@ class Context(NamedTuple):
     """Q"""
     pull: float
     """Median of |beta (g - Q)|: far above 2 nothing learns, since 1 - sigmoid is flat there."""
+    reference: dict[int, float]
+    """The reference's error of each row of this process, by its sample index: it is not run again."""
 
 
 class KTO(LabelledObjective):
@@ -67,21 +69,26 @@ class KTO(LabelledObjective):
         self, policy: Policy, micro_batches: Sequence[Any], gather: Callable[[Tensor], Tensor]
     ) -> Context:
         """Q, from the rows of all processes."""
-        found = [torch.empty(0, 3, dtype=torch.float64)]
+        found, known = [torch.empty(0, 3, dtype=torch.float64)], dict[int, float]()
         other = self.config.baseline == "mismatched"
         for batch in micro_batches:
             rows = self.noised(policy, batch, others=other)
-            gain = self._gain(policy, rows)
-            base = self._gain(policy, rows, rows.others) if other else gain
+            gain, reference = self._gain(policy, rows)
+            base = self._gain(policy, rows, rows.others)[0] if other else gain
+            known |= zip(batch.indices, reference.tolist(), strict=True)
             found.append(torch.stack([rows.sign.double(), gain, base], 1).cpu())
         sign, gain, base = gather(torch.cat(found)).unbind(1)
         baseline = self._baseline(sign, base)
-        return Context(baseline, float((self.config.beta * (gain - baseline)).abs().median()))
+        return Context(baseline, float((self.config.beta * (gain - baseline)).abs().median()), known)
 
     def __call__(self, policy: Policy, batch: Any, context: Context | None = None) -> Loss:
         config, rows = self.config, self.noised(policy, batch)
-        reference, error = self.error(policy, "reference", rows), self.error(policy, "train", rows)
-        q, pull = context or Context(0.0, 0.0)
+        q, pull, known = context or Context(0.0, 0.0, {})
+        error = self.error(policy, "train", rows)
+        if known:
+            reference = error.new_tensor([known[i] for i in batch.indices])
+        else:
+            reference = self.error(policy, "reference", rows)
         scale = rows.scale.to(error)
         u = rows.sign * config.beta * (-scale * (error - reference) - q)
         good = rows.sign > 0
@@ -90,10 +97,10 @@ class KTO(LabelledObjective):
         said = self.said(rows, error, reference) | {"baseline": torch.tensor(q), "pull": torch.tensor(pull)}
         return Loss(losses, torch.ones_like(losses), said)
 
-    def _gain(self, policy: Policy, rows: Noised, cond: Any = None) -> Tensor:
-        """g, (b,) float64."""
-        error, reference = (self.error(policy, role, rows, cond).double() for role in ("train", "reference"))
-        return -rows.scale * (error - reference)
+    def _gain(self, policy: Policy, rows: Noised, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """g (b,) float64, and the reference's error (b,)."""
+        error, reference = (self.error(policy, role, rows, cond) for role in ("train", "reference"))
+        return -rows.scale * (error.double() - reference.double()), reference
 
     def _baseline(self, sign: Tensor, gain: Tensor) -> float:
         """Q of the update's labels and gains, (B,) each."""

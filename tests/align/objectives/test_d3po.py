@@ -1,6 +1,7 @@
 """D3PO against its closed forms, on the tiny Stable Diffusion."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,6 +103,17 @@ def test_images_that_are_rewarded_alike_are_no_pairs(policy):
     said = method._compared(rows)
     assert [said[i, 0].pairs for i in (1, 2, 3)] == [1, 1, 2]
     assert said[3, 0].slope > 0 > said[1, 0].slope and said[1, 0].right == 1 and said[2, 0].right == 0.5
+
+
+def test_rows_without_a_pair_have_no_weight_and_no_accuracy(policy):
+    method = objective(policy)
+    batch = batch_of(method, policy)
+    none = replace(batch, advantages=torch.zeros_like(batch.advantages))
+    loss = method(policy, none, method.before_update(policy, [none], everything))
+    assert not loss.weight.any() and len(loss.metrics["accuracy"]) == 0
+    assert not gradients(policy, loss).any()
+    some = method(policy, batch, method.before_update(policy, [batch], everything))
+    assert len(some.metrics["accuracy"]) == int((some.weight > 0).sum()) > 0
 
 
 def test_another_network_than_the_one_that_drew_is_noticed(policy):

@@ -104,7 +104,7 @@ def test_the_baseline_is_floored_where_the_released_code_floors_it_and_where_it_
     batch, theta = LabelledLatents(latents(), GOOD), 3.0 + ZERO
     method = objective()
     rows = method.noised(Roles(theta), batch)
-    gain = method._gain(Roles(theta), rows)
+    gain, _ = method._gain(Roles(theta), rows)
     assert gain.mean() < -0.1
     balanced = (gain[rows.sign > 0].mean() + gain[rows.sign < 0].mean()) / 2
     for baseline, expected in (("batch", gain.mean()), ("balanced", balanced)):
@@ -125,7 +125,7 @@ def test_the_papers_baseline_is_of_prompts_that_do_not_belong(tiny_sd_factory, t
         rows = method.noised(policy, batch[row : row + 1])
         other = batch.source.rows[batch.rows[(row + 1) % 4]].prompt
         with torch.no_grad():
-            gains.append(float(method._gain(policy, rows, policy.model.text.encode([other]))))
+            gains.append(float(method._gain(policy, rows, policy.model.text.encode([other]))[0]))
     assert found == pytest.approx(sum(gains) / 4, rel=1e-4)
     plain = KTO(KTOConfig(baseline_floor=False), Parts(policy.model, None, None, 0))
     assert plain.before_update(policy, [batch], everything).baseline != pytest.approx(found, rel=1e-2)
@@ -136,9 +136,22 @@ def test_any_cut_of_an_update_has_one_baseline(tiny_sd_factory, tmp_path):
     batch = next(iter(labelled(policy, write_labels(tmp_path))))
     method = KTO(KTOConfig(beta=50.0), Parts(policy.model, None, None, 0))
     cuts = [method.before_update(policy, parts, everything) for parts in ([batch], [batch[:1], batch[1:]])]
-    assert cuts[0] == pytest.approx(cuts[1], rel=1e-4)
+    assert cuts[0][:2] == pytest.approx(cuts[1][:2], rel=1e-4) and cuts[0].reference.keys() == set(batch.indices)
     whole, parts = method(policy, batch, cuts[0]), [method(policy, batch[i : i + 1], cuts[0]) for i in range(4)]
     torch.testing.assert_close(whole.per_sample, torch.cat([p.per_sample for p in parts]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_reference_is_run_once_an_update(tiny_sd_factory, tmp_path):
+    """Its errors are those that the average was made of, and the loss is the same to the last bit."""
+    policy = policy_on(tiny_sd_factory())
+    batch = next(iter(labelled(policy, write_labels(tmp_path))))
+    method = KTO(KTOConfig(beta=50.0), Parts(policy.model, None, None, 0))
+    context = method.before_update(policy, [batch], everything)
+    before = policy.calls.forward
+    once = method(policy, batch, context)
+    assert policy.calls.forward - before == len(batch)
+    again = method(policy, batch, context._replace(reference={}))
+    assert policy.calls.forward - before == 3 * len(batch) and torch.equal(once.per_sample, again.per_sample)
 
 
 def test_a_fresh_adapter_starts_at_a_half_with_a_gradient(tiny_sd_factory, tmp_path):
