@@ -257,16 +257,18 @@ def _licences(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _gradient(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """An objective that sends the rewards' gradient into the model says so: `needs_gradient = True` on its config."""
-    objective, rewards = parts.get("objective"), parts.get("rewards")
-    if objective is None or rewards is None or not getattr(objective, "needs_gradient", False):
+    """An objective, or a source, that follows the rewards' gradient says so: `needs_gradient` on its config."""
+    rewards = parts.get("rewards")
+    askers = [parts[key] for key in ("objective", "data") if getattr(parts.get(key), "needs_gradient", False)]
+    if not askers or rewards is None:
         return
+    name = askers[0].name
     if not rewards:
-        yield "rewards", f"are missing: {objective.name} maximises one. Add it, such as `rewards: {{clip: {{}}}}`."
+        yield "rewards", f"are missing: {name} maximises one. Add it, such as `rewards: {{clip: {{}}}}`."
     for label, reward in rewards.items():
         if not reward.has_gradient():
             yield (
                 f"rewards.{label}",
-                f"is not differentiable: {objective.name} sends the gradient of every reward into the model, and this "
+                f"is not differentiable: {name} sends the gradient of every reward into the model, and this "
                 "one has none. Watch it in hooks.panel.rewards instead, and train on another, such as clip.",
             )

@@ -17,6 +17,7 @@ from typing import Any
 
 from align import processes
 from align.config import Recipe, as_yaml, load_recipe
+from align.data._make_labels import as_labels
 from align.data._workplace import Workplace
 from align.data.prompts import load_prompts
 from align.errors import UserError
@@ -98,10 +99,20 @@ def train(
     return _Session(load_recipe(loaded, settings) if settings else loaded).run(resume)
 
 
-def prepare(recipe: str | Path, overrides: Sequence[str] = (), *, pairs_only: bool = False) -> Path:
-    """Makes the pairs that a recipe trains on, and unless `pairs_only` its cache of latents and embeddings; returns the
-    folder of the pairs. Ended early, the same call goes on."""
-    return _Session(load_recipe(recipe, overrides)).prepare(pairs_only=pairs_only)
+def prepare(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    pairs_only: bool = False,
+    threshold: float | str | None = None,
+) -> Path:
+    """Makes the pairs or labels that a recipe trains on, and unless `pairs_only` its cache of latents and embeddings;
+    returns their folder. Ended early, the same call goes on. `threshold`: make labels, also of a recipe of pairs."""
+    loaded = load_recipe(recipe, overrides)
+    if threshold is not None:
+        data = as_labels(loaded.dump()["data"], threshold)
+        loaded = load_recipe({**loaded.dump(), "data": data, "objective": {"name": "kto"}})
+    return _Session(loaded).prepare(pairs_only=pairs_only)
 
 
 class _Session:
@@ -185,7 +196,9 @@ class _Session:
         batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=recipe.train.seed)
         if not isinstance(getattr(batches, "folder", None), Path) or (pairs_only and batches.config.make is None):
             missing = "make: {prompts: ..., rewards: ...}" if pairs_only else "pairs: FOLDER"
-            raise UserError(f"data: there are no pairs to prepare. Set `data: {{name: preferences, {missing}}}`.")
+            raise UserError(
+                f"data: there are no pairs to prepare, and no labels. Set `data: {{name: preferences, {missing}}}`."
+            )
         painter = Painter(self._policy(), recipe.sampling, self.accelerator, seed=recipe.train.seed)
         (batches.make if pairs_only else batches.prepare)(self._workplace(painter, None))
         return batches.folder

@@ -106,6 +106,7 @@ ARROWS = {
         "objectives._direct",
         "objectives._forward",
         "objectives._inverted",
+        "objectives._labelled",
         "objectives._losses",
         "objectives._paths",
         "objectives._preference",
@@ -171,8 +172,8 @@ def test_the_loop_knows_no_method_family_or_reward_by_name(file):
 
 
 ORDER = (
-    "commands evaluation noise run plan share reports config training objectives hooks policy data sampling models "
-    "registry shapes figures source recipes versions shadow interrupt processes files errors"
+    "commands vote evaluation noise run plan share reports config training objectives hooks policy data sampling "
+    "models registry shapes figures source recipes versions shadow interrupt processes files errors"
 ).split()
 """The rooms and single files of align/ from the top down: each imports only what stands after it."""
 

@@ -19,6 +19,7 @@ from align.commands import noise as reno_cli
 from align.commands import preferences as preferences_cli
 from align.commands import report as report_cli
 from align.commands import score as score_cli
+from align.commands import vote as vote_cli
 from align.commands.values import finite
 from align.errors import UserError
 from align.files.output import write
@@ -216,6 +217,7 @@ app.command(cls=score_cli.Many)(_plainly(score_cli.score))
 app.command(cls=score_cli.Many)(_plainly(evaluate_cli.evaluate))
 app.command()(_plainly(preferences_cli.pairs))
 app.command()(_plainly(preferences_cli.cache))
+app.command()(_plainly(vote_cli.vote))
 app.command()(_plainly(report_cli.report))
 for _command in (hub_cli.publish, hub_cli.pull, hub_cli.export):
     app.command()(_plainly(_command))

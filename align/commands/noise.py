@@ -1,6 +1,7 @@
 """`align reno`, `align best-of` and `align redraw`: one image made better by its noise alone."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,9 @@ def reno(
     batch: Batch = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.", callback=finite)] = None,
     budget: Annotated[str | None, typer.Option(help="Time for each batch of images, such as 20s or 2m.")] = None,
+    oracle: Annotated[
+        str | None, typer.Option(help="Optimise by ranks alone: reward, reward:NAME, or a program that orders files.")
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also best-of at equal cost, and the table.")] = False,
     path: Annotated[bool | None, typer.Option(help="Draw the path as GIF and grid; default: of few images.")] = None,
     render_with: Annotated[str | None, typer.Option(help="Also draw the noise with this model.")] = None,
@@ -51,6 +55,12 @@ def reno(
     """Make images better by optimising their noise for rewards (ReNO)."""
     changes: dict[str, Any] = {"train.num_updates": iterations, "optim.lr": lr, "objective.num_seeds": seeds}
     changes |= {"train.batch_size": batch, "train.seed": seed, "objective.budget": seconds(budget)}
+    if oracle is not None:
+        named = judge(oracle)
+        if named and reward:
+            raise UserError(f"--oracle {oracle}: names a reward, and so does --reward. Give one of the two.")
+        reward = [named] if named else reward
+        changes["objective.ranks.oracle"] = "reward" if named is not None else oracle
     loaded = assembled(recipe, model, prompts, file, count, reward, changes, change)
     from align.noise import report as reno_report
     from align.noise import table as reno_table
@@ -141,6 +151,18 @@ def assembled(
         said["rewards"] = weighted(rewards, load_recipe(recipe or name, on_disk=False).dump()["rewards"])
     # Two passes: --set speaks of what the options above have made.
     return load_recipe(load_recipe(recipe or name, said, on_disk=False), change or ())
+
+
+def judge(oracle: str) -> str | None:
+    """The reward that `--oracle` names: "" for the recipe's own, None where it is a program, which is then there."""
+    head, mark, name = oracle.partition(":")
+    if head == "reward" and (name or not mark):
+        return name
+    if not shutil.which(oracle.split(" ")[0]):
+        from align.noise.oracle import program
+
+        program(oracle)
+    return None
 
 
 def weighted(said: list[str], known: dict[str, Any]) -> dict[str, Any]:

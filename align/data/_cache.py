@@ -1,13 +1,13 @@
-"""Pairs made ready once: the autoencoder's posterior of both images and the prompts' embeddings, on disk.
+"""Pictures made ready once: the autoencoder's posterior of each and the prompts' embeddings, on disk.
 
-    FOLDER/images-DIGEST/   a row a pair, keyed by the two images' contents: winner and loser mean and logvar
-                            (F, C, h, w), F = 2 with the mirrored ones, and their size ids (2, 6)
+    FOLDER/images-DIGEST/   a row a pair or a picture, keyed by its images' contents: of each side (winner and loser, or
+                            image) mean and logvar (F, C, h, w), F = 2 with the mirrored ones, and size ids (sides, 6)
     FOLDER/text-DIGEST/     a row a prompt: the tensors of its Cond, one row each
     FOLDER/contents.json    {file: [size, mtime, ctime, hash]}: what was hashed and has not changed is not read again
 
 DIGEST is of everything else that the numbers depend on (align/models/_identity.py): weights, configs, settings and code
 of what encodes, the views and the code that reads images, the seed where crops are random.
-Posteriors are kept, not samples: the noise of the autoencoder is drawn anew whenever a pair is used. A pair that cannot
+Posteriors are kept, not samples: the noise of the autoencoder is drawn anew whenever a row is used. A row that cannot
 be used (an image missing or damaged, a second size) is counted by its reason here, before the first update.
 """
 
@@ -17,14 +17,13 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from align.data import _views
-from align.data._pairs import Pair
 from align.data._pictures import Picture, status
 from align.data._store import TensorStore
 from align.data._views import View, ViewConfig, buckets, nearest, offsets, pixels, view
@@ -34,21 +33,34 @@ from align.models._identity import digest
 from rewards import _images
 from samplers import TensorCond
 
-CHUNK = 32  # pairs encoded and written together
+CHUNK = 32  # rows encoded and written together
 LONGEST = 16  # side over side: a line, scaled until it covers its bucket, would fill the memory
 T = TypeVar("T")
-NAMES = ("winner_mean", "winner_logvar", "loser_mean", "loser_logvar")
+
+
+class Row(Protocol):
+    """What is cached: a pair, or one labelled picture."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]: ...
 
 
 class Unusable(Exception):
-    """Why a pair cannot be used; the first argument is the kind of reason, the second which image."""
+    """Why a row cannot be used; the first argument is the kind of reason, the second which image."""
 
 
-class PairCache:
-    """The rows of `pairs` in `folder`; `fill` makes what is missing, with all processes together."""
+class PictureCache:
+    """The rows in `folder`, each of as many images as there are `sides`; `fill` makes what is missing, with all
+    processes together."""
 
-    def __init__(self, folder: Path, views: ViewConfig, *, two_sizes: str, around: Workplace):
+    def __init__(
+        self, folder: Path, views: ViewConfig, *, sides: tuple[str, ...], two_sizes: str = "fit", around: Workplace
+    ):
         self.folder, self.views, self.two_sizes, self.around = folder, views, two_sizes, around
+        self.names = tuple(f"{side}_{what}" for side in sides for what in ("mean", "logvar"))
         model = around.model
         self.sizes = buckets(views, views.image_size or model.image_size)
         for size in self.sizes:
@@ -59,30 +71,30 @@ class PairCache:
         self.images = TensorStore(folder / f"images-{digest(said)}")
         self._stores: dict[Path, TensorStore] = {}
         self._network: str | None = None
-        self.stamps: list[tuple[str, str]] = []
-        """Of the last pairs' images: what identifies their contents; "" where one is not there."""
+        self.stamps: list[tuple[str, ...]] = []
+        """Of the last rows' images: what identifies their contents; "" where one is not there."""
         self.text = TensorStore(folder / f"text-{_identity.text(model.text)}")
 
-    def fill(self, pairs: Sequence[Pair]) -> tuple[list[str], Counter[str], list[str]]:
-        """(each pair's key, "" where it cannot be used; how many cannot, by reason; examples of what is wrong)."""
+    def fill(self, rows: Sequence[Row]) -> tuple[list[str], Counter[str], list[str]]:
+        """(each row's key, "" where it cannot be used; how many cannot, by reason; examples of what is wrong)."""
         around = self.around
         stores = [self.images, self.text]
         if around.accelerator.is_main_process:
             for store in stores:
                 store.scan(verify=True, say=around.say)
-            keys = self._keys(pairs)
+            keys = self._keys(rows)
         around.accelerator.wait_for_everyone()
         if not around.accelerator.is_main_process:
             for store in stores:
                 store.scan()
-            keys = self._keys(pairs)
-        refused = self._encode_images(pairs, keys)
-        self._encode_text(sorted({pair.prompt for pair in pairs} | {""}))
+            keys = self._keys(rows)
+        refused = self._encode_images(rows, keys)
+        self._encode_text(sorted({row.prompt for row in rows} | {""}))
         around.accelerator.wait_for_everyone()
         for store in stores:
             store.scan()
         for i in (i for i, key in enumerate(keys) if not key):
-            absent = next(picture for picture in (pairs[i].winner, pairs[i].loser) if not picture.stamp())
+            absent = next(picture for picture in rows[i].pictures if not picture.stamp())
             refused[i] = "missing", str(absent)
         everyone = gather_object([refused]) if around.accelerator.num_processes > 1 else [refused]
         merged = {i: reason for part in everyone for i, reason in part.items()}
@@ -102,8 +114,8 @@ class PairCache:
         return self._stores[folder]
 
     def bucket(self, key: str) -> str:
-        """The latent size of a pair, as text."""
-        return "x".join(map(str, self.images.shape(key, NAMES[0])[-2:]))
+        """The latent size of a row, as text."""
+        return "x".join(map(str, self.images.shape(key, self.names[0])[-2:]))
 
     def cond(self, prompts: Sequence[str]) -> TensorCond:
         """Embeddings of prompts, one row each, on the model's device."""
@@ -111,15 +123,15 @@ class PairCache:
         cond = TensorCond({name: torch.cat([row[name] for row in rows]) for name in rows[0]})
         return cond.to(self.around.accelerator.device)
 
-    def _keys(self, pairs: Sequence[Pair]) -> list[str]:
-        """A key a pair, of the two images' contents; "" where an image is missing."""
+    def _keys(self, rows: Sequence[Row]) -> list[str]:
+        """A key a row, of its images' contents; "" where an image is missing."""
         contents = Contents(self.folder / "contents.json")
-        self.stamps = [(contents.of(pair.winner), contents.of(pair.loser)) for pair in pairs]
+        self.stamps = [tuple(contents.of(picture) for picture in row.pictures) for row in rows]
         if self.around.accelerator.is_main_process:
             contents.save()
         return [digest(stamps) if all(stamps) else "" for stamps in self.stamps]
 
-    def _encode_images(self, pairs: Sequence[Pair], keys: Sequence[str]) -> dict[int, tuple[str, str]]:
+    def _encode_images(self, rows: Sequence[Row], keys: Sequence[str]) -> dict[int, tuple[str, str]]:
         accelerator = self.around.accelerator
         rank, size = accelerator.process_index, accelerator.num_processes
         firsts = {key: i for i, key in reversed(list(enumerate(keys))) if key and key not in self.images}
@@ -129,15 +141,15 @@ class PairCache:
             loaded: dict[str, tuple[list[View], list[Tensor]]] = {}
             for i in chunk:
                 try:
-                    loaded[keys[i]] = self._load(pairs[i], keys[i])
+                    loaded[keys[i]] = self._load(rows[i], keys[i])
                 except Unusable as reason:
                     refused[i] = reason.args
             self.images.write(self._posteriors(loaded))
         return {i: refused[firsts[key]] for i, key in enumerate(keys) if firsts.get(key) in refused}
 
-    def _load(self, pair: Pair, key: str) -> tuple[list[View], list[Tensor]]:
+    def _load(self, row: Row, key: str) -> tuple[list[View], list[Tensor]]:
         images = []
-        for picture in (pair.winner, pair.loser):
+        for picture in row.pictures:
             try:
                 images.append(_images.read_pil(picture.read(), str(picture)))
             except _images.ImageError as error:
@@ -146,24 +158,27 @@ class PairCache:
                 raise Unusable("damaged", f"{picture} ({error})") from None
             if max(images[-1].size) > LONGEST * min(images[-1].size):
                 raise Unusable("too long", f"{picture} is {images[-1].height} x {images[-1].width}")
-        first, second = ((image.height, image.width) for image in images)
-        if first != second and self.two_sizes != "fit":
-            raise Unusable("two sizes", f"{pair.winner} {first}, {pair.loser} {second}")
-        bucket, u = nearest(first, self.sizes), offsets(self.views, self.around.seed, key)
-        places = [view(size, bucket, u) for size in (first, second)]
+        sizes = [(image.height, image.width) for image in images]
+        if len(set(sizes)) > 1 and self.two_sizes != "fit":
+            told = (f"{picture} {size}" for picture, size in zip(row.pictures, sizes, strict=True))
+            raise Unusable("two sizes", ", ".join(told))
+        bucket, u = nearest(sizes[0], self.sizes), offsets(self.views, self.around.seed, key)
+        places = [view(size, bucket, u) for size in sizes]
         return places, [pixels(image, place) for image, place in zip(images, places, strict=True)]
 
     @torch.no_grad()
     def _posteriors(self, loaded: dict[str, tuple[list[View], list[Tensor]]]) -> dict[str, dict[str, Tensor]]:
         rows: dict[str, dict[str, Tensor]] = {}
         flips = 2 if self.views.flip else 1
-        for key, (places, images) in loaded.items():  # a pair at a time: no row depends on those encoded beside it
-            both = torch.stack(images)
-            both = torch.cat([both, both.flip(-1)]) if self.views.flip else both
-            found = self.around.model.codec.encode(both.to(self.around.accelerator.device))
-            mean, logvar = (q.view(flips, 2, *q.shape[1:]) for q in (found.mean, found.logvar))
-            values = mean[:, 0], logvar[:, 0], mean[:, 1], logvar[:, 1]
-            rows[key] = dict(zip(NAMES, values, strict=True)) | {"ids": torch.stack([place.ids for place in places])}
+        for key, (places, images) in loaded.items():  # a row at a time: none depends on those encoded beside it
+            seen = torch.stack(images)
+            seen = torch.cat([seen, seen.flip(-1)]) if self.views.flip else seen
+            found = self.around.model.codec.encode(seen.to(self.around.accelerator.device))
+            mean, logvar = (q.view(flips, len(images), *q.shape[1:]) for q in (found.mean, found.logvar))
+            values = [q[:, side] for side in range(len(images)) for q in (mean, logvar)]
+            rows[key] = dict(zip(self.names, values, strict=True)) | {
+                "ids": torch.stack([place.ids for place in places])
+            }
         return rows
 
     def _encode_text(self, prompts: Sequence[str]) -> None:

@@ -34,6 +34,10 @@ class Pair(NamedTuple):
     loser: Picture
     tie: bool = False
 
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return self.winner, self.loser
+
 
 Found = Iterator[Pair | str]
 """Pairs, and in place of a row that is none the reason."""

@@ -141,17 +141,22 @@ class Groups:
         self._roll = roll
 
     def __iter__(self) -> Iterator[GroupBatch]:
-        assert self._roll is not None, "prepare was not called"
         while True:
             fresh = self.pending is None
             if self.pending is None:
-                found = self._roll(self._plan())
+                found = self.drawn(self.number)
                 self.pending = found, self._advantages(found)
             batch = self._batch(*self.pending, fresh=fresh)
             self.step, self.position = self.step + 1, self.position + self.batch_size
             if self.position >= len(self.pending[0].prompts):
                 self.pending, self.position, self.number = None, 0, self.number + 1
             yield batch
+
+    def drawn(self, number: int) -> Rollout:
+        """Rollout number `number`, by the policy as it is now; the same on every process."""
+        assert self._roll is not None, "prepare was not called"
+        self.number = number
+        return self._roll(self._plan())
 
     def _plan(self) -> Plan:
         """What this rollout draws: decided by (seed, number of the rollout) alone."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -21,7 +22,9 @@ from align.errors import UserError
 from align.files.output import check_file, write_picture
 from align.noise.best_of import best_of
 from align.noise.files import Folder, Outcome, fingerprint, picture, read_noise, stem
-from align.noise.optimise import optimise
+from align.noise.optimise import Optimised, optimise
+from align.noise.oracle import Oracle, by_program, by_rewards, program, shuffled
+from align.noise.ranks import ranked
 from align.noise.studio import Row, Studio
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -47,6 +50,7 @@ class Session:
         self.studio = studio or Studio(recipe)
         self.accelerator = self.studio.accelerator
         self.interrupted: str | None = None
+        self._shown = torch.Generator().manual_seed(self.studio.seed)
 
     def run(
         self,
@@ -103,7 +107,7 @@ class Session:
 
     def _reno(self, batch: Sequence[Row], *, frames: bool, compare: bool, title: str) -> list[Made]:
         studio = self.studio
-        done = optimise(studio, batch, say=self.say, frames=frames, title=title)
+        done = self._improved(batch, frames=frames, title=title)
         self.interrupted = done.interrupted
         part = studio.mine(batch)
         rows = batch[part]
@@ -130,6 +134,22 @@ class Session:
             )
             for place, (i, row) in enumerate(zip(range(len(batch))[part], rows, strict=True))
         ]
+
+    def _improved(self, batch: Sequence[Row], *, frames: bool, title: str) -> Optimised:
+        """By gradients, or by ranks where the recipe says so."""
+        config, studio = getattr(self.recipe.objective, "ranks", None), self.studio
+        if config is None:
+            return optimise(studio, batch, say=self.say, frames=frames, title=title)
+        if config.oracle == "reward":
+            return ranked(
+                studio, batch, lambda p: by_rewards(studio.rewards, p), say=self.say, frames=frames, title=title
+            )
+        program(config.oracle)
+
+        def ask(prompt: str) -> Oracle:
+            return shuffled(by_program(config.oracle, prompt, timeout=config.timeout), self._shown)
+
+        return ranked(studio, batch, ask, say=self.say, frames=frames, title=title)
 
     def _best_of(self, batch: Sequence[Row], count: int | None, seconds: float | None) -> list[Made]:
         rows = batch[self.studio.mine(batch)]

@@ -52,33 +52,43 @@ class TimesConfig(ComponentConfig):
         return shift(t, self.shift)
 
 
-class PreferenceConfig(ComponentConfig):
-    """Settings of an objective that trains on noised pairs."""
+class NoisedConfig(ComponentConfig):
+    """Settings of an objective that trains on noised images that were judged."""
 
     prompt_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of pairs that are seen without their prompt, both images alike."""
+    """Share of rows that are seen without their prompt, both images of a pair alike."""
     loss_space: Literal["native", "eps", "x0"] = "native"
     """In what the errors are measured: the network's own prediction, eps or x0."""
     t_weighting: Literal["none", "snr", "min_snr"] = "none"
     """snr: a further factor of the errors, alpha_t^2/sigma_t^2. min_snr: the loss of Hang et al., arXiv 2303.09556,
     min(snr, 5) times the error of x0, which is min(snr, 5)/snr times that of eps: the same whatever the network
     predicts, in place of loss_space."""
-    guard: bool = False
-    """Scale the loser's gradient so that no pair raises its winner's error, to first order."""
     alarm: float | None = Field(default=2.0, gt=1)
     """End the run when the winners' error has been this many times the reference's in 10 updates in a row."""
 
+
+class PreferenceConfig(NoisedConfig):
+    """Settings of an objective that trains on noised pairs."""
+
+    guard: bool = False
+    """Scale the loser's gradient so that no pair raises its winner's error, to first order."""
+
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        adapter = recipe.get("adapter")
-        if adapter is not None and adapter.dropout > 0:
-            yield (
-                "adapter.dropout",
-                f"is {adapter.dropout}: winner and loser would be seen through different masks, and equal images would "
-                "pull apart. Set it to 0.",
-            )
+        yield from masks_apart(recipe)
         data = recipe.get("data")
-        if data is not None and not hasattr(data, "pairs"):
+        if data is not None and not getattr(data, "has_pairs", False):
             yield "data", "holds no pairs of images. Use `data: {name: preferences, pairs: FOLDER}`."
+
+
+def masks_apart(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Dropout, under which a pair's images are not compared alike."""
+    adapter = recipe.get("adapter")
+    if adapter is not None and adapter.dropout > 0:
+        yield (
+            "adapter.dropout",
+            f"is {adapter.dropout}: winner and loser would be seen through different masks, and equal images would "
+            "pull apart. Set it to 0.",
+        )
 
 
 def noised(schedule: Schedule, x0: tuple[Tensor, Tensor], eps: tuple[Tensor, Tensor], t: Tensor) -> Tensor:
@@ -99,7 +109,7 @@ def errors(residual: Tensor) -> tuple[Tensor, Tensor]:
     return winner, loser
 
 
-def error_scale(config: PreferenceConfig, schedule: Schedule, kind: Prediction, t: Tensor) -> Tensor:
+def error_scale(config: NoisedConfig, schedule: Schedule, kind: Prediction, t: Tensor) -> Tensor:
     """The factor of loss_space and t_weighting at t, (b,) float64."""
     alpha, sigma = schedule(t)
     a, b = row(alpha, sigma, kind)
@@ -149,7 +159,9 @@ class Alarm:
         self.count = 0
 
     def watch(self, metrics: Mapping[str, float]) -> None:
-        """`metrics`: an update's means over all processes."""
+        """`metrics`: an update's means over all processes; without err_w, of an update without winners, it waits."""
+        if "err_w" not in metrics:
+            return
         reference = metrics["err_w"] - metrics["gap_w"]
         self.count = self.count + 1 if self.limit is not None and metrics["err_w"] > self.limit * reference else 0
         if self.count == PATIENCE:

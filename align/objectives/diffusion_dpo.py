@@ -13,7 +13,7 @@ Conventions of beta that are in use, for latents of d numbers; log-ratios here a
     sum        errors summed over the d numbers, with the 1/2       beta/d of the paper's
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -52,6 +52,12 @@ class DiffusionDPOConfig(PreferenceConfig):
     num_draws: int | None = Field(default=None, ge=1)
     """Draw t and noise of a pair from this many that are fixed for it, and keep the reference's errors at them: after
     the first visits no reference pass is run. Default: always new ones."""
+
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from super().conflicts(recipe)
+        data = recipe.get("data")
+        if self.num_draws is not None and data is not None and not hasattr(data, "pairs"):
+            yield ".num_draws", "keeps what the reference says of pairs that come again; these do not. Remove it."
 
     def paper_beta(self, numel: int) -> float:
         """`beta` in the paper's convention, for latents of `numel` numbers."""

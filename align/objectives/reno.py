@@ -25,10 +25,28 @@ from align.sampling import rollout
 from samplers import Rng, full, generator
 
 
+class RanksConfig(ComponentConfig):
+    """Noise optimised by the order of images alone; `train.num_updates` counts rounds, `optim` is not looked at."""
+
+    oracle: str = "reward"
+    """Who orders: `reward`, the recipe's rewards; or a program that takes image files and prints their places."""
+    num_images: int = Field(default=6, ge=2)
+    """m, perturbations that are shown in a round."""
+    num_ranked: int | None = Field(default=None, ge=1)
+    """k, how many of them are put in order; default: as many as the oracle says."""
+    spread: float = Field(default=0.1, gt=0)
+    """mu, length of a perturbation in units of the noise's."""
+    step: float = Field(default=1.0, gt=0)
+    """eta, the longest step along the direction."""
+    num_lengths: int = Field(default=4, ge=1)
+    """Steps that are tried, each half as long as the one before."""
+    timeout: float = Field(default=600.0, gt=0)
+    """Seconds for one answer of a program."""
+
+
 class RenoConfig(ComponentConfig):
     """Optimise the noise of each image; the rest of how long and how fast is in `train` and `optim`."""
 
-    needs_gradient: ClassVar[bool] = True
     trains: ClassVar[str] = "noise"
 
     name: Literal["reno"] = "reno"
@@ -48,6 +66,13 @@ class RenoConfig(ComponentConfig):
     """Iterations that min_gain looks back on."""
     budget: float | None = Field(default=None, gt=0)
     """Seconds for each batch of images; default: until all iterations are done."""
+    ranks: RanksConfig | None = None
+    """Optimise by ranks and not by gradients (ZO-RankSGD, arXiv 2303.03751): any reward, or you."""
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the rewards must have one."""
+        return self.ranks is None
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         combine, rewards = recipe.get("combine"), recipe.get("rewards", {})

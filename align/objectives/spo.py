@@ -16,10 +16,9 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from align.objectives._base import Loss, Parts
-from align.objectives._losses import DPOForm, dpo
+from align.objectives._losses import DPOForm, clamped, dpo
 from align.policy.roles import Policy
 from align.registry import ComponentConfig
 from samplers import Transition, noisy, split
@@ -64,14 +63,15 @@ class SPO:
             reference = self._transition(policy, "reference", rows, cond)
         step = self._transition(policy, "train", rows, cond)
         gaps = [step.log_prob(x) - reference.log_prob(x) for x in (rows.x_w.to(device), rows.x_l.to(device))]
-        ratio_w, ratio_l = (self._clamped(gap) for gap in gaps)
+        ratio_w, ratio_l = (clamped(gap, self.config.clamp) for gap in gaps)
         values = dpo(ratio_w, ratio_l, beta=self.config.beta, form=self.config.form)
         margin = (self.config.beta * (ratio_w - ratio_l)).detach()
         said |= {"margin": margin, "accuracy": (margin > 0).double() + 0.5 * (margin == 0).double()}
         for side, gap, ratio in zip("wl", gaps, (ratio_w, ratio_l), strict=True):
             said[f"log_ratio_{side}"] = gap.detach()
             said[f"clamped_{side}"] = (gap != ratio).float()
-        return Loss(losses.index_put((torch.tensor(chosen, device=device),), values), weight.to(device), said)
+        losses = losses.to(values).index_put((torch.tensor(chosen, device=device),), values)
+        return Loss(losses, weight.to(device), said)
 
     def _transition(self, policy: Policy, role: str, rows: Any, cond: Any) -> Transition:
         """The guided DDIM step from x_t to the level of s. Its coefficients stay on the CPU, where `rows` are."""
@@ -81,11 +81,3 @@ class SPO:
         x_t = rows.x_t.to(device)
         x0, eps = split(denoiser(x_t, rows.t.to(device), cond), x_t, alpha_t, sigma_t, denoiser.kind)
         return noisy(self.sampling.law())(x0, eps, alpha_t, sigma_t, alpha_s, sigma_s)
-
-    def _clamped(self, log_ratio: Tensor) -> Tensor:
-        if self.config.clamp is None:
-            return log_ratio
-        low, high = (
-            torch.tensor(1 + c, dtype=torch.float64).log().item() for c in (-self.config.clamp, self.config.clamp)
-        )
-        return log_ratio.clamp(low, high)

@@ -17,7 +17,7 @@ from align.errors import UserError
 from align.models._identity import digest
 from align.registry import EMBEDDED, ComponentConfig, resolve_embedded
 
-OF_THE_SOURCE = ("data.pairs", "data.cache", "data.folder")
+OF_THE_SOURCE = ("data.pairs", "data.labels", "data.cache", "data.folder")
 """Keys whose content the data source compares, or on whose content nothing depends."""
 FREE = ("output", "evaluate", "hooks.progress", "hooks.metrics")
 WHOLE = 2**26  # bytes that a file is read up to as a whole

@@ -1,26 +1,15 @@
 """Every recipe of online RL loads, and its update is rehearsed: on the embedded model as it is, for published models on
 a tiny one of their family, with the same objective, groups, steps and guidance."""
 
-import importlib
-from pathlib import Path
-
 import pytest
+from recipe_toys import tiny
 
 from align import recipes
 from align.config import load_recipe
 from align.plan import plan, rehearse
-from align.registry import MODELS
 
 METHODS = ("ddpo", "grpo", "nft", "awm", "dgpo")
 RECIPES = {name: path for name, path in recipes.names().items() if name.split("/")[0] in METHODS}
-
-
-def tiny(family: str, folder: Path) -> dict[str, str]:
-    """Overrides that put a tiny checkpoint of the family in place of the published one."""
-    parts = importlib.import_module(f"tiny_families.{family}")
-    parts.build(MODELS.get(family).published[0]).save_pretrained(folder)
-    settings = getattr(parts, "SETTINGS", {})
-    return {"model.checkpoint": str(folder), **{f"model.{key}": value for key, value in settings.items()}}
 
 
 @pytest.mark.parametrize("name", RECIPES)

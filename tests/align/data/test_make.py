@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from align.config import load_recipe
-from align.data._make import MakeConfig, _chosen, _labelled
+from align.data._make_pairs import MakeConfig, compared, labelled
 from align.data._pairs import read_pairs
 from align.errors import UserError
 from align.run import prepare
@@ -76,20 +76,20 @@ def test_a_run_that_was_ended_goes_on_and_ends_the_same(recipe, tmp_path):
 def test_labels_follow_bradley_and_terry():
     config = MakeConfig(prompts=["a"], rewards={"brightness": {}}, temperature=0.5)
     totals = torch.tensor([0.3, 0.0], dtype=torch.float64)
-    labels = [_labelled(config, totals, 0, 1, 0, prompt) for prompt in range(4000)]
+    labels = [labelled(config, totals, 0, 1, 0, prompt) for prompt in range(4000)]
     share = sum(label["winner"] == 0 for label in labels) / 4000
     assert share == pytest.approx(1 / (1 + 2.718281828 ** (-0.6)), abs=0.025)
     assert {label["margin"] for label in labels} == {0.3, -0.3}
     quiet = config.model_copy(update={"temperature": 0.0})
-    assert _labelled(quiet, totals, 1, 0, 0, 0) == {"winner": 0, "loser": 1, "margin": 0.3, "tie": False}
+    assert labelled(quiet, totals, 1, 0, 0, 0) == {"winner": 0, "loser": 1, "margin": 0.3, "tie": False}
 
 
 def test_ties_are_dropped_or_kept():
     config = MakeConfig(prompts=["a"], rewards={"brightness": {}})
     same = torch.ones(3, dtype=torch.float64)
-    ((a, b),) = _chosen(config, same)
-    assert a != b and _labelled(config, same, a, b, 0, 0) is None
-    kept = _labelled(config.model_copy(update={"ties": "keep", "margin": 0.1}), same, a, b, 0, 0)
+    ((a, b),) = compared(config.choose, same)
+    assert a != b and labelled(config, same, a, b, 0, 0) is None
+    kept = labelled(config.model_copy(update={"ties": "keep", "margin": 0.1}), same, a, b, 0, 0)
     assert kept is not None and kept["tie"]
 
 

@@ -38,6 +38,23 @@ METHODS = {
         },
         "rewards": {"brightness": {}},
     },
+    "kto": {  # Q is of all rows, which lie on both processes
+        "objective": {"name": "kto", "beta": 500, "prompt_dropout": 0.3, "baseline_floor": False},
+        "data": {"name": "labels", "good_share": 0.6, "views": {"flip": True}},
+    },
+    "dro": {"objective": {"name": "dro", "bound": "snpo"}, "data": {"name": "labels"}},
+    "d3po": {
+        "objective": {"name": "d3po"},
+        "data": {"name": "groups", "prompts": ["a cat", "two", "x", "abc"], "group_size": 3, "shared_noise": True},
+        "rewards": {"brightness": {}},
+        "train": {"batch_size": 6},
+        "optim": {"algorithm": "sgd", "lr": 1.0},
+    },
+    "online": {  # a rollout is for two updates
+        "objective": {"name": "diffusion_dpo", "beta": 50},
+        "data": {"name": "online_pairs", "prompts": ["a cat", "two", "x", "abc"], "num_images": 3, "every": 2},
+        "rewards": {"brightness": {}},
+    },
     "spm": {
         "objective": {"name": "spm", "clip": resolve_embedded("embedded:shapes-clip")},
         "data": PREFERENCES,
@@ -66,9 +83,9 @@ def recipes(tiny_sd_factory, tmp_path_factory):
     made = {}
     for name, blocks in METHODS.items():
         data = blocks["data"]
-        if data["name"] == "preferences":
-            data = data | {"pairs": str(folder / "pairs"), "cache": str(folder / f"cache-{name}")}
-        made[name] = common | blocks | {"data": data}
+        if place := {"preferences": "pairs", "labels": "labels"}.get(data["name"]):
+            data = data | {place: str(folder / "pairs"), "cache": str(folder / f"cache-{name}")}
+        made[name] = common | blocks | {"data": data, "train": common["train"] | blocks.get("train", {})}
     return made
 
 
@@ -79,7 +96,7 @@ def whole(recipes, tmp_path_factory):
 
 
 def numbers(run):
-    return [{k: v for k, v in record.items() if k not in ("seconds", "outcome")} for record in run.metrics]
+    return [{k: v for k, v in record.items() if not k.endswith("seconds") and k != "outcome"} for record in run.metrics]
 
 
 def trained(run):

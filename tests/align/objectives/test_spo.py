@@ -8,11 +8,12 @@ import pytest
 import torch
 from pair_toys import gradients, policy_on, workplace
 
+from align.data._branch import branch
 from align.data.prompts import PromptBatch, PromptsConfig
-from align.data.rollouts import Rollouts, RolloutsConfig, branch
+from align.data.rollouts import Rollouts, RolloutsConfig
 from align.errors import UserError
 from align.objectives._base import Parts
-from align.objectives._losses import dpo
+from align.objectives._losses import clamped, dpo
 from align.objectives.spo import SPO, SPOConfig
 from align.sampling import SamplingConfig
 from align.training.checkpoint import decode, encode
@@ -49,14 +50,13 @@ def objective(policy, **config) -> SPO:
     return SPO(SPOConfig(**config), Parts(policy.model, SAMPLING, None, 0))
 
 
-def test_the_attainable_argument_is_2_007_and_the_least_loss_0_126(policy):
+def test_the_attainable_argument_is_2_007_and_the_least_loss_0_126():
     """At beta 10 and c 0.1: 10 log(1.1/0.9), and log(1 + e^-2.007)."""
-    low, high = objective(policy)._clamped(torch.tensor([-9.0, 9.0], dtype=torch.float64))
+    low, high = clamped(torch.tensor([-9.0, 9.0], dtype=torch.float64), SPOConfig().clamp)
     assert (low.exp().item(), high.exp().item()) == pytest.approx((0.9, 1.1))
     assert 10 * float(high - low) == pytest.approx(2.007, abs=1e-3)
     assert float(dpo(high[None], low[None], beta=10.0)) == pytest.approx(0.126, abs=1e-3)
-    free = objective(policy, clamp=None)._clamped(torch.tensor([9.0]))
-    assert float(free) == 9.0
+    assert float(clamped(torch.tensor([9.0]), None)) == 9.0
 
 
 def test_on_a_fresh_adapter_the_ratio_is_exactly_1(fresh):

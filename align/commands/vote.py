@@ -1,0 +1,69 @@
+"""`align vote`: people choose between pictures on a page of this machine, and the choices become training data."""
+
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from align.errors import UserError
+
+
+def vote(
+    images: Annotated[list[str], typer.Argument(help="Files, folders or globs; those of one prompt are compared.")],
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="A text for all, or a file; default: as align sample wrote it into them, or NAME.txt."),
+    ] = None,
+    how: Annotated[Literal["best", "rank", "thumbs"], typer.Option(help="What is asked of each ballot.")] = "best",
+    most: Annotated[int, typer.Option("--images", "-n", min=2, max=8, help="Pictures side by side, at most.")] = 4,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the votes and the data.")] = Path("votes"),
+    seed: Annotated[int, typer.Option(help="Of the random places.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Default: a free one.")] = 0,
+    export_only: Annotated[
+        bool, typer.Option("--export", help="Write the data of the votes there are, no more.")
+    ] = False,
+    browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
+) -> None:
+    """Choose the best of pictures side by side, rank them, or give thumbs; exports pairs and labels for recipes."""
+    from align.evaluation.score_inputs import find_images
+    from align.files.output import make_folder
+    from align.vote.ballots import Votes, ballots
+    from align.vote.export import export
+    from align.vote.prompts import with_prompts
+
+    rows = with_prompts(find_images(images), prompts)
+    asked = ballots(rows, how=how, most=most, seed=seed)
+    if not asked:
+        raise UserError(
+            f"{images[0]}: no prompt has two pictures to compare. Draw more (align sample -n 4), or give --how thumbs."
+        )
+    folder = make_folder(output, "--output").absolute()
+    votes = Votes(folder, asked, how)
+    if not export_only:
+        _serve(votes, port, browser=browser)
+    for file, count in export(votes.given.values(), folder).items():
+        typer.echo(f"{file}  {count} rows")
+
+
+def _serve(votes: object, port: int, *, browser: bool) -> None:
+    from align.vote.server import Server
+
+    try:
+        server = Server(votes, port)  # type: ignore[arg-type]
+    except OSError as error:
+        raise UserError(
+            f"--port {port}: cannot be listened on ({error.strerror}). Choose another, or leave it out."
+        ) from None
+    done, total = server.votes.done(), len(server.votes.asked)
+    typer.echo(f"{done} of {total} ballots have a vote. Ctrl-C or Finish ends. For this machine only:")
+    typer.echo(server.address)
+    if browser and sys.stdout.isatty():
+        webbrowser.open(server.address)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        typer.echo("")
+    finally:
+        server.server_close()

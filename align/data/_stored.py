@@ -1,0 +1,187 @@
+"""What sources of pictures on disk share: rows made or read, cached as latents, put into buckets, and taken up again.
+
+row i of update u is sample u batch_size + i; each bucket is an endless stream of its rows, an epoch at a time in an
+order of its own; which bucket serves an update is drawn by (seed, update), in proportion to the buckets' rows.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from align.data._cache import PictureCache
+from align.data._make import check, finished, make
+from align.data._store import TensorStore
+from align.data._streams import Streams, chosen
+from align.data._workplace import Workplace
+from align.errors import UserError
+from align.models._identity import digest
+from samplers import generator
+
+
+@dataclass(frozen=True)
+class StoredBatch:
+    """Rows of one update; nothing is read before `load`."""
+
+    source: Any
+    rows: tuple[int, ...]
+    """Numbers of the rows in the data."""
+    indices: tuple[int, ...]
+    """Global sample indices."""
+    step: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice) -> Self:
+        return replace(self, rows=self.rows[rows], indices=self.indices[rows])
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return tuple(self.source.rows[row].prompt for row in self.rows)
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        """A number of each row and its flip."""
+        return tuple(2 * row + self.source.flipped(i) for row, i in zip(self.rows, self.indices, strict=True))
+
+    def store(self, name: str, settings: Any) -> TensorStore | None:
+        """Where an objective keeps what it makes of rows with these settings; None in a rehearsal."""
+        return None if self.source.cache is None else self.source.cache.store(name, settings)
+
+    def load(self) -> Any:
+        """The latents and embeddings of these rows."""
+        return self.source.load(self)
+
+
+class Stored:
+    """Batches of `batch_size` rows. `prepare` must have been called before the first. A source names its rows (`noun`,
+    which is also the setting that says where they are) and the images of a row (`sides`), and reads them."""
+
+    noun = "pairs"
+    sides: tuple[str, ...] = ("winner", "loser")
+
+    def __init__(self, config: Any, *, batch_size: int, seed: int):
+        self.config, self.batch_size, self.seed = config, batch_size, seed
+        self.folder = Path(getattr(config, self.noun)).expanduser()
+        self.rows: list[Any] = []
+        self.cache: PictureCache | None = None
+        self.step = 0
+        self.streams = Streams(seed, {})
+        self._keys: list[str] = []
+
+    def read(self, left_out: Counter[str], around: Workplace) -> list[Any]:
+        """All rows that are on disk; those that are none are counted by their reason."""
+        raise NotImplementedError
+
+    def usable(self, row: Any) -> str:
+        """ "" where a row is to be trained on, else the plural of what it is."""
+        return ""
+
+    def verdict(self, row: Any) -> Any:
+        """What beside the pictures' order says which is liked."""
+        raise NotImplementedError
+
+    def stream(self, bucket: str, row: Any) -> str:
+        """The stream of a row of this bucket."""
+        return bucket
+
+    def prepare(self, around: Workplace) -> None:
+        """Makes the rows if that is asked for, reads them, and fills the cache; says what was left out and why."""
+        self.make(around)
+        left_out: Counter[str] = Counter()
+        rows = self.read(left_out, around)
+        self.cache = self.cached(around)
+        self._keys, refused, examples = self.cache.fill(rows)
+        config, named = self.config, f"data.{self.noun}={getattr(self.config, self.noun)}"
+        for kind, count in refused.items():
+            if (config.two_sizes if kind == "two sizes" else config.damaged) == "refuse":
+                set_to = "data.two_sizes or data.damaged" if hasattr(config, "two_sizes") else "data.damaged"
+                raise UserError(
+                    f"{named}: {count} of {len(rows)} {self.noun} cannot be used ({kind}), such as "
+                    f"{'; '.join(examples)}. Repair them, or set {set_to} to skip."
+                )
+        kept = [i for i, row in enumerate(rows) if self._keys[i] and not self.usable(row)]
+        others = Counter(why for row in rows if (why := self.usable(row)))
+        reasons = [f"{count} {kind}" for kind, count in sorted((refused + left_out).items())]
+        reasons += [f"{count} {kind}" for kind, count in others.items()]
+        around.say(f"data: {len(kept)} {self.noun}" + (f", left out: {', '.join(reasons)}" if reasons else ""))
+        if refused:
+            around.say(f"  such as {'; '.join(examples)}")
+        if not kept:
+            raise UserError(f"{named}: none of its {len(rows)} {self.noun} can be used.")
+        self.rows, streams = rows, {}
+        for i in kept:
+            streams.setdefault(self.stream(self.cache.bucket(self._keys[i]), rows[i]), []).append(i)
+        taken, self.streams = self.streams.taken, Streams(self.seed, streams)
+        self.streams.taken = taken
+
+    def all_prompts(self) -> list[str]:
+        """What is trained on, each prompt as often as it has rows."""
+        return [row.prompt for row in self.rows]
+
+    def contents(self) -> dict[str, str]:
+        """What a run depends on of these rows, as digests by what they are of; for a run that is taken up again."""
+        assert self.cache is not None, "prepare was not called"
+        stamps = self.cache.stamps
+        return {
+            f"data.{self.noun}, prompts": digest([row.prompt for row in self.rows]),
+            f"data.{self.noun}, pictures": digest([sorted(each) for each in stamps]),
+            f"data.{self.noun}, which is preferred": digest([*stamps, *(self.verdict(row) for row in self.rows)]),
+        }
+
+    def make(self, around: Workplace) -> None:
+        """Makes the rows where the recipe says how and they are not there."""
+        config = self.config.make
+        if config is None:
+            return
+        if finished(config, self.folder):
+            check(config, self.folder, around, whole=True)
+        else:
+            around.say(f"{make(config, self.folder, around)} {self.noun} in {self.folder}")
+
+    def cached(self, around: Workplace) -> PictureCache:
+        """The cache of this source for this model."""
+        config = self.config
+        base = self.folder if self.folder.is_dir() else self.folder.parent
+        folder = Path(config.cache).expanduser() if config.cache else base / "cache"
+        two_sizes = getattr(config, "two_sizes", "fit")
+        return PictureCache(folder, config.views, sides=self.sides, two_sizes=two_sizes, around=around)
+
+    def bucket(self) -> str:
+        """Which bucket serves the next update."""
+        return chosen({name: len(rows) for name, rows in self.streams.streams.items()}, self.seed, self.step)
+
+    def numbers(self) -> tuple[tuple[int, ...], int]:
+        """The global sample indices of the next update, and its number; it is then the one after."""
+        first, step = self.step * self.batch_size, self.step
+        self.step += 1
+        return tuple(range(first, first + self.batch_size)), step
+
+    def posteriors(self, batch: StoredBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """({side_mean, side_logvar: (b, C, h, w)}, size ids (b, sides, 6)) of a batch, on the device."""
+        assert self.cache is not None, "prepare was not called"
+        found = [self.cache.images.read(self._keys[row]) for row in batch.rows]
+        flips: Sequence[int] = [self.flipped(index) for index in batch.indices]
+        device = self.cache.around.accelerator.device
+        latents = {
+            name: torch.stack([row[name][side] for row, side in zip(found, flips, strict=True)]).to(device)
+            for name in self.cache.names
+        }
+        return latents, torch.stack([row["ids"] for row in found]).to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "taken": dict(self.streams.taken)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.streams.taken = state["step"], dict(state["taken"])
+
+    def flipped(self, index: int) -> int:
+        """1 where sample `index` sees its pictures mirrored."""
+        if not self.config.views.flip:
+            return 0
+        return int(torch.randint(2, (), generator=generator(self.seed, "flip", index)))
