@@ -232,7 +232,7 @@ READERS = {
     "Image.open(": (
         "rewards._images",
         "align.commands.sample align.evaluation.files align.evaluation.grid align.hooks.metrics align.noise.files "
-        "align.reports.page",
+        "align.reports.page align.vote.prompts",
     ),
     "csv.reader(": ("align.files.texts", ""),
     "csv.DictReader(": ("", ""),

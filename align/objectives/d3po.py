@@ -26,7 +26,7 @@ from align.objectives._losses import clamped, dpo
 from align.objectives._transitions import Steps, conflicts
 from align.policy.roles import Policy
 from align.registry import ComponentConfig
-from samplers.denoiser import CfgGrad
+from samplers.guidance import CfgGrad
 
 
 class D3POConfig(ComponentConfig):

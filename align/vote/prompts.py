@@ -29,6 +29,6 @@ def _own(image: str) -> str | None:
     try:
         with Image.open(image) as file:
             said = file.info.get("prompt")
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises depends on the damage
         raise UserError(f"{image}: cannot be read ({error}). Remove it.") from None
     return said.strip() if isinstance(said, str) and said.strip() else None
