@@ -130,7 +130,8 @@ class Fairness(RewardObjective):
         if self.config.preserve:
             with torch.no_grad():
                 base = self.model.codec.decode(self._sampled(policy, "reference", batch, None))
-            apart = sum(1 - (a * b).sum(1) for a, b in zip(self.looks(pixels), self.looks(base), strict=True))
+            looks = zip(self.looks(pixels), self.looks(base), strict=True)
+            apart = torch.stack([1 - (own * its).sum(1) for own, its in looks]).sum(0)
             losses = losses + self.config.preserve * (1 - (1 - CHANGES) * change) * apart
             said["apart"] = apart.detach()
         return Loss(losses, torch.ones_like(losses), said)

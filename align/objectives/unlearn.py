@@ -125,7 +125,8 @@ class Unlearn:
         if others and self.config.preserve:
             rows = self._rows(policy, batch, others)
             out = self._out(policy, rows, rows.prompts)
-            u = target(rows.x0, rows.eps, *self.model.schedule(rows.t), self.model.kind)
+            alpha_t, sigma_t = self.model.schedule(rows.t)
+            u = target(rows.x0, rows.eps, alpha_t, sigma_t, self.model.kind)
             error = (out - u).float().square().flatten(1).mean(1)
             kept = kept.index_put((torch.tensor(others, device=device),), error)
             said["preserving"] = error.detach()
@@ -190,7 +191,8 @@ class Unlearn:
 
     def _x0_hat(self, policy: Policy, rows: Rows, role: str, prompts: Sequence[str] | None) -> Tensor:
         out = self._out(policy, rows, rows.prompts if prompts is None else prompts, role)
-        return split(out, rows.x_t, *self.model.schedule(rows.t), self.model.kind)[0]
+        alpha_t, sigma_t = self.model.schedule(rows.t)
+        return split(out, rows.x_t, alpha_t, sigma_t, self.model.kind)[0]
 
     def _missed(self, policy: Policy, rows: Rows) -> Tensor:
         """(b,): how far the concept's rows are from where they are to go."""
