@@ -131,7 +131,7 @@ class Fairness(RewardObjective):
             with torch.no_grad():
                 base = self.model.codec.decode(self._sampled(policy, "reference", batch, None))
             looks = zip(self.looks(pixels), self.looks(base), strict=True)
-            apart = torch.stack([1 - (a * b).sum(1) for a, b in looks]).sum(0)
+            apart = torch.stack([1 - (own * its).sum(1) for own, its in looks]).sum(0)
             losses = losses + self.config.preserve * (1 - (1 - CHANGES) * change) * apart
             said["apart"] = apart.detach()
         return Loss(losses, torch.ones_like(losses), said)

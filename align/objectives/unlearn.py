@@ -125,7 +125,8 @@ class Unlearn:
         if others and self.config.preserve:
             rows = self._rows(policy, batch, others)
             out = self._out(policy, rows, rows.prompts)
-            u = target(rows.x0, rows.eps, *self._levels(rows), self.model.kind)
+            alpha_t, sigma_t = self.model.schedule(rows.t)
+            u = target(rows.x0, rows.eps, alpha_t, sigma_t, self.model.kind)
             error = (out - u).float().square().flatten(1).mean(1)
             kept = kept.index_put((torch.tensor(others, device=device),), error)
             said["preserving"] = error.detach()
@@ -188,14 +189,10 @@ class Unlearn:
         with torch.no_grad():
             return policy.role(role)(rows.x_t, t, cond)
 
-    def _levels(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """(alpha_t, sigma_t) of the rows, each (b,)."""
-        alpha, sigma = self.model.schedule(rows.t)
-        return alpha, sigma
-
     def _x0_hat(self, policy: Policy, rows: Rows, role: str, prompts: Sequence[str] | None) -> Tensor:
         out = self._out(policy, rows, rows.prompts if prompts is None else prompts, role)
-        return split(out, rows.x_t, *self._levels(rows), self.model.kind)[0]
+        alpha_t, sigma_t = self.model.schedule(rows.t)
+        return split(out, rows.x_t, alpha_t, sigma_t, self.model.kind)[0]
 
     def _missed(self, policy: Policy, rows: Rows) -> Tensor:
         """(b,): how far the concept's rows are from where they are to go."""

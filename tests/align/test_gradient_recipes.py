@@ -54,3 +54,13 @@ def test_every_method_has_an_embedded_recipe_and_one_of_a_published_model():
     for method in METHODS:
         own = [name for name in RECIPES if name.startswith(method + "/")]
         assert f"{method}/shapes" in own and len(own) >= 2, method
+
+
+def test_a_kept_loss_and_a_critic_are_rehearsed_too(tmp_path):
+    both = {"data.prompts": ["a star", "a circle"]}
+    settings = {"objective.target": "adversarial", "objective.surgery": "pcgrad"}
+    found = rehearsed("unlearn/shapes", tmp_path, **both, **settings)
+    plain = rehearsed("unlearn/shapes", tmp_path, **both)
+    assert found.calls.backward == plain.calls.backward == 2
+    assert found.calls.forward > plain.calls.forward, "the critic's move draws its images again"
+    assert found.trainable > plain.trainable
