@@ -18,17 +18,21 @@ SMALL = {
     "prompts": ["data.count=24"],
     "rollouts": ["data.num_prompts=2", "data.num_candidates=2", "data.gap=0"],
     "preferences": ["data.make.num_prompts=12", "data.make.num_images=2"],
+    "labels": ["data.make.num_prompts=24", "data.make.num_images=2"],
+    "online_pairs": [],
+    "groups": [],
 }
+PLACES = {"preferences": "pairs", "labels": "labels"}
 
 
 def small(recipe: str, folder: Path) -> align.Run:
     """Two updates of `recipe`, without hooks, and its report on 16 prompts."""
     said = align.load_recipe(recipe).dump()
     data = said["data"]["name"]
-    pairs = [f"data.pairs={folder / 'pairs'}"] if data == "preferences" else []
+    pairs = [f"data.{PLACES[data]}={folder / 'data'}"] if data in PLACES else []
     report = ["evaluate.num_prompts=16"] if said["evaluate"] else []
-    common = ["train.num_updates=2", "train.batch_size=8", "train.checkpoint_every=1", "hooks={}"]
-    return align.train(recipe, [*SMALL[data], *pairs, *report, *common, f"output={folder / 'run'}"])
+    common = ["train.num_updates=2", "train.batch_size=8", "train.micro_batch_size=null", "train.checkpoint_every=1"]
+    return align.train(recipe, [*SMALL[data], *pairs, *report, *common, "hooks={}", f"output={folder / 'run'}"])
 
 
 @pytest.mark.parametrize("recipe", [name for name in NAMES if not name.startswith(OTHERS)])
