@@ -1,15 +1,19 @@
 """`restore`: the shipped checkpoints as the results of the stages, fp32, so that any single stage can be made again.
 
-What WORK already holds is left alone. The warmed-up text tower is not shipped; that of shapes-sd stands in for it.
+What WORK already holds is left alone. Stage sd is kept in scripts/pretrain/base, stage web is shapes-sd. The warmed-up text
+tower is not kept; that of the base stands in for it.
 """
 
 import shutil
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTextModel
 
 from scripts.pretrain.common import CHECKPOINTS, WORK
+
+BASE = Path(__file__).parent / "base"
 
 
 def main() -> None:
@@ -18,15 +22,14 @@ def main() -> None:
     todo = {
         "vae": lambda to: AutoencoderKL.from_pretrained(CHECKPOINTS / "shapes-sd" / "vae").float().save_pretrained(to),
         "tokenizer": lambda to: shutil.copytree(CHECKPOINTS / "shapes-sd" / "tokenizer", to),
-        "text": lambda to: (
-            CLIPTextModel.from_pretrained(CHECKPOINTS / "shapes-sd" / "text_encoder").float().save_pretrained(to)
-        ),
+        "text": lambda to: CLIPTextModel.from_pretrained(BASE / "text_encoder").float().save_pretrained(to),
         "clip": lambda to: _clip("shapes-clip", to),
         "tune": lambda to: _clip("shapes-clip", to),
         "pick": lambda to: _clip("shapes-pick", to),
-        "sd": lambda to: _pipeline("shapes-sd", to),
-        "turbo": lambda to: _pipeline("shapes-turbo", to),
-        "flow": lambda to: _pipeline("shapes-flow", to),
+        "sd": lambda to: _pipeline(BASE, to),
+        "web": lambda to: _pipeline(CHECKPOINTS / "shapes-sd", to),
+        "turbo": lambda to: _pipeline(CHECKPOINTS / "shapes-turbo", to),
+        "flow": lambda to: _pipeline(CHECKPOINTS / "shapes-flow", to),
     }
     for name, work in todo.items():
         if not (out / name).exists():
@@ -40,9 +43,9 @@ def _clip(name: str, to) -> None:
     shutil.copy(CHECKPOINTS / name / "preprocessor_config.json", to)
 
 
-def _pipeline(name: str, to) -> None:
-    if name == "shapes-flow":
-        pipe = StableDiffusion3Pipeline.from_pretrained(CHECKPOINTS / name, text_encoder_3=None, tokenizer_3=None)
+def _pipeline(folder: Path, to: Path) -> None:
+    if folder.name == "shapes-flow":
+        pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     else:
-        pipe = StableDiffusionPipeline.from_pretrained(CHECKPOINTS / name)
+        pipe = StableDiffusionPipeline.from_pretrained(folder)
     pipe.to(torch.float32).save_pretrained(to)

@@ -84,7 +84,7 @@ def state_of(pipe, count: int, seed: int = 5) -> dict:
     return judge | {"gold": round(torch.cat(utility).mean().item(), 3)}
 
 
-def main(steps: int = 400, batch: int = 64, seed: int = 0) -> None:
+def main(steps: int = 240, batch: int = 64, seed: int = 0) -> None:
     torch.manual_seed(seed)
     source = sd.load()
     unet = source.unet.to(DEVICE, memory_format=torch.channels_last).train()
@@ -106,7 +106,7 @@ def main(steps: int = 400, batch: int = 64, seed: int = 0) -> None:
         print(step, state_of(sd.pipeline(unet.eval(), encoder), 192), flush=True)
         unet.train()
 
-    figures = train("web", {"unet": unet}, loss, steps=steps, lr=2e-4, warmup=30, ema=0.98, look=(100, look))
+    figures = train("web", {"unet": unet}, loss, steps=steps, lr=6e-4, warmup=30, ema=0.98, look=(120, look))
     pipe = sd.pipeline(unet, encoder)
     pipe.save_pretrained(WORK / "out" / "web")
     record("web", figures | {"parameters": parameters([unet]), "judge": state_of(pipe, 768)})
