@@ -1,7 +1,7 @@
 """`restore`: the shipped checkpoints as the results of the stages, fp32, so that any single stage can be made again.
 
-What WORK already holds is left alone. Stage sd is kept in scripts/pretrain/base, stage web is shapes-sd. The warmed-up text
-tower is not kept; that of the base stands in for it.
+What WORK already holds is left alone. Stage sd is kept in scripts/pretrain/base, stage web is shapes-sd. The
+warmed-up text tower is not kept; that of the base stands in for it.
 """
 
 import shutil
