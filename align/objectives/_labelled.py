@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from align.objectives._base import Parts
-from align.objectives._preference import NUM_BINS, Alarm, NoisedConfig, TimesConfig, dropped, error_scale
+from align.objectives._preference import NUM_BINS, Alarm, Alarmed, NoisedConfig, TimesConfig, dropped, error_scale
 from align.policy.roles import Policy
 from samplers import Rng, add_noise, target
 
@@ -42,7 +42,7 @@ class Noised(NamedTuple):
     """(b,): of loss_space and t_weighting."""
 
 
-class LabelledObjective:
+class LabelledObjective(Alarmed):
     """Base: the rows of a micro-batch, their errors under a role, metrics and the alarm."""
 
     def __init__(self, config: Any, parts: Parts):
@@ -90,13 +90,3 @@ class LabelledObjective:
             said |= {f"err_{side}": error[chosen], f"gap_{side}": gap[chosen]}
         bins = (rows.t * NUM_BINS).long().clamp(max=NUM_BINS - 1)
         return said | {f"accuracy/t{i}": said["accuracy"][bins == i] for i in range(NUM_BINS)}
-
-    def watch(self, metrics: Mapping[str, float]) -> None:
-        """Called after each update with its means over all processes; raises where the run has blown up."""
-        self.alarm.watch(metrics)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"alarms": self.alarm.count}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.alarm.count = state["alarms"]

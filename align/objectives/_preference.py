@@ -170,3 +170,19 @@ class Alarm:
                 f"updates (now {metrics['err_w']:.4g} against {reference:.4g}): the model forgets how to denoise, not "
                 "what is preferred. Lower optim.lr, raise objective.beta, or set objective.guard; checkpoints are kept."
             )
+
+
+class Alarmed:
+    """Base: an objective whose `alarm` looks at each update, and is kept in checkpoints."""
+
+    alarm: Alarm
+
+    def watch(self, metrics: Mapping[str, float]) -> None:
+        """Called after each update with its means over all processes; raises where the run has blown up."""
+        self.alarm.watch(metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"alarms": self.alarm.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.alarm.count = state["alarms"]

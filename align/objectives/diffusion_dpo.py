@@ -24,6 +24,7 @@ from align.objectives._base import Loss, Parts
 from align.objectives._losses import DPOForm, dpo, guard_factor, log_ratio_of_errors
 from align.objectives._preference import (
     Alarm,
+    Alarmed,
     PreferenceConfig,
     TimesConfig,
     described,
@@ -64,7 +65,7 @@ class DiffusionDPOConfig(PreferenceConfig):
         return self.beta * {"paper": 1.0, "diffusers": 2.0, "sum": float(numel)}[self.beta_convention]
 
 
-class DiffusionDPO:
+class DiffusionDPO(Alarmed):
     """The objective: preference pairs in."""
 
     Config = DiffusionDPOConfig
@@ -110,15 +111,11 @@ class DiffusionDPO:
         for draw, winner, loser in gather(torch.cat(found)).tolist():
             self.reference.setdefault(int(draw), (winner, loser))
 
-    def watch(self, metrics: Mapping[str, float]) -> None:
-        """Called after each update with its means over all processes; raises where the run has blown up."""
-        self.alarm.watch(metrics)
-
     def state_dict(self) -> dict[str, Any]:
-        return {"alarms": self.alarm.count, "reference": {str(k): list(v) for k, v in self.reference.items()}}
+        return {**super().state_dict(), "reference": {str(k): list(v) for k, v in self.reference.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.alarm.count = state["alarms"]
+        super().load_state_dict(state)
         self.reference = {int(k): (v[0], v[1]) for k, v in state["reference"].items()}
 
     def _prepared(self, policy: Policy, batch: Any) -> tuple[Tensor, Tensor, Tensor, Any, list[int]]:

@@ -17,7 +17,6 @@ Of the N steps an update trains on `num_train_steps`, drawn for each pair withou
 another: their mean is unbiased for the mean over all.
 """
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -27,7 +26,7 @@ from torch import Tensor
 from align.objectives._base import Loss, Parts
 from align.objectives._inverted import InversionConfig, trajectories
 from align.objectives._losses import DPOForm, dpo, guard_factor, log_ratio_of_errors
-from align.objectives._preference import Alarm, PreferenceConfig, described, dropped, error_scale
+from align.objectives._preference import Alarm, Alarmed, PreferenceConfig, described, dropped, error_scale
 from align.policy.roles import Policy
 from samplers import Rng, broadcast, generator, split, target
 
@@ -53,7 +52,7 @@ class InversionDPOConfig(PreferenceConfig):
         return min(self.num_train_steps, self.inversion.num_steps)
 
 
-class InversionDPO:
+class InversionDPO(Alarmed):
     """The objective: preference pairs in, their images inverted at the first visit."""
 
     Config = InversionDPOConfig
@@ -104,16 +103,6 @@ class InversionDPO:
         """The numbers in 1..N of the steps that sample `index` trains on."""
         order = torch.randperm(total, generator=generator(self.seed, "steps", index))
         return (order[: self.config.steps()].sort().values + 1).tolist()
-
-    def watch(self, metrics: Mapping[str, float]) -> None:
-        """Called after each update with its means over all processes; raises where the run has blown up."""
-        self.alarm.watch(metrics)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"alarms": self.alarm.count}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.alarm.count = state["alarms"]
 
 
 def _goal(role: Any, x_t: Tensor, x_s: Tensor, x0: Tensor, t: Tensor, s: Tensor, *, anchored: bool) -> Tensor:
