@@ -10,6 +10,10 @@ Importing this package imports no torch: the names below are resolved on first u
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from align import shadow
+
+shadow.claim()
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

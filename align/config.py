@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from align import recipes
 from align.errors import UserError
 from align.files import code
+from align.files.schema import shared
 from align.policy.lora import AdapterConfig
 from align.registry import (
     DATA,
@@ -29,7 +30,7 @@ from align.registry import (
     resolve_embedded,
 )
 from align.sampling import SamplingConfig
-from align.source import KeyPath, Source
+from align.source import OTHERS_SAY, KeyPath, Source
 from align.training.evaluate import EvaluateConfig
 from align.training.optim import OptimConfig
 from align.training.trainer import TrainConfig
@@ -41,10 +42,18 @@ ALWAYS = ("progress", "metrics")
 """Hooks of every run, after those that add to the metrics; `hooks.progress=false` leaves one out."""
 
 
+def _must_say(hook: Any) -> bool:
+    """Whether a hook has settings without a default, so that null can only mean to leave it out."""
+    fields = HOOKS.config_class(hook).model_fields.values() if hook in HOOKS.names() else ()
+    return any(field.is_required() for field in fields)
+
+
 def _with_always(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value  # the next validator says so
     given = {label: {} if settings is True else settings for label, settings in value.items()}
+    if without := [label for label, settings in given.items() if settings is None and _must_say(label)]:
+        raise ValueError(f"{without[0]} is null. To leave it out write {without[0]}: false (hooks.{without[0]}=false)")
     ordered = [label for label in given if label not in ALWAYS] + list(ALWAYS)
     return {label: given.get(label) for label in ordered if given.get(label) is not False}
 
@@ -133,13 +142,16 @@ def load_recipe(
 
 def _line(said: Source, path: KeyPath, text: str) -> str:
     key = ".".join(map(str, path)) or "recipe"
-    if text.startswith("unknown key. Known") and (other := _elsewhere(str(path[-1]), str(path[0]))):
-        text = text.replace("unknown key.", f"unknown key. Did you mean {other}?", 1)
+    known = path and str(path[-1]) in OTHERS_SAY and text.startswith("unknown key.")
+    if (known or text.startswith("unknown key. Known")) and (other := _elsewhere(str(path[-1]), str(path[0]))):
+        text = f"unknown key. Did you mean {other}? Known here{text.partition('Known here')[2]}"
     return f"{said.origin(path)}: {key}: {text.removeprefix(f'{key}=')}"
 
 
 def _elsewhere(word: str, block: str) -> str:
-    """The key of another block that a word may have been meant for: sampling.last_k."""
+    """The key of another block, or by another trainer's name, that a word may have been meant for: sampling.last_k."""
+    if word in OTHERS_SAY:
+        return OTHERS_SAY[word]
     blocks = {"sampling": SamplingConfig, "adapter": AdapterConfig, "optim": OptimConfig, "train": TrainConfig}
     known = {key: f"{name}.{key}" for name, kind in blocks.items() if name != block for key in kind.model_fields}
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
@@ -148,7 +160,7 @@ def _elsewhere(word: str, block: str) -> str:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a recipe file, for editors that complete and check while one types."""
-    schema = Recipe.model_json_schema()
+    schema = shared(Recipe.model_json_schema())
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "diffalign recipe", **schema}
 
 

@@ -34,7 +34,8 @@ def find(name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     known = list(names())
-    close = difflib.get_close_matches(str(name).removeprefix("recipes/").removesuffix(".yaml"), known, n=1)
+    word = str(name).removeprefix("recipes/").removesuffix(".yaml")
+    close = [one for one in known if one.startswith(word)] or difflib.get_close_matches(word, known, n=1)
     hint = f' Did you mean "{close[0]}"?' if close else ""
     raise UserError(f'recipe "{name}": there is no such file and no such recipe.{hint} `align recipes` lists them.')
 

@@ -40,6 +40,7 @@ from align.share import card
 from align.share.stock import stock
 from align.training import contents, evaluate, optim, resume
 from align.training.checkpoint import Checkpoints
+from align.training.header import header
 from align.training.trainer import EXPORTS, Trainer
 from rewards import CombineConfig, Composite
 
@@ -152,7 +153,8 @@ class _Session:
         for block in (recipe.sampling, recipe.evaluate and recipe.evaluate.sampling):
             if block is not None:
                 block.grid(model)  # a size or times that the model has not are refused before anything is written
-        for note in (*getattr(objective, "notes", ()), optim.note(recipe.optim, recipe.train.num_updates)):
+        said = header(recipe, model, trainable, accelerator)
+        for note in (*said, *getattr(objective, "notes", ()), optim.note(recipe.optim, recipe.train.num_updates)):
             if note:
                 self.say(note)
         if hasattr(batches, "prepare"):
@@ -163,8 +165,8 @@ class _Session:
             resume.same_contents(checkpoint, resume.meta(checkpoint), named)
         around = Surroundings(self.output, accelerator, result, painter, self._composite, settings, seed)
         hooks = [build(HOOKS, config, around) for config in recipe.hooks.values()]
-        said: dict[str, Any] = {"recipe": settings, "contents": named, "say": self.say}
-        trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, **said)
+        known: dict[str, Any] = {"recipe": settings, "contents": named, "say": self.say}
+        trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, **known)
         more = {"cast": cast, "result": result, "resume": checkpoint}
         self._open_folder(fresh=checkpoint is None)  # everything is built: what cannot be leaves no folder behind
         state = trainer.fit(objective, policy, trainable, batches, hooks, **more)
@@ -246,7 +248,11 @@ class _Session:
     def _conclude(self, hooks: Sequence[Hook], state: State) -> dict[str, dict[str, Any]]:
         """{label of a hook: what it concluded}."""
         with Interrupt(self.accelerator) as interrupt:
-            concluded = [hook.conclude(state, interrupt.check) for hook in hooks]
+            concluded = []
+            for hook in hooks:
+                if hook.last:
+                    self.say(hook.last)
+                concluded.append(hook.conclude(state, interrupt.check))
         return {label: found for label, found in zip(self.recipe.hooks, concluded, strict=True) if found}
 
     def _seen(self, batches: Any) -> dict[str, int]:

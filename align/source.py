@@ -11,6 +11,19 @@ from align.errors import UserError
 from align.files.texts import Unreadable, decode
 
 KeyPath = tuple[int | str, ...]
+OTHERS_SAY = {
+    "gradient_accumulation_steps": "train.micro_batch_size, the rows of one pass (train.batch_size / steps)",
+    "train_batch_size": "train.batch_size",
+    "max_train_steps": "train.num_updates",
+    "num_epochs": "train.num_updates",
+    "learning_rate": "optim.lr",
+    "lr_scheduler": "optim.schedule",
+    "num_inference_steps": "sampling.num_steps",
+    "resolution": "sampling.image_size",
+    "gradient_checkpointing": "model.checkpoint_blocks",
+    "pretrained_model_name_or_path": "model.checkpoint",
+}
+"""What other trainers call our keys."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,6 +1,5 @@
 """The command `align`. Each command imports what it needs when it runs: `align --help` loads no torch."""
 
-import ast
 import functools
 import gc
 import logging
@@ -15,15 +14,15 @@ import typer
 
 from align.commands import evaluate as evaluate_cli
 from align.commands import hub as hub_cli
+from align.commands import lists as lists_cli
 from align.commands import noise as reno_cli
 from align.commands import preferences as preferences_cli
 from align.commands import report as report_cli
 from align.commands import score as score_cli
 from align.commands import vote as vote_cli
-from align.commands.values import finite
+from align.commands.group import Listing, recipe_names
+from align.commands.values import SIZE, STEPS, finite, settings_among
 from align.errors import UserError
-from align.files.output import write
-from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
 from rewards._errors import RegistryError, RewardError
 
 for _noisy in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
@@ -31,13 +30,17 @@ for _noisy in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quan
 
 app = typer.Typer(
     name="align",
+    cls=Listing,
     help="Diffusion alignment: train an adapter on rewards or preferences, from a recipe.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe's name (align recipes), its file, or a run's folder.")]
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(help="A recipe's name (align recipes), its file, or a run's folder.", autocompletion=recipe_names),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to it: optim.lr=1e-4 train.num_updates=200 ...")]
 
 
@@ -69,6 +72,23 @@ def _reading() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from align import __version__
+
+        typer.echo(f"diffalign {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it, no more.")
+    ] = False,
+) -> None:
+    """Diffusion alignment: train an adapter on rewards or preferences, from a recipe."""
 
 
 @app.command()
@@ -113,81 +133,22 @@ def sample(
         typer.Option("--output", "-o", help="Folder; default: RUN/images/strength-S, or samples/NAME of a recipe."),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="Model and sampling of an adapter that has no recipe.")] = None,
-    change: Annotated[list[str] | None, typer.Option("--set", help="A change: --set sampling.num_steps=20.")] = None,
+    steps: STEPS = None,
+    size: SIZE = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="A change: --set sampling.num_steps=20, or without --set.")
+    ] = None,
 ) -> None:
     """Draw images with a run's adapter, or of a recipe's base model."""
+    prompts, changes = settings_among(prompts, change, steps=steps, size=size)
+    if not prompts:
+        raise UserError('there is no prompt. Write one, as in `align sample RUN "a red circle"`, or name a file.')
     from align.commands.sample import sample as draw
 
     options: dict[str, Any] = {"num_images": num_images, "seed": seed, "strength": strength, "output": output}
     options["recipe"] = recipe
-    for path in draw(source, prompts, change or (), **options):
+    for path in draw(source, prompts, changes, **options):
         typer.echo(path)
-
-
-@app.command()
-@_plainly
-def recipes() -> None:
-    """List the recipes that can be named."""
-    from align.recipes import names
-
-    _table({name: _first_comment(path) for name, path in names().items()})
-
-
-@app.command()
-@_plainly
-def rewards(name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None) -> None:
-    """List the rewards: gradient, size, licence, range; or show all of one."""
-    from align.commands.rewards import described, overview
-
-    if name is None:
-        typer.echo("\n".join(overview()))
-        return
-    _describe({"rewards": REWARDS}, name)
-    typer.echo("\n".join(described(name)))
-
-
-@app.command()
-@_plainly
-def models(
-    name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None,
-    sizes: Annotated[bool, typer.Option("--sizes", help="Parameters and FLOPs at real size.")] = False,
-) -> None:
-    """List the model families and their published checkpoints, or show one family's settings."""
-    from align.commands import models as models_cli
-
-    if sizes:
-        for line in models_cli.sizes():
-            typer.echo(line)
-    elif name is None:
-        typer.echo(models_cli.listing())
-    else:
-        _describe({"models": MODELS}, name)
-        typer.echo(models_cli.details(name))
-
-
-@app.command()
-@_plainly
-def components(name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None) -> None:
-    """List all that a recipe can name, or show the settings of one."""
-    kinds = {"models": MODELS, "objectives": OBJECTIVES, "rewards": REWARDS, "data": DATA, "hooks": HOOKS}
-    _describe(kinds, name)
-
-
-@app.command()
-@_plainly
-def schema(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it here, not to the screen.")] = None,
-) -> None:
-    """Print the JSON Schema of a recipe, from which an editor completes and checks."""
-    import json
-
-    from align.config import json_schema
-
-    text = json.dumps(json_schema(), indent=2)
-    if output is None:
-        typer.echo(text)
-        return
-    write(output, text + "\n", "--output")
 
 
 @app.command()
@@ -213,6 +174,8 @@ def shapes(context: typer.Context) -> None:
     shapes_app(args=context.args or ["--help"], prog_name="align shapes")
 
 
+for _command in (lists_cli.recipes, lists_cli.rewards, lists_cli.models, lists_cli.components, lists_cli.schema):
+    app.command()(_plainly(_command))
 app.command(cls=score_cli.Many)(_plainly(score_cli.score))
 app.command(cls=score_cli.Many)(_plainly(evaluate_cli.evaluate))
 app.command()(_plainly(preferences_cli.pairs))
@@ -224,48 +187,3 @@ for _command in (hub_cli.publish, hub_cli.pull, hub_cli.export):
 app.command()(_plainly(reno_cli.reno))
 app.command("best-of")(_plainly(reno_cli.best_of))
 app.command()(_plainly(reno_cli.redraw))
-
-
-def _table(rows: dict[str, str]) -> None:
-    width = max(map(len, rows), default=0)
-    for name, text in rows.items():
-        typer.echo(f"{name:<{width}}  {text}".rstrip())
-
-
-def _describe(kinds: dict[str, Registry], name: str | None) -> None:
-    if name is not None:
-        for registry in kinds.values():
-            if ":" in name or name in registry.names():
-                _settings(registry, name)
-                return
-        next(iter(kinds.values())).get(name)  # says what is known
-    for kind, registry in kinds.items():
-        if len(kinds) > 1:
-            typer.echo(f"{kind}:")
-        _table({name: _first_line(path) for name, path in registry.modules().items()})
-
-
-def _settings(registry: Registry, name: str) -> None:
-    component = registry.get(name)
-    typer.echo(f"{name}: {(component.__doc__ or '').strip()}")
-    rows = {}
-    for key, field in registry.config_class(name).model_fields.items():
-        default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
-        rows[f"  {key}"] = f"({default}) {' '.join((field.description or '').split())}"
-    _table(rows)
-
-
-def _first_line(module: str) -> str:
-    """The first sentence of a module's docstring, read without importing it."""
-    import importlib.util
-
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        return ""
-    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
-    return text.partition("\n")[0]
-
-
-def _first_comment(path: Path) -> str:
-    line = path.read_text(encoding="utf-8").partition("\n")[0]
-    return line.removeprefix("#").strip() if line.startswith("#") else ""

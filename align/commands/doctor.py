@@ -1,6 +1,8 @@
 """`align doctor`: what this machine has, what is missing, and whether a training of two updates works on it."""
 
+import contextlib
 import importlib.util
+import io
 import os
 import tempfile
 import time
@@ -81,7 +83,8 @@ def _self_test(say: Callable[[str], None]) -> Iterator[str]:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            run = train(_recipe(folder), resume="never")
+            with contextlib.redirect_stdout(io.StringIO()):  # it would name files that are gone when it is read
+                run = train(_recipe(folder), resume="never")
             norms = [record["adapter_norm"] for record in run.metrics if "adapter_norm" in record]
         except Exception as error:  # whatever it is, this is the place that reports it
             yield f"a training of two updates fails: {type(error).__name__}: {error}"

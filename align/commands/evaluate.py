@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from align.commands.values import SIZE, STEPS, settings_among
+
 Systems = Annotated[
     list[str] | None,
     typer.Argument(help="Runs, adapters (folder, file, Hub id; @0.5 is a strength, A@0.5+B@0.5 a mixture), best-of:8, "
@@ -25,7 +27,9 @@ def evaluate(
         ),
     ] = None,
     count: Annotated[int | None, typer.Option("--count", "-n", min=2, help="So many prompts, all categories.")] = None,
-    images: Annotated[int, typer.Option(min=1, help="Of each prompt; diversity needs two.")] = 2,
+    images: Annotated[
+        int, typer.Option("--images", "--num-images", min=1, help="Of each prompt; diversity needs two.")
+    ] = 2,
     reward: Annotated[
         list[str] | None, typer.Option(help="Judges: name, or label=name. Default: the recipe's.")
     ] = None,
@@ -35,28 +39,31 @@ def evaluate(
     recipe: Annotated[str | None, typer.Option(help="Model and sampling. Default: the adapter's own recipe.")] = None,
     model: Annotated[str | None, typer.Option(help="Another checkpoint, by folder or Hub id.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Prompts drawn at once.")] = 16,
+    batch: Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Prompts drawn at once.")] = 16,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("evaluation"),
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="A change to recipe or reward: sampling.num_steps=20, clip.model=..."),
     ] = None,
+    steps: STEPS = None,
+    size: SIZE = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Compare adapters, mixtures and noise methods with the base: same prompts, same seeds, means with intervals,
     categories, diversity, drift, and a page of the images. An interrupted evaluation goes on where it was."""
+    systems, changes = settings_among(systems, change, steps=steps, size=size)
     from align.evaluation.arms import numbers
     from align.evaluation.plan import plan
 
     made = plan(
-        systems or (),
+        systems,
         recipe=recipe,
         model=model,
         prompts=prompts,
         count=count,
         num_images=images,
         rewards=reward or (),
-        changes=change or (),
+        changes=changes,
         seed=seed,
         against=against,
         strengths=numbers(strengths, "--strengths"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from align.commands.values import finite
+from align.commands.values import finite, settings_among
 from align.errors import UserError
 from align.noise.recipe import recipe_of
 
@@ -21,9 +21,14 @@ Count = Annotated[int | None, typer.Option(min=1, help="Only the first so many o
 Model = Annotated[str | None, typer.Option(help="Hub id or folder of any model family; default: the embedded one.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Settings; default: those made for the model.")]
 Rewards = Annotated[list[str] | None, typer.Option("--reward", help="name=weight; only the named ones are used.")]
-Seeds = Annotated[int | None, typer.Option(min=1, help="Images of each prompt; default: as the recipe says.")]
+Seeds = Annotated[
+    int | None,
+    typer.Option("--seeds", "--num-images", min=1, help="Images of each prompt; default: as the recipe says."),
+]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
-Batch = Annotated[int | None, typer.Option(min=1, help="Images optimised at once, over all processes.")]
+Batch = Annotated[
+    int | None, typer.Option("--batch-size", "--batch", min=1, help="Images optimised at once, over all processes.")
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the images.")]
 Change = Annotated[list[str] | None, typer.Option("--set", help="A change to the recipe: --set optim.lr=2.")]
 Again = Annotated[bool, typer.Option("--again", help="Make images that the folder holds anew.")]
@@ -137,6 +142,7 @@ def assembled(
     from align.config import load_recipe
     from align.data._prompt_files import names_a_source
 
+    prompts, change = settings_among(prompts, change)
     if not prompts and file is None:
         raise UserError('there is no prompt. Write one, as in `align reno "a red circle"`, or give --prompts FILE.')
     if prompts and file is not None:
@@ -150,7 +156,7 @@ def assembled(
     if rewards:
         said["rewards"] = weighted(rewards, load_recipe(recipe or name, on_disk=False).dump()["rewards"])
     # Two passes: --set speaks of what the options above have made.
-    return load_recipe(load_recipe(recipe or name, said, on_disk=False), change or ())
+    return load_recipe(load_recipe(recipe or name, said, on_disk=False), change)
 
 
 def judge(oracle: str) -> str | None:

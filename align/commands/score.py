@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from align.commands.values import SETTING, settings_among
 from align.errors import UserError
 from align.files.output import check_file, write
 
@@ -28,7 +29,7 @@ class Many(TyperCommand):
             if arg.startswith("-"):
                 option = arg if arg in MANY else ""
             elif option and spread[-1] != option:
-                if option == "--reward" and _names_images(arg):
+                if option == "--reward" and (SETTING.match(arg) or _names_images(arg)):
                     option = ""
                 else:
                     spread.append(option)
@@ -70,7 +71,8 @@ def score(
     form = form or ("table" if output is None else output.suffix.removeprefix(".").lower())
     if form not in ("table", "csv", "json"):
         raise UserError(f"--output {output}: its ending says no format. End it in .csv or .json, or give --format too.")
-    rewards = reward_configs(reward, change or ())
+    images, changes = settings_among(images, change)
+    rewards = reward_configs(reward, changes)
     rows = pair(find_images(images), prompts)
     if output is not None:
         check_file(output, "--output")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -61,6 +61,11 @@ class Surroundings:
 class Hook:
     """Does nothing. Hooks are called in their order on every process; only the main one writes files."""
 
+    first: ClassVar[str] = ""
+    """Said before `start` of a run that begins, where that takes a while."""
+    last: ClassVar[str] = ""
+    """Said before `conclude`, where that takes a while."""
+
     def start(self, state: State) -> None:
         """Before the first update of this process: at step 0, or where the run was taken up again."""
 
@@ -83,10 +88,12 @@ class Hook:
 
 
 @contextmanager
-def running(hooks: Sequence[Hook], state: State) -> Iterator[None]:
+def running(hooks: Sequence[Hook], state: State, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
     """Starts the hooks, and finishes them however the run ends."""
     try:
         for hook in hooks:
+            if hook.first and state.step == 0:
+                say(hook.first)
             hook.start(state)
         yield
     finally:

@@ -73,6 +73,8 @@ class Guard(Hook):
     """Adds guard/LABEL, guard/score, guard/chroma, guard/detail, guard/diversity and drift to the metrics."""
 
     Config = GuardConfig
+    first = "guard: measures the base"
+    last = "guard: tries the adapter's strengths"
 
     def __init__(self, config: GuardConfig, around: Surroundings):
         self.config = config

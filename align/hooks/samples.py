@@ -35,6 +35,7 @@ class Samples(Hook):
     """Draws with the moving average where the run keeps one."""
 
     Config = SamplesConfig
+    first = "samples: pictures before the first update"
 
     def __init__(self, config: SamplesConfig, around: Surroundings):
         self.config = config

@@ -14,6 +14,7 @@ from align.models._base import Dtypes
 from align.models._network import dtype_keyword, is_file
 from align.models._options import Attention, missing_package
 from align.models._quantize import Quantize, missing
+from align.models._reach import reach
 from align.registry import EMBEDDED, ComponentConfig
 
 
@@ -181,6 +182,7 @@ def _index(config: CheckpointConfig) -> dict[str, Any]:
         return read
     if _nowhere(config.checkpoint):
         raise UserError(f"{_where(config)}: {NOWHERE}")
+    reach(config.checkpoint, config.revision, _where(config))
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     return _trying(config, lambda: DiffusionPipeline.load_config(config.checkpoint, revision=config.revision))

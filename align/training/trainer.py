@@ -132,7 +132,7 @@ class Trainer:
         self.result = handed_over(result, parts) if result is not trainable else {}
         if resume is not None:
             self._restore(resume, parts, policy, state)
-        with Interrupt(self.accelerator) as interrupt, running(hooks, state):
+        with Interrupt(self.accelerator) as interrupt, running(hooks, state, self.say):
             stream = iter(batches)
             state.interrupted = interrupt.agreed()
             state.stop = state.stop or state.interrupted

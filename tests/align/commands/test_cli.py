@@ -107,13 +107,14 @@ def test_schema(tmp_path):
 
 
 def test_a_package_that_hides_ours_is_named(tmp_path):
+    """One that was imported before ours could be found."""
     (tmp_path / "rewards").mkdir()
     (tmp_path / "rewards" / "__init__.py").touch()
     done = command(
         "recipes",
         cwd=tmp_path,
         code=f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.path.append("
-        f"{str(ROOT)!r}); from align.__main__ import main; main()",
+        f"{str(ROOT)!r}); import rewards; from align.__main__ import main; main()",
     )
     assert done.returncode == 2
     assert done.stderr.startswith(f"rewards: the package of this name that Python finds is {tmp_path / 'rewards'}")

@@ -104,6 +104,7 @@ def test_doctor():
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0, result.output
     assert "PROBLEM" not in result.stdout and "a training of two updates works" in result.stdout
+    assert "tmp" not in result.stdout, "no file is named that is gone when the line is read"
     assert "torch  " in result.stdout and "optional bitsandbytes" in result.stdout
 
 

@@ -1,0 +1,111 @@
+"""`align recipes`, `rewards`, `models`, `components` and `schema`: what a recipe can name, and the form of one."""
+
+import ast
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from align.files.output import write
+from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
+
+
+def recipes() -> None:
+    """List the recipes that can be named."""
+    from align.recipes import names
+
+    _table({name: _first_comment(path) for name, path in names().items()})
+
+
+def rewards(name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None) -> None:
+    """List the rewards: gradient, size, licence, range; or show all of one."""
+    from align.commands.rewards import described, overview
+
+    if name is None:
+        typer.echo("\n".join(overview()))
+        return
+    _describe({"rewards": REWARDS}, name)
+    typer.echo("\n".join(described(name)))
+
+
+def models(
+    name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None,
+    sizes: Annotated[bool, typer.Option("--sizes", help="Parameters and FLOPs at real size.")] = False,
+) -> None:
+    """List the model families and their published checkpoints, or show one family's settings."""
+    from align.commands import models as models_cli
+
+    if sizes:
+        for line in models_cli.sizes():
+            typer.echo(line)
+    elif name is None:
+        typer.echo(models_cli.listing())
+    else:
+        _describe({"models": MODELS}, name)
+        typer.echo(models_cli.details(name))
+
+
+def components(name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None) -> None:
+    """List all that a recipe can name, or show the settings of one."""
+    kinds = {"models": MODELS, "objectives": OBJECTIVES, "rewards": REWARDS, "data": DATA, "hooks": HOOKS}
+    _describe(kinds, name)
+
+
+def schema(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it here, not to the screen.")] = None,
+) -> None:
+    """Print the JSON Schema of a recipe, from which an editor completes and checks."""
+    import json
+
+    from align.config import json_schema
+
+    text = json.dumps(json_schema(), indent=2)
+    if output is None:
+        typer.echo(text)
+        return
+    write(output, text + "\n", "--output")
+
+
+def _table(rows: dict[str, str]) -> None:
+    width = max(map(len, rows), default=0)
+    for name, text in rows.items():
+        typer.echo(f"{name:<{width}}  {text}".rstrip())
+
+
+def _describe(kinds: dict[str, Registry], name: str | None) -> None:
+    if name is not None:
+        for registry in kinds.values():
+            if ":" in name or name in registry.names():
+                _settings(registry, name)
+                return
+        next(iter(kinds.values())).get(name)  # says what is known
+    for kind, registry in kinds.items():
+        if len(kinds) > 1:
+            typer.echo(f"{kind}:")
+        _table({name: _first_line(path) for name, path in registry.modules().items()})
+
+
+def _settings(registry: Registry, name: str) -> None:
+    component = registry.get(name)
+    typer.echo(f"{name}: {(component.__doc__ or '').strip()}")
+    rows = {}
+    for key, field in registry.config_class(name).model_fields.items():
+        default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
+        rows[f"  {key}"] = f"({default}) {' '.join((field.description or '').split())}"
+    _table(rows)
+
+
+def _first_line(module: str) -> str:
+    """The first sentence of a module's docstring, read without importing it."""
+    import importlib.util
+
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return ""
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def _first_comment(path: Path) -> str:
+    line = path.read_text(encoding="utf-8").partition("\n")[0]
+    return line.removeprefix("#").strip() if line.startswith("#") else ""

@@ -1,0 +1,188 @@
+"""What stood in somebody's way in the first hour, each held here so that it does not come back."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from align.commands.app import app
+from align.commands.group import recipe_names
+from align.commands.values import settings_among
+from align.config import json_schema, load_recipe
+from align.errors import UserError
+from align.hooks._base import Hook, State, running
+from align.models import _reach
+from align.models._reach import reach
+from align.training.header import header
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def refused(*overrides: str, recipe: str = "draft/shapes") -> str:
+    with pytest.raises(UserError) as said:
+        load_recipe(recipe, overrides)
+    return str(said.value)
+
+
+def test_the_version_is_said():
+    done = CliRunner().invoke(app, ["--version"])
+    assert done.exit_code == 0 and done.stdout.startswith("diffalign 0.")
+
+
+def test_no_line_of_the_help_is_cut():
+    listed = CliRunner().invoke(app, ["--help"]).stdout.partition("Commands:")[2]
+    assert "..." not in listed.replace("align score out/*.png", "") and "summary" in listed
+
+
+def test_a_setting_means_the_same_with_set_and_without():
+    words = ["a cat: 3.5=x", "sampling.num_steps=4", "E=mc2", "www.site.org"]
+    rest, changes = settings_among(words, ["optim.lr=1"], steps=9, size="768x512")
+    assert rest == ["a cat: 3.5=x", "E=mc2", "www.site.org"]
+    assert changes == ["optim.lr=1", "sampling.num_steps=4", "sampling.num_steps=9", "sampling.image_size=[768, 512]"]
+    assert settings_among([], size="64")[1] == ["sampling.image_size=[64, 64]"]
+    for wrong in ("0", "a", "5x", "5x6x7"):
+        with pytest.raises(typer.BadParameter, match="is no size"):
+            settings_among([], size=wrong)
+
+
+def test_a_setting_is_not_drawn_as_a_prompt(monkeypatch):
+    import align.commands.sample
+
+    asked = []
+    monkeypatch.setattr(align.commands.sample, "sample", lambda *args, **_: asked.append(args) or [])
+    done = CliRunner().invoke(app, ["sample", "draft/shapes", "a", "sampling.num_steps=4"])
+    assert done.exit_code == 0 and asked == [("draft/shapes", ["a"], ["sampling.num_steps=4"])]
+    alone = CliRunner().invoke(app, ["sample", "draft/shapes", "sampling.num_steps=4"])
+    assert alone.exit_code == 2 and alone.stderr.startswith("there is no prompt")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "reno", "best-of", "score"])
+def test_settings_reach_each_command_that_takes_some(monkeypatch, command):
+    """A key that is none is refused as one; as a prompt, an adapter or a picture it would be something else."""
+    monkeypatch.chdir(ROOT / "tests")
+    more = ["--reward", "clip"] if command == "score" else ["base", "--recipe", "reno/shapes"] * (command == "evaluate")
+    more += ["a circle"] if command in ("reno", "best-of") else [str(ROOT / "docs/img/reno.png")] * (command == "score")
+    key = "clip.nonsense=4" if command == "score" else "sampling.nonsense=4"
+    done = CliRunner().invoke(app, [command, *more, key])
+    assert done.exit_code == 2 and "nonsense" in done.stderr and "unknown key" in done.stderr, done.output
+
+
+def test_what_other_trainers_call_it_is_understood():
+    assert "Did you mean train.micro_batch_size" in refused("train.gradient_accumulation_steps=4")
+    assert "Did you mean optim.lr?" in refused("learning_rate=1e-4")
+    assert 'Did you mean "last_k"?' in refused("sampling.lastk=2"), "a word of the block itself goes before"
+
+
+def test_a_recipe_is_found_by_its_beginning():
+    with pytest.raises(UserError, match='Did you mean "draft/sdxl_lightning"'):
+        load_recipe("draft/sdxl")
+
+
+def test_a_hook_that_cannot_be_null_says_how_it_is_left_out():
+    assert refused("hooks.guard=null").count("\n") == 0 and "hooks.guard=false" in refused("hooks.guard=null")
+    assert "guard" not in load_recipe("draft/shapes", ["hooks.guard=false"]).hooks
+
+
+def test_the_schema_says_each_thing_once():
+    import jsonschema
+
+    schema = json_schema()
+    assert len(json.dumps(schema)) < 1_000_000
+    check = jsonschema.Draft202012Validator(schema)
+    told = load_recipe("draft/shapes", ["output=runs/x"]).dump()
+    assert not list(check.iter_errors(told))
+    assert list(check.iter_errors({**told, "optim": {"lr": "fast"}}))
+    guard = {**told["hooks"]["guard"], "evry": 3}
+    assert list(check.iter_errors({**told, "hooks": {**told["hooks"], "guard": guard}})), "also deep below a reference"
+
+
+def test_a_folder_with_a_rewards_of_its_own_is_no_obstacle(tmp_path):
+    """`python -m align` and `accelerate launch -m align` look into the working folder first."""
+    (tmp_path / "rewards").mkdir()
+    (tmp_path / "rewards" / "__init__.py").write_text("raise ImportError('not this one')")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    call = [sys.executable, "-m", "align", "recipes"]
+    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "draft/shapes" in done.stdout and not done.stderr
+
+
+def test_recipes_are_completed():
+    assert "draft/shapes" in [*recipe_names("dra")] and not [*recipe_names("zzz")]
+
+
+class Session:
+    def __init__(self, status: int | None):
+        self.status = status
+
+    def head(self, address, **_):
+        if self.status is None:
+            raise OSError("Name or service not known")
+        assert address.endswith("/nobody/nothing/resolve/main/model_index.json")
+        return SimpleNamespace(status_code=self.status)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (None, "cannot be reached (OSError: Name or service not known). Check the network"),
+        (401, "is gated. Accept its terms at https://huggingface.co/nobody/nothing and log in"),
+        (404, "has no model_index.json under this name, so it is no diffusers pipeline or not there"),
+        (200, ""),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_one_line_at_once(monkeypatch, status, said):
+    import huggingface_hub.utils
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: Session(status))
+    if not said:
+        return reach("nobody/nothing", None, "model.checkpoint=nobody/nothing")
+    with pytest.raises(UserError) as error:
+        reach("nobody/nothing", None, "model.checkpoint=nobody/nothing")
+    line = str(error.value)
+    assert line.startswith("model.checkpoint=nobody/nothing: ") and said in line and "\n" not in line
+    assert "a folder of this machine" in line
+
+
+def test_an_offline_machine_does_not_ask(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: pytest.fail("it was asked"))
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set. Unset it"):
+        reach("nobody/nothing", None, "model.checkpoint=nobody/nothing")
+    assert _reach.PATIENCE < 30
+
+
+def told(parameters: float, device: str) -> list[str]:
+    weight = SimpleNamespace(numel=lambda: int(parameters), requires_grad=False, dtype=torch.bfloat16)
+    weight.is_floating_point = lambda: True
+    network = SimpleNamespace(parameters=lambda: [weight])
+    adapter = SimpleNamespace(parameters=lambda: [torch.zeros(1000)])
+    where = SimpleNamespace(device=torch.device(device), num_processes=1)
+    return header(load_recipe("draft/shapes"), SimpleNamespace(network=network), adapter, where)
+
+
+def test_a_run_says_what_it_is_before_it_begins():
+    lines = told(2e6, "cpu")
+    assert len(lines) == 3
+    assert "0.001 M parameters (rank 8) beside 2 M in bfloat16" in lines[0] and "runs/draft-shapes" in lines[2]
+    assert "rows" in lines[1] and "on cpu" in lines[1]
+    assert "no GPU is used: 860 M" in told(860e6, "cpu")[-1], "a large model on a CPU is worth a word"
+
+
+def test_a_stage_that_takes_time_is_named():
+    said: list[str] = []
+    slow = type("Slow", (Hook,), {"first": "slow: measures"})
+    with running([slow(), Hook()], State(3), said.append):
+        assert said == ["slow: measures"]
+    with running([slow()], State(3, step=1), said.append):
+        assert said == ["slow: measures"], "a run that is taken up again does not measure the base"
