@@ -8,7 +8,6 @@ A run's folder holds recipe.yaml (resolved), metrics.jsonl, checkpoints/, adapte
 its hooks write.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -39,12 +38,12 @@ from align.reports.summary import Summary
 from align.share import card
 from align.share.stock import stock
 from align.training import contents, evaluate, optim, resume
-from align.training.checkpoint import Checkpoints
+from align.training.folder import RECIPE, RunFolder
 from align.training.header import header
 from align.training.trainer import EXPORTS, Trainer
 from rewards import CombineConfig, Composite
 
-RECIPE, ADAPTER = "recipe.yaml", "adapter"
+ADAPTER = "adapter"
 WRITTEN = (ADAPTER, "samples", metrics.FILE_NAME, summary.FILE_NAME, evaluate.PICTURE, evaluate.FOLDER)
 WRITTEN += (report.FILE_NAME, EXPORTS)
 
@@ -127,6 +126,7 @@ class _Session:
             )
         self.recipe = recipe
         self.output = Path(recipe.output).expanduser()
+        self.folder = RunFolder(self.output)
         self.accelerator = processes.join(recipe.train)
         asked, found = recipe.train.num_processes, self.accelerator.num_processes
         if asked not in (None, found):
@@ -136,6 +136,11 @@ class _Session:
             )
 
     def run(self, resume_from: str) -> Run:
+        """The whole run, in a folder that no other process works in meanwhile."""
+        with self.folder if self.accelerator.is_main_process else nullcontext():
+            return self._run(resume_from)
+
+    def _run(self, resume_from: str) -> Run:
         recipe, accelerator, seed = self.recipe, self.accelerator, self.recipe.train.seed
         settings = code.told(recipe.dump())
         named = contents.of_recipe(recipe)
@@ -229,20 +234,9 @@ class _Session:
         return Composite(rewards, combine).to(self.accelerator.device)
 
     def _open_folder(self, *, fresh: bool) -> None:
-        """A fresh run leaves nothing of an earlier one that it could be taken for."""
         if self.accelerator.is_main_process:
-            try:
-                self.output.mkdir(parents=True, exist_ok=True)
-                if fresh and (self.output / RECIPE).is_file():  # a run's folder, so these are a run's files
-                    for name in WRITTEN:
-                        _remove(self.output / name)
-                    Checkpoints(self.output / "checkpoints").clear()
-                code.keep(self.recipe.dump(), self.output)
-                (self.output / RECIPE).write_text(as_yaml(code.told(self.recipe.dump())), encoding="utf-8")
-            except OSError as error:
-                raise UserError(
-                    f"output={self.output}: cannot be written ({error.strerror}). Set output to a folder of yours."
-                ) from None
+            tree = self.recipe.dump()
+            self.folder.open(tree, as_yaml(code.told(tree)), fresh=fresh, written=WRITTEN)
         self.accelerator.wait_for_everyone()
 
     def _conclude(self, hooks: Sequence[Hook], state: State) -> dict[str, dict[str, Any]]:
@@ -290,10 +284,3 @@ class _Session:
             for line in summary.lines(written, self.output):
                 self.say(line)
         self.accelerator.wait_for_everyone()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -9,9 +9,12 @@ rewards: {warmth: {name: python, function: my_rewards.py:warmth}}
 In Python, where it may be defined in a notebook: align.train(..., rewards={"warmth": warmth}).
 """
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
@@ -19,7 +22,10 @@ from rewards._base import Reward
 from rewards._card import UNSTATED, Card
 from rewards._config import RewardConfig
 from rewards._errors import RegistryError, RewardError
+from rewards._patience import within
 from rewards._registry import load_object, path_of
+
+HERE = Path(__file__).parent
 
 
 class PythonConfig(RewardConfig):
@@ -31,6 +37,8 @@ class PythonConfig(RewardConfig):
     """Keyword arguments: of the class when it is one, otherwise of every call."""
     differentiable: bool = True
     """Whether its scores carry a gradient; false for anything that goes through PIL, numpy or an API."""
+    timeout: float | None = Field(default=None, gt=0)
+    """Seconds that a call may take before the run ends with an error. Default: any time."""
 
     card = Card(
         measures="What your function says.",
@@ -55,6 +63,7 @@ class Python(Reward):
     """What the user's function says; higher is better. An nn.Module is frozen and moved to the images' device."""
 
     Config = PythonConfig
+    config: PythonConfig
 
     def __init__(self, config: PythonConfig):
         super().__init__(config, name=config.function.partition(":")[2])
@@ -70,4 +79,22 @@ class Python(Reward):
         self.function: Callable[..., Any] = function
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self.function(images, prompts, **self.arguments)
+        def call() -> Any:
+            return self.function(images, prompts, **self.arguments)
+
+        try:
+            return call() if self.config.timeout is None else within(call, self.config.timeout, images.device)
+        except (RewardError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise RewardError(self._told(error)) from error
+
+    def _told(self, error: Exception) -> str:
+        """Where in the user's file, and what."""
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
+        if isinstance(error, TimeoutError) and self.config.timeout is not None:
+            return f"reward {self.name}: {said}. Raise rewards.*.timeout, or look at what it waits for."
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if "site-packages" not in f.filename and Path(f.filename).parent != HERE]
+        place = f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
+        return f"reward {self.name}: {place}{said}. Correct the function; ALIGN_TRACEBACK=1 shows the whole way."

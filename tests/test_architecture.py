@@ -131,6 +131,7 @@ ARROWS = {
         "registry",
         "errors",
         "files.code",
+        "files.output",
         "files.texts",
         "models._base",
         "models._identity",

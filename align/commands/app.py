@@ -23,6 +23,7 @@ from align.commands import vote as vote_cli
 from align.commands.group import Listing, recipe_names
 from align.commands.values import SIZE, STEPS, finite, settings_among
 from align.errors import UserError
+from align.files.output import REFUSED
 from rewards._errors import RegistryError, RewardError
 
 for _noisy in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
@@ -59,6 +60,12 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
         except BrokenPipeError:  # `align recipes | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
+        except OSError as error:
+            if error.errno not in REFUSED or os.environ.get("ALIGN_TRACEBACK"):
+                raise
+            where = error.filename or "output"
+            typer.echo(f"{where}: cannot be written ({error.strerror}). Make room, or choose another place.", err=True)
+            raise typer.Exit(2) from None
 
     return run
 

@@ -6,7 +6,6 @@ shared among the processes; a block that was finished is not made again, so that
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ from align.data._workplace import Workplace
 from align.data.prompts import load_prompts, problems
 from align.errors import UserError
 from align.files import code
+from align.files.output import write, write_picture
 from align.models import _identity
 from align.registry import ComponentConfig, LabelledRewards
 from align.sampling import OF_GRADIENTS
@@ -156,7 +156,7 @@ def _claim(config: JudgedConfig, folder: Path, around: Workplace) -> None:
         raise UserError(
             f"data.{config.noun}={folder}: cannot be made ({error.strerror}). Choose another folder."
         ) from None
-    (folder / SETTINGS).write_text(json.dumps(_settings(config, around), indent=1), encoding="utf-8")
+    write(folder / SETTINGS, json.dumps(_settings(config, around), indent=1))
 
 
 def _block(
@@ -181,11 +181,8 @@ def _save(pixels: Tensor, path: Path) -> None:
     from PIL import Image
 
     data = (pixels.detach().float().cpu() * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(data).save(path)
+    write_picture(path, Image.fromarray(data))
 
 
 def _write(path: Path, lines: list[str]) -> None:
-    """All of the file or nothing of it."""
-    temporary = path.with_suffix(".writing")
-    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, path)
+    write(path, "".join(f"{line}\n" for line in lines))

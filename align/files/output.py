@@ -3,6 +3,7 @@ all, and nothing that somebody else has put there is replaced.
 """
 
 import contextlib
+import errno
 import io
 import os
 import tempfile
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
+
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What the disk says when it takes no more, whoever asks."""
 
 
 def check_folder(path: Path, option: str, *, empty: bool = False) -> Path:

@@ -4,9 +4,11 @@ import importlib.util
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Literal, TextIO
 
 from align.errors import UserError
+from align.files.output import write
 from align.hooks._base import Hook, State, Surroundings
 from align.registry import ComponentConfig
 from rewards._config import suggest
@@ -60,10 +62,7 @@ class Metrics(Hook):
         kept = [line for line in read(past) if line["step"] <= state.step] if state.step else []
         if state.step and len({line["step"] for line in kept if line["step"]}) < state.step:
             print(f"{past} does not hold all updates up to {state.step}: {self.path} will have a gap there")
-        self.around.output.mkdir(parents=True, exist_ok=True)
-        rewritten = self.path.with_suffix(".writing")  # a crash may not cost the records that are kept
-        rewritten.write_text("".join(_line(record) for record in kept), encoding="utf-8")
-        rewritten.replace(self.path)
+        write(self.path, "".join(_line(record) for record in kept))  # a crash may not cost the records that are kept
         self._file = self.path.open("a", encoding="utf-8")
         for name in self.config.trackers:
             self._attempt(name, self._open)
@@ -74,8 +73,14 @@ class Metrics(Hook):
     def after_update(self, state: State) -> None:
         if self._file is None:
             return
-        self._file.write(_line({"step": state.step, **state.metrics}))
-        self._file.flush()
+        try:
+            self._file.write(_line({"step": state.step, **state.metrics}))
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: update {state.step} cannot be recorded ({error.strerror}). Make room; the same command "
+                "goes on from the last checkpoint."
+            ) from None
         numbers = {k: v for k, v in state.metrics.items() if isinstance(v, int | float)}
         for name, tracker in list(self.trackers.items()):
             self._attempt(name, lambda _, t=tracker: t.log(numbers, step=state.step))
@@ -103,7 +108,8 @@ class Metrics(Hook):
         for name, tracker in list(self.trackers.items()):
             self._attempt(name, lambda _, t=tracker: t.finish())
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # said when it was written
+                self._file.close()
             self._file = None
 
     def _open(self, name: str) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from align.data.prompts import load_prompts, problems
 from align.figures.picture import Cell, sheet
+from align.files.output import write_picture
 from align.hooks._base import Hook, State, Surroundings
 from align.registry import ComponentConfig
 
@@ -56,8 +57,5 @@ class Samples(Hook):
         with state.average():
             images = self.around.painter.images("result", self.prompts, range(len(self.prompts)), "samples")
         groups = [(p, [Cell(image, f"step {state.step}")]) for p, image in zip(self.prompts, images, strict=True)]
-        folder = self.around.output / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"step-{state.step:06d}.png"
-        sheet(groups, columns=self.config.columns).save(path)
-        state.pictures["samples"] = path
+        path = self.around.output / "samples" / f"step-{state.step:06d}.png"
+        state.pictures["samples"] = write_picture(path, sheet(groups, columns=self.config.columns))

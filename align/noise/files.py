@@ -148,8 +148,10 @@ def write_path(path: Path, outcome: Outcome, frames: Tensor) -> None:
     pictures = [picture(frame) for frame in frames]
     side = max(1, 256 // pictures[0].width)
     large = [image.resize((image.width * side, image.height * side), Image.Resampling.NEAREST) for image in pictures]
-    large[0].save(
+    write_picture(
         path.with_suffix(".gif"),
+        large[0],
+        "--output",
         save_all=True,
         append_images=large[1:],
         duration=[80] * (len(large) - 1) + [1500],
@@ -157,7 +159,7 @@ def write_path(path: Path, outcome: Outcome, frames: Tensor) -> None:
     )
     shown = torch.linspace(0, len(frames) - 1, min(PATH_PICTURES, len(frames))).round().long().tolist()
     cells: Sequence[Any] = [(f"iteration {i}", [Cell(frames[i] / 255, "")]) for i in shown]
-    sheet(cells, columns=8).save(path.with_name(f"{path.stem}-path.png"))
+    write_picture(path.with_name(f"{path.stem}-path.png"), sheet(cells, columns=8), "--output")
 
 
 def picture(pixels: Tensor) -> Image.Image:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from align.files.output import write as write_file
 from align.noise import table as reno_table
 from align.noise.files import Outcome
 from align.reports.page import STYLE
@@ -26,9 +27,7 @@ def write(folder: Path, outcomes: Sequence[Outcome]) -> Path:
         f"<body><main><h1>{escape(title)}</h1>{compared}<section><h2>Images</h2>"
         f'<div class="cards">{cards}</div></section></main></body></html>\n'
     )
-    path = folder / FILE_NAME
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_file(folder / FILE_NAME, page)
 
 
 def _card(folder: Path, outcome: Outcome) -> str:

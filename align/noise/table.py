@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from align.figures.statistics import interval, paired
+from align.files.output import write as write_file
 from align.noise.files import Outcome
 
 FILE_NAME = "table.md"
@@ -55,8 +56,7 @@ def write(folder: Path, outcomes: Sequence[Outcome]) -> Path | None:
     text = table(outcomes)
     if not text:
         return None
-    (folder / FILE_NAME).write_text(text, encoding="utf-8")
-    return folder / FILE_NAME
+    return write_file(folder / FILE_NAME, text)
 
 
 def _columns(outcome: Outcome) -> dict[str, dict[str, float]]:

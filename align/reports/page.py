@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 from align.errors import UserError
 from align.figures import charts
 from align.figures.statistics import survivors
+from align.files.output import write as write_file
 from align.hooks import metrics
 from align.reports import summary
 from align.reports.summary import Summary
@@ -48,10 +48,7 @@ def write(output: Path) -> Path:
         f"<title>{escape(_title(found))}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head>"
         f"<body><main>{''.join(sections)}</main></body></html>\n"
     )
-    temporary = output / f".{FILE_NAME}"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, output / FILE_NAME)
-    return output / FILE_NAME
+    return write_file(output / FILE_NAME, page)
 
 
 def _title(found: Summary) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from align.config import Recipe
 from align.data.prompts import load_prompts
 from align.figures.statistics import Comparison
+from align.files.output import write as write_file
 from align.hooks import metrics
 from align.hooks._base import State
 from align.policy.roles import Calls
@@ -124,7 +125,7 @@ def write(
         hardware=hardware(),
         versions=versions(),
     )
-    (output / FILE_NAME).write_text(written.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_file(output / FILE_NAME, written.model_dump_json(indent=2) + "\n")
     return written
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from align.config import Recipe
+from align.files.output import write as write_file
 from align.models._network import is_file
 from align.models._pipeline import PipelineModel
 from align.registry import EMBEDDED, model_family
@@ -45,9 +46,7 @@ NOTHING = Shown(None, {})
 
 def write(folder: Path, recipe: Recipe, found: Summary) -> Path:
     """Writes the card of a finished run into its adapter's folder."""
-    path = folder / FILE_NAME
-    path.write_text(text(recipe, found), encoding="utf-8")
-    return path
+    return write_file(folder / FILE_NAME, text(recipe, found))
 
 
 def text(

@@ -13,6 +13,7 @@ from typing import Any
 
 from align.config import Recipe, load_recipe
 from align.errors import UserError
+from align.files.output import write
 from align.models._base import Dtypes
 from align.policy import adapter_file
 from align.policy.adapter_file import DOWN, MAGNITUDE, UP, AdapterFile
@@ -106,7 +107,7 @@ def _peft(file: AdapterFile, recipe: Recipe | None, folder: Path, name: str, str
     }
     weights, settings = PEFT_FILES
     adapter_file.write(folder / weights, tensors, {})
-    (folder / settings).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write(folder / settings, json.dumps(config, indent=2) + "\n", "--output")
     return folder
 
 

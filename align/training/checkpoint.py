@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -73,9 +74,11 @@ class Checkpoints:
         """Writes the checkpoint of `step`: `states` maps a name to a state_dict of tensors and JSON-able values."""
         try:
             return self._save(step, states, meta)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
+            said = getattr(error, "strerror", None) or error
+            shutil.rmtree(self.folder / f"{TEMPORARY}{named(step)}", ignore_errors=True)  # the room it has is needed
             raise UserError(
-                f"{self.folder}: the checkpoint of update {step} cannot be written ({error.strerror or error}). Make "
+                f"{self.folder}: the checkpoint of update {step} cannot be written ({said}). Make "
                 "room or set output to another folder; the same command goes on from the checkpoint before it."
             ) from None
 

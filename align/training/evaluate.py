@@ -17,6 +17,7 @@ from torch import Tensor
 from align.data.prompts import load_prompts, problems
 from align.figures.picture import Cell, sheet, to_pil
 from align.figures.statistics import Comparison, compare
+from align.files.output import write, write_picture
 from align.policy.painter import Painter
 from align.registry import ComponentConfig, LabelledRewards
 from align.sampling import SamplingConfig
@@ -73,7 +74,7 @@ def evaluate(
     if painter.accelerator.is_main_process:
         label = config.verdict or list(scores["after"])[-1 if config.rewards else 0]
         judged = [(scores[name][label], images[name]) for name in ("before", "after")]
-        before_after(label, prompts, *judged).save(output / PICTURE)
+        write_picture(output / PICTURE, before_after(label, prompts, *judged))
         _write(output, label, prompts, scores, images)
     return {label: compare(scores["before"][label], scores["after"][label]) for label in scores["after"]}
 
@@ -87,13 +88,12 @@ def _write(
 ) -> None:
     """report/: every prompt's scores, and the first pictures one by one."""
     folder = output / FOLDER
-    folder.mkdir(exist_ok=True)
     told = {name: {k: v.tolist() for k, v in scores[name].items()} for name in scores}
     written = {"verdict": label, "prompts": list(prompts), "scores": told}
-    (folder / SCORES).write_text(json.dumps(written), encoding="utf-8")
+    write(folder / SCORES, json.dumps(written))
     for name in images:
         for number, pixels in enumerate(images[name]):
-            to_pil(pixels).save(folder / f"{number:04d}-{name}.png")
+            write_picture(folder / f"{number:04d}-{name}.png", to_pil(pixels))
 
 
 def before_after(

@@ -18,6 +18,7 @@ FREE = (
     "hooks.progress",
     "hooks.metrics",
     "train.micro_batch_size",
+    "train.auto_micro_batch",
     "train.num_processes",
     "train.checkpoint_every",
     "train.keep_checkpoints",

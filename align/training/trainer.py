@@ -1,7 +1,7 @@
 """The loop. It knows batches, an objective, something trainable and hooks, and none of them by name."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from align.data._base import BatchSource, micro_batches
 from align.hooks._base import Hook, State, running
 from align.interrupt import Interrupt
-from align.objectives._base import Objective
+from align.objectives._base import Move, Objective
 from align.policy.cast import Cast
 from align.policy.roles import Policy
 from align.policy.trainable import Trainable
@@ -22,7 +22,9 @@ from align.training import checkpoint
 from align.training.checkpoint import Checkpoints, named, set_aside
 from align.training.ema import EMA
 from align.training.failures import Failures
-from align.training.movers import alone, handed_over, movers, moves
+from align.training.growth import Growth
+from align.training.memory import Pieces
+from align.training.movers import Mover, alone, handed_over, movers, moves
 from align.training.optim import OptimConfig
 from align.training.update import Update, update
 from align.versions import versions
@@ -42,6 +44,9 @@ class TrainConfig(ComponentConfig):
     """Rows of one update, over all processes and micro-batches."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows of one forward pass on one process; default: all that the process has. Lower it when memory runs out."""
+    auto_micro_batch: bool = False
+    """When memory runs out in an update, try it again with half the micro-batch, and go on with that. The result is the
+    same; not with adapter.dropout, whose masks depend on the cut."""
     num_processes: int | None = Field(default=None, ge=1)
     """Refuse to start with another number of processes (a launcher on CPU may start one where two were asked for)."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -61,6 +66,14 @@ class TrainConfig(ComponentConfig):
     """Updates in a row without a finite gradient before the run ends with an error."""
     compile: bool = False
     """torch.compile the network: minutes before the first update, faster ones after it."""
+
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        if self.auto_micro_batch and getattr(recipe.get("adapter"), "dropout", 0):
+            yield (
+                ".auto_micro_batch",
+                "would make the result depend on the memory that is free: adapter.dropout draws its masks for each "
+                "micro-batch. Set train.micro_batch_size, or adapter.dropout=0.",
+            )
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context of a network call."""
@@ -102,6 +115,8 @@ class Trainer:
         self.contents = dict(contents or {})
         self.say = say
         self.exports = output / EXPORTS
+        auto = config.auto_micro_batch
+        self.pieces = Pieces(config.micro_batch_size, auto=auto, accelerator=accelerator, say=say)
         self.checkpoints = Checkpoints(output / "checkpoints", keep=config.keep_checkpoints, say=say)
 
     def fit(
@@ -123,6 +138,7 @@ class Trainer:
         ema = EMA(result.parameters(), self.config.ema) if self.config.ema else None
         state = State(self.config.num_updates, average=ema.applied if ema else nullcontext)
         self.failures = Failures(self.config.max_failures)
+        growth = Growth(self.config.num_updates, self.say)
         parts: dict[str, Any] = {"batches": batches, "ema": ema, "objective": objective, "failures": self.failures}
         for mover in self.movers:
             parts |= mover.parts()
@@ -146,6 +162,7 @@ class Trainer:
                 state.step += 1
                 state.metrics = {**done.metrics, "outcome": done.outcome, "seconds": time.perf_counter() - started}
                 self._watch(done, batches, state, rowwise=trainable.rowwise)
+                growth.watch(state.step)
                 if done.outcome == "applied" and (watch := getattr(objective, "watch", None)) is not None:
                     watch(done.metrics)
                 for hook in hooks:
@@ -170,17 +187,15 @@ class Trainer:
             mover = known[move.trainable]
             rate = mover.set_rate(step, config.num_updates)
             with alone(mover.trainable, [other.trainable for other in self.movers]):
-                done = update(
-                    move.objective,
-                    policy,
-                    mover.trainable,
-                    mover.optimiser,
-                    micro_batches(batch, config.micro_batch_size, rank=rank, num_processes=size),
-                    accelerator,
-                    seed=(config.seed, step, number) if number else (config.seed, step),
-                    max_grad_norm=mover.max_grad_norm,
-                    scaler=mover.scaler,
-                )
+                how: dict[str, Any] = {"max_grad_norm": mover.max_grad_norm, "scaler": mover.scaler}
+                how |= {"seed": (config.seed, step, number) if number else (config.seed, step)}
+
+                def attempt(pieces: int | None, move: Move = move, mover: Mover = mover, how: Any = how) -> Update:
+                    rows = micro_batches(batch, pieces, rank=rank, num_processes=size)
+                    what = move.objective, policy, mover.trainable, mover.optimiser, rows, accelerator
+                    return update(*what, agree=self.pieces.agree, **how)
+
+                done = self.pieces.fit(attempt, move.objective, len(batch), step)
             own = mover.trainable.metrics() | mover.over_eps(done.metrics.get("grad_norm", 0.0))
             metrics |= mover.named({**done.metrics, **own, "lr": rate})
             for key in ("loss", "grad_norm"):  # the run's own adapter's, unless the round leaves it out

@@ -13,7 +13,7 @@ A trainable whose rows are problems of their own (`rowwise`) keeps the sum: ther
 processes, and each process moves the rows that it has computed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from align.objectives._base import Loss, Objective
 from align.policy.roles import Policy
 from align.policy.trainable import Trainable
+from align.training.memory import Shortage, shortage
 from align.training.surgery import Held
 
 
@@ -47,30 +48,46 @@ def update(
     seed: tuple[int, ...],
     max_grad_norm: float | None = None,
     scaler: Any = None,
+    agree: Callable[[bool], bool] | None = None,
 ) -> Update:
     """One step of `optimiser` on this process's `micro_batches`.
 
     `seed` is (run's seed, update's number, ...): the global generator, which only dropout and users' own code draw
-    from, is set from it for each micro-batch. `scaler` is a torch GradScaler for fp16.
+    from, is set from it for each micro-batch. `scaler` is a torch GradScaler for fp16. `agree` is asked after the
+    micro-batches, on every process, with whether memory ran out there; where it says yes, Shortage is raised on all.
     """
     prepare = getattr(objective, "before_update", None)
-    context = prepare(policy, micro_batches, lambda rows: _gather(rows, accelerator)) if prepare else None
+    context, short = None, ""
+    try:
+        context = prepare(policy, micro_batches, lambda rows: _gather(rows, accelerator)) if prepare else None
+    except (RuntimeError, MemoryError) as error:
+        if accelerator.num_processes > 1 or not (short := shortage(error)):  # else the others wait for this one's rows
+            raise
     optimiser.zero_grad(set_to_none=True)
+    if short:
+        raise Shortage(short)
     sums: dict[str, tuple[Tensor, int]] = {}
     held = Held(trainable.parameters())
     if scaler is not None:  # a process without rows unscales too, and has no scale before it has scaled something
         scaler.scale(torch.zeros((), device=accelerator.device))
     trainable.train(True)
-    for number, batch in enumerate(micro_batches):
-        torch.manual_seed(hash((*seed, number, accelerator.process_index)) % 2**63)
-        loss = objective(policy, batch, context)
-        weighted = (loss.weight * loss.per_sample).sum()
-        with policy.backward():
-            if loss.kept is not None:
-                held.add((loss.weight * loss.kept).sum(), scaler)
-            (weighted if scaler is None else scaler.scale(weighted)).backward()
-        _add(sums, loss)
+    try:
+        for number, batch in enumerate(micro_batches):
+            torch.manual_seed(hash((*seed, number, accelerator.process_index)) % 2**63)
+            loss = objective(policy, batch, context)
+            weighted = (loss.weight * loss.per_sample).sum()
+            with policy.backward():
+                if loss.kept is not None:
+                    held.add((loss.weight * loss.kept).sum(), scaler)
+                (weighted if scaler is None else scaler.scale(weighted)).backward()
+            _add(sums, loss)
+    except (RuntimeError, MemoryError) as error:
+        if not (short := shortage(error)):
+            raise
     trainable.train(False)
+    if (agree is not None and agree(bool(short))) or short:
+        optimiser.zero_grad(set_to_none=True)
+        raise Shortage(short or "on another process")
     if (finish := getattr(objective, "after_update", None)) is not None:
         finish(lambda rows: _gather(rows, accelerator))
     metrics, weight = _means(sums, accelerator)

@@ -1,0 +1,63 @@
+"""A user's function that raises or hangs: one line with its file and line; memory that runs out is nobody's mistake."""
+
+import time
+
+import pytest
+import torch
+
+from rewards import RewardError
+from rewards.python import Python, PythonConfig
+
+IMAGES, PROMPTS = torch.rand(2, 3, 4, 4), ["a", "b"]
+
+
+def divides(images, prompts):
+    return inner(images) / 0
+
+
+def inner(images):
+    raise ZeroDivisionError("division by zero")
+
+
+def sleeps(images, prompts):
+    time.sleep(30)
+
+
+def hungry(images, prompts):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def bright(images, prompts):
+    return images.mean((1, 2, 3))
+
+
+def reward(name, **settings):
+    return Python(PythonConfig(function=f"{__name__}:{name}", **settings))
+
+
+@pytest.mark.parametrize("timeout", [None, 20.0])
+def test_what_it_raises_is_told_with_its_place(timeout):
+    line = inner.__code__.co_firstlineno + 1
+    with pytest.raises(RewardError, match=rf"reward divides: .*test_python_faults.py, line {line}: ZeroDivisionError"):
+        reward("divides", timeout=timeout)(IMAGES, PROMPTS)
+
+
+def test_one_that_hangs_ends_at_its_timeout():
+    begun = time.monotonic()
+    with pytest.raises(RewardError, match=r"reward sleeps: TimeoutError: did not answer within 0.1 s. Raise"):
+        reward("sleeps", timeout=0.1)(IMAGES, PROMPTS)
+    assert time.monotonic() - begun < 20
+
+
+def test_memory_that_runs_out_is_left_to_who_can_cut_the_batch():
+    with pytest.raises(torch.OutOfMemoryError):
+        reward("hungry")(IMAGES, PROMPTS)
+
+
+@pytest.mark.parametrize("timeout", [None, 20.0])
+def test_the_gradient_is_the_same_with_a_timeout(timeout):
+    pixels = IMAGES.clone().requires_grad_()
+    reward("bright", timeout=timeout)(pixels, PROMPTS).sum().backward()
+    assert torch.equal(pixels.grad, torch.full_like(IMAGES, 1 / 48))
+    with torch.no_grad():
+        assert not reward("bright", timeout=timeout)(pixels, PROMPTS).requires_grad
