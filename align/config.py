@@ -16,7 +16,9 @@ from align import recipes
 from align.errors import UserError
 from align.files import code
 from align.files.schema import shared
+from align.policy import adapter_file
 from align.policy.lora import AdapterConfig
+from align.policy.mix import locate
 from align.registry import (
     DATA,
     EMBEDDED,
@@ -30,6 +32,7 @@ from align.registry import (
     resolve_embedded,
 )
 from align.sampling import SamplingConfig
+from align.sampling.negative import NegativeConfig
 from align.source import OTHERS_SAY, KeyPath, Source
 from align.training.evaluate import EvaluateConfig
 from align.training.optim import OptimConfig
@@ -201,6 +204,7 @@ def _message(error: ErrorDetails) -> str:
 
 def _conflicts(tree: Mapping[str, Any], parts: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
     found = [*_embedded(tree), *_gradient(parts), *_licences(parts), *_output(parts), *_chooser(parts)]
+    found += _negative(parts)
     for prefix, config in _configs(parts):
         for path, text in config.conflicts(parts):
             found.append((f"{prefix}{path}" if path.startswith(".") else path, text))
@@ -250,6 +254,16 @@ def _chooser(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"would choose the adapter that is kept, and hooks.{choosers[0]} chooses it already. Remove `best` of a "
             f"panel, or switch one of the two off, such as hooks.{choosers[0]}=false.",
         )
+
+
+def _negative(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Adapters that guidance goes away from, and that are not there."""
+    for path, config in _configs(parts):
+        if isinstance(config, NegativeConfig) and config.source is not None:
+            try:
+                adapter_file.find(config.source) if Path(config.source).expanduser().exists() else locate(config.source)
+            except UserError as error:
+                yield f"{path}.source", str(error)
 
 
 def _licences(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

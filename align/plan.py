@@ -27,7 +27,7 @@ from align.data._workplace import Workplace
 from align.errors import UserError
 from align.models._quantize import size
 from align.objectives._base import Parts
-from align.policy.cast import MAIN, gather
+from align.policy.cast import MAIN, gather, of_guidance
 from align.policy.painter import Painter
 from align.policy.roles import Calls, Policy
 from align.policy.trainable import Adapter, Trainable
@@ -115,10 +115,11 @@ def rehearse(recipe: Recipe, *, num_processes: int = 1, model: Any = None) -> Re
     model.text.encode = functools.partial(model.text.encode, grad=True)  # without hash and cache: there are no weights
     sizes = {name: size(module) for name, module in model.components().items()}
     parameters, weights = {name: number for name, (number, _) in sizes.items()}, sum(n for _, n in sizes.values())
-    adapter = Adapter(recipe.adapter.model_copy(update={"init": None}), model.network, list(model.lora_targets), seed=0)
+    config, name = recipe.adapter.model_copy(update={"init": None}), getattr(recipe.objective, "train", MAIN)
+    adapter = Adapter(config, model.network, list(model.lora_targets), seed=0, name=name)
     policy = Policy(model, adapter, lambda: recipe.train.autocast(torch.device("cpu")))
     objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, _MeanPixel(recipe.rewards), 0))
-    cast = gather(policy, objective)
+    cast = gather(policy, objective, of_guidance(recipe))
     trained: dict[str, Trainable] = {MAIN: adapter, **{name: one for name, (one, _) in cast.trained.items()}}
     source = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=0)
     if hasattr(source, "rehearse"):

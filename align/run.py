@@ -27,7 +27,7 @@ from align.hooks._base import Hook, State, Surroundings
 from align.interrupt import Interrupt, Interrupted
 from align.objectives._base import Parts
 from align.policy import adapter_file
-from align.policy.cast import exported, gather
+from align.policy.cast import MAIN, exported, gather, of_guidance
 from align.policy.painter import Painter
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter
@@ -36,6 +36,7 @@ from align.reports import page as report
 from align.reports import summary
 from align.reports.summary import Summary
 from align.share import card
+from align.share.branches import put_on
 from align.share.stock import stock
 from align.training import contents, evaluate, optim, resume
 from align.training.folder import RECIPE, RunFolder
@@ -79,7 +80,7 @@ class Run:
         model = build(MODELS, recipe.model)
         pipeline = model.to_pipeline()
         model.load_adapter(pipeline, self.output / ADAPTER, strength)
-        return stock(recipe).put_on(pipeline)
+        return stock(recipe).put_on(put_on(pipeline, recipe, strength))
 
 
 def train(
@@ -151,7 +152,7 @@ class _Session:
         model, adapter = policy.model, policy.adapter
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
         objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, rewards, seed))
-        cast = gather(policy, objective)
+        cast = gather(policy, objective, of_guidance(recipe))
         trainable, result = getattr(objective, "trainable", adapter), exported(policy, objective)
         batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
         painter = Painter(policy, recipe.sampling, accelerator, seed=seed)
@@ -206,7 +207,9 @@ class _Session:
             raise UserError(
                 f"data: there are no pairs to prepare, and no labels. Set `data: {{name: preferences, {missing}}}`."
             )
-        painter = Painter(self._policy(), recipe.sampling, self.accelerator, seed=recipe.train.seed)
+        policy = self._policy()
+        gather(policy, None, of_guidance(recipe))
+        painter = Painter(policy, recipe.sampling, self.accelerator, seed=recipe.train.seed)
         (batches.make if pairs_only else batches.prepare)(self._workplace(painter, None))
         return batches.folder
 
@@ -215,7 +218,8 @@ class _Session:
         model = build(MODELS, recipe.model).to(device)
         component = next(name for name, module in model.components().items() if module is model.network)
         targets = list(model.lora_targets)
-        adapter = Adapter(recipe.adapter, model.network, targets, component=component, seed=recipe.train.seed)
+        told = {"component": component, "seed": recipe.train.seed, "name": getattr(recipe.objective, "train", MAIN)}
+        adapter = Adapter(recipe.adapter, model.network, targets, **told)
         if recipe.train.compile:
             model.compile()
         return Policy(model, adapter, lambda: recipe.train.autocast(device))

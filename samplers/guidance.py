@@ -7,7 +7,7 @@ the way so far (which rows still need out_u, the last difference) belongs to one
 what it has decided is recorded, so that a checkpointed call that is made again decides the same.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,81 +15,16 @@ import torch
 from torch import Tensor
 
 from samplers.denoiser import Denoiser
+from samplers.dynamic import choose
 from samplers.prediction import Prediction, split
+from samplers.scales import Guidance
 from samplers.schedule import Schedule, broadcast
 
 CfgGrad = Literal["both", "cond", "none"]
 """What of a guided output carries gradient; see `guide`."""
+Judge = Callable[[Tensor], Tensor]
+"""x0_hat (B, ...) of all rows -> (E, B), higher is better."""
 TINY = 1e-8
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """What `guide` does; the defaults are plain guidance at every step."""
-
-    scale: float | Sequence[float] | Mapping[float, float] = 7.5
-    """w; one a network call; or {t: w}, each from its t down to the next (the first t is 1)."""
-    interval: tuple[float, float] = (0.0, 1.0)
-    """Times t between which guidance acts, bounds included: Kynkaanniemi et al., arXiv 2404.07724."""
-    skip: Literal["none", "adaptive", "fraction", "refresh"] = "none"
-    """Which guided calls leave out_u out. adaptive: a row's from the call after its cosine of the two outputs reached
-    gamma (Castillo et al., arXiv 2312.12487); fraction: those after the first ones; refresh: all but each every-th."""
-    gamma: float = 0.99
-    """adaptive: the cosine that ends it; above 1 it never ends."""
-    space: Literal["x0", "v"] = "x0"
-    """adaptive: where the cosine is taken. That of eps is near 1 from the start, both outputs being mostly x_t."""
-    first: int = 0
-    """fraction: the first so many calls of a trajectory are made in full."""
-    every: int = 2
-    """refresh: out_u is asked at each every-th guided call."""
-    reuse: Literal["none", "delta", "delta2"] = "none"
-    """What stands for out_c - out_u where it is left out: nothing, so that out_c is taken; the last one; or that of the
-    last two carried on in a line. Without gradient."""
-    rescale: float = 0.0
-    """phi of out <- phi out std(out_c)/std(out) + (1 - phi) out, per row: Lin et al., arXiv 2305.08891, eq. 15-16."""
-    zero_star: bool = False
-    """CFG-Zero*: out_u shortened to what of out_c lies along it, per row (Fan et al., arXiv 2503.18886, eq. 6)."""
-    zero_init: int = 0
-    """CFG-Zero*: the first so many calls stand still (out = 0, no network call); a flow's velocity only."""
-    plus_plus: bool = False
-    """CFG++ (Chung et al., arXiv 2406.08070): scale is its lambda in [0, 1]. Along deterministic first-order steps that
-    is guidance at w = lambda / (1 - r), r = (sigma_s/alpha_s)/(sigma_t/alpha_t)."""
-
-    @property
-    def of_trajectory(self) -> bool:
-        """Whether a call needs to know which of a trajectory's it is."""
-        told = isinstance(self.scale, Sequence) or self.skip != "none" or self.zero_init > 0
-        return told or self.plus_plus
-
-    def at(self, t: Tensor) -> Tensor:
-        """w at times t, any shape, float64; 1 outside the interval. Not for scales that are told by call."""
-        low, high = self.interval
-        t = t.double()
-        if isinstance(self.scale, Mapping):
-            levels = sorted(self.scale)
-            place = torch.searchsorted(torch.tensor(levels, dtype=torch.float64, device=t.device), t)
-            values = torch.tensor([self.scale[level] for level in levels], dtype=torch.float64, device=t.device)
-            w = values[place.clamp(max=len(levels) - 1)]
-        else:
-            w = torch.full_like(t, self.scale)  # type: ignore[arg-type]
-        return torch.where((t >= low) & (t <= high), w, torch.ones_like(w))
-
-    def along(self, times: Tensor, schedule: Schedule) -> list[float]:
-        """w of each call of a trajectory, `times` (N + 1,) being its grid's."""
-        calls = len(times) - 1
-        if isinstance(self.scale, Sequence):
-            if len(self.scale) < calls:
-                raise ValueError(f"{len(self.scale)} scales of guidance for {calls} network calls")
-            w = torch.tensor(list(self.scale[:calls]), dtype=torch.float64)
-            low, high = self.interval
-            w = torch.where((times[:-1] >= low) & (times[:-1] <= high), w, torch.ones_like(w))
-        else:
-            w = self.at(times[:-1])
-        if self.plus_plus:
-            alpha, sigma = schedule(times)
-            r = (sigma[1:] * alpha[:-1]) / (alpha[1:] * sigma[:-1])
-            w = torch.where(w == 1, w, w / (1 - r))
-        return w.tolist()
 
 
 @dataclass(frozen=True)
@@ -99,6 +34,8 @@ class _Guided:
     guidance: Guidance
     rescale: Callable[[Tensor, Tensor], Tensor] | None
     grad: CfgGrad
+    negative: Denoiser | None = None
+    judge: Judge | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -121,11 +58,15 @@ class _Guided:
         return self.combined(*self.both(x_t, t, cond), broadcast(w, x_t))
 
     def both(self, x_t: Tensor, t: Tensor, cond: Any, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(out_u of `rows`, out_c of all), in one call; rows: (b,) numbers, or None for all."""
+        """(out_u of `rows`, out_c of all), in one call if one network's; rows: (b,) numbers, or None for all."""
         uncond = self.uncond.repeat(len(cond)) if len(self.uncond) == 1 else self.uncond
         some = x_t if rows is None else x_t[rows]
-        times = t if t.ndim == 0 else torch.cat([t if rows is None else t[rows], t])
-        out = self.inner(torch.cat([some, x_t]), times, (uncond if rows is None else uncond[rows]).cat(cond))
+        uncond = uncond if rows is None else uncond[rows]
+        asked = t if t.ndim == 0 or rows is None else t[rows]
+        if self.negative is not None:
+            return self.negative(some, asked, uncond), self.inner(x_t, t, cond)
+        times = t if t.ndim == 0 else torch.cat([asked, t])
+        out = self.inner(torch.cat([some, x_t]), times, uncond.cat(cond))
         out_u, out_c = out.split([len(some), len(x_t)])
         return out_u, out_c
 
@@ -162,6 +103,10 @@ class Guided:
     """(call, out_c - out_u) of the last two calls in full, without gradient."""
     record: dict[int, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
     """Of each call made: the rows that were asked (None: all), and the difference that stood in for out_u's."""
+    chosen: dict[int, Tensor] = field(default_factory=dict)
+    """Dynamic: w (B,) of each call in full at which the judges were asked."""
+    judged: Tensor | None = None
+    """Dynamic: (E, B), what they said of the last choice."""
 
     def __post_init__(self) -> None:
         self.w = self.guided.guidance.along(self.times, self.guided.schedule)
@@ -182,10 +127,12 @@ class Guided:
         self.record[number] = rows, difference
         if rows is not None and len(rows) == 0:
             out_c = guided.inner(x_t, t, cond)
+            w = self._held(number, x_t)
             return out_c if difference is None else guided.finished(out_c + (w - 1) * difference, out_c)
         out_u, out_c = guided.both(x_t, t, cond, rows)
         if not again:
             self._learn(number, x_t, t, rows, out_u, out_c)
+        w = self._held(number, x_t)
         if rows is None:
             return guided.combined(out_u, out_c, w)
         return out_c.index_copy(0, rows, guided.combined(out_u, out_c[rows], w).to(out_c.dtype))
@@ -215,9 +162,26 @@ class Guided:
         before, older = self.past[-2]
         return newest + (number - last) / (last - before) * (newest - older)
 
+    def _held(self, number: int, x_t: Tensor) -> float | Tensor:
+        """w of a call: that of the last choice up to it, or what was said beforehand."""
+        known = [i for i in self.chosen if i <= number]
+        return broadcast(self.chosen[max(known)], x_t) if known else self.w[number]
+
+    def _choose(self, number: int, x_t: Tensor, t: Tensor, out_u: Tensor, out_c: Tensor) -> None:
+        guided, w = self.guided, torch.tensor(self.guided.guidance.candidates, dtype=torch.float64)
+        assert guided.judge is not None, "candidates without a judge"
+        scores = []
+        for scale in w.tolist():
+            out = guided.combined(out_u, out_c, scale)
+            scores.append(guided.judge(split(out, x_t, *guided.schedule(t), guided.kind)[0]))
+        k, self.judged = choose(torch.stack(scores, 1), self.judged)
+        self.chosen[number] = w.to(x_t.device)[k.to(x_t.device)]
+
     @torch.no_grad()
     def _learn(self, number: int, x_t: Tensor, t: Tensor, rows: Tensor | None, out_u: Tensor, out_c: Tensor) -> None:
         guidance = self.guided.guidance
+        if guidance.candidates and x_t.device.type != "meta" and self.calls.index(number) % guidance.judge_every == 0:
+            self._choose(number, x_t, t, out_u, out_c)
         if guidance.reuse != "none":
             self.past = [*self.past[-1:], (number, (out_c - out_u).detach())]
         if guidance.skip != "adaptive" or x_t.device.type == "meta":
@@ -244,17 +208,20 @@ def guide(
     *,
     rescale: Callable[[Tensor, Tensor], Tensor] | None = None,
     grad: CfgGrad = "both",
+    negative: Denoiser | None = None,
+    judge: Judge | None = None,
 ) -> Denoiser:
     """`denoiser` under `guidance`; `uncond` is a Cond of B rows, or of one row for all.
 
     A scale of 1 returns `denoiser` itself: the formula at 1. rescale: (out, out_c) -> out, what a family does to a
     guided output, such as to keep the norm of out_c. grad: "both" branches carry gradient; "cond" alone, so that it is
     w times that of out_c (as Flow-GRPO trains); or that of out_c alone, as if there were no guidance ("none"). Values
-    are the same.
+    are the same. negative: what gives out_u in place of `denoiser` (NPO, autoguidance), in a call of its own.
+    judge: of dynamic guidance, asked without gradient.
     """
-    if guidance.scale == 1 and not guidance.zero_init and not guidance.plus_plus:
+    if guidance.scale == 1 and not (guidance.zero_init or guidance.plus_plus or guidance.candidates):
         return denoiser
-    return _Guided(denoiser, uncond, guidance, rescale, grad)
+    return _Guided(denoiser, uncond, guidance, rescale, grad, negative, judge)
 
 
 def cfg(

@@ -113,6 +113,7 @@ ARROWS = {
         "objectives._priors",
         "objectives._reward",
         "objectives._rl_losses",
+        "objectives._sides",
         "objectives._transitions",
         "policy.cast",
         "policy.noise",

@@ -17,6 +17,7 @@ from align.errors import UserError
 from align.figures.picture import to_pil
 from align.files.output import make_folder, write_picture
 from align.policy import adapter_file
+from align.policy.branches import NEGATIVE, Branch, Branched, opposite
 from align.policy.mix import Mixer, locate
 from align.registry import MODELS, build
 from align.sampling import rollout
@@ -51,21 +52,19 @@ def sample(
     folder = make_folder(output or _default(source, loaded, adapter, strength), "--output")
     tree = loaded.dump()
     digest = hashlib.blake2b(used.read_bytes(), digest_size=8).hexdigest() if used else ""
+    if (negative := loaded.sampling.how.negative) is not None and negative.source is not None:
+        digest += hashlib.blake2b(adapter_file.find(negative.source).read_bytes(), digest_size=8).hexdigest()
     drawn = [tree["model"], tree["sampling"], digest, strength if used else 0, seed]
     said = [_fingerprint(drawn, index, prompt) for index, prompt in enumerate(wanted)]
     names = _names(folder, said)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build(MODELS, loaded.model)
-    if used is not None:
-        component = next(name for name, module in model.components().items() if module is model.network)
-        mixer = Mixer(model.network, component)
-        mixer.add(str(used))
-        mixer.set({str(used): strength})
+    denoiser = _denoiser(model, loaded, used, strength)
     model.to(device)
     noise = generator(seed, STREAM, 0).initial_seed()
     for start in range(0, len(wanted), BATCH):
         rows = wanted[start : start + BATCH]
-        x0 = rollout(loaded.sampling, model, model.denoiser(), rows, Rng(noise, range(start, start + len(rows)))).x0
+        x0 = rollout(loaded.sampling, model, denoiser, rows, Rng(noise, range(start, start + len(rows)))).x0
         for index, pixels in enumerate(model.codec.decode(x0), start):
             info = PngInfo()
             info.add_text("prompt", wanted[index])
@@ -94,6 +93,25 @@ def _behind(
         return adapter_file.find(locate(source).adapter), load_recipe(recipe, overrides, on_disk=False)
     beside = found.parent / adapter_file.FOLDER / adapter_file.FILE_NAME
     return beside if beside.is_file() else None, load_recipe(source, overrides, on_disk=False)
+
+
+def _denoiser(model: Any, recipe: Recipe, adapter: Path | None, strength: float) -> Any:
+    """The model with its adapter, and with those that guidance has on its other branch."""
+    component = next(name for name, module in model.components().items() if module is model.network)
+    mixer, negative = Mixer(model.network, component), recipe.sampling.how.negative
+    own = {} if adapter is None else {str(adapter): strength}
+    other: dict[str, float] | None = None
+    if getattr(recipe.objective, "train", "") == NEGATIVE:  # the adapter is what the base is drawn against
+        wanted = negative.adapters if negative else {}
+        own, other = {}, opposite({}, {NEGATIVE: strength * wanted.get(NEGATIVE, 1.0)}, str(adapter)) if own else None
+    elif negative is not None:
+        source = str(adapter_file.find(negative.source)) if negative.source else NEGATIVE
+        other = opposite(own, negative.adapters, source)
+    for source in dict.fromkeys((*own, *(other or ()))):
+        mixer.add(source)
+    mixer.set(own)
+    denoiser = model.denoiser()
+    return denoiser if other is None else Branched(denoiser, Branch(mixer, denoiser, other))
 
 
 def _texts(prompts: Sequence[str]) -> list[str]:

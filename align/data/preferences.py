@@ -67,6 +67,11 @@ class Pairs(NamedTuple):
     sized: Callable[[Any], tuple[Any, Any]]
     """Cond of b rows -> (the winners', the losers'): two where the model reads its images' sizes, else one twice."""
 
+    def swapped(self) -> "Pairs":
+        """The same pairs with the other side preferred."""
+        sized = self.sized
+        return self._replace(winner=self.loser, loser=self.winner, sized=lambda cond: sized(cond)[::-1])
+
     def conds(self, dropped: Sequence[bool]) -> tuple[Any, Any]:
         """(winners' Cond, losers' Cond), b rows each, without the prompt where `dropped` says so, for both alike."""
         rows = [len(dropped) if drop else row for row, drop in enumerate(dropped)]

@@ -3,14 +3,15 @@
 base                     the model as it is
 RUN@0.5                  a run's adapter (or an adapter's folder, file, Hub id) at strength 0.5; without @, 1
 RUN@0.5+OTHER@0.5        two adapters, or more, in one network
+RUN~OTHER                guided away from OTHER: behind ~ stands the unprompted branch (a negative, a weaker self, base)
 best-of:8, reno:20       the base with a noise of its choice: the best of 8 by the rewards, or after 20 iterations
 """
 
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class Arm:
     label: str
     adapters: Mapping[str, float] = field(default_factory=dict)
     """{the adapter's source: its weight}, by Located.adapter; none is the base."""
+    negative: Mapping[str, float] | None = None
+    """The same of guidance's unprompted branch, where it is another than the prompted one's."""
     noise: str | None = None
     """What chooses the noise: a key of NOISES."""
     count: int = 0
@@ -59,24 +62,28 @@ def cast(
     against: str = BASE,
     strengths: Sequence[float] = (),
     mix: Sequence[float] = (),
+    branched: Callable[[Arm, dict[str, Located]], Arm] = lambda arm, found: arm,
 ) -> Cast:
     """The arms that `systems` name. strengths: each adapter at each of them; mix: two adapters at all pairs of these
-    weights. An arm that is the baseline is left out, but not strength 0 of a sweep: it has to come out as the base."""
+    weights. An arm that is the baseline is left out, but not strength 0 of a sweep: it has to come out as the base.
+    branched: gives an arm the unprompted branch that a recipe asks for, and may add an adapter to those that are found.
+    """
     found: dict[str, Located] = {}
     arms = [_arm(text, found) for text in systems]
     baseline = _arm(against, found)
-    names = _names(found)
     if strengths and mix:
         raise UserError("--strengths and --mix are two different sweeps. Give one of them.")
     if strengths:
         arms = [swept for arm in arms for swept in _strengths(arm, strengths)]
     if mix:
         arms = _mixtures(arms, mix)
+    arms, baseline = [branched(arm, found) for arm in arms], branched(baseline, found)
+    names = _names(found)
     labelled = {arm.label: arm for arm in (_labelled(arm, names) for arm in arms)}
     baseline = _labelled(baseline, names)
     if not strengths:
         labelled.pop(baseline.label, None)
-    used = {adapter for arm in (*labelled.values(), baseline) for adapter in arm.adapters}
+    used = {adapter for arm in (*labelled.values(), baseline) for adapter in (*arm.adapters, *(arm.negative or ()))}
     return Cast(baseline, list(labelled.values()), {a: place for a, place in found.items() if a in used})
 
 
@@ -92,6 +99,11 @@ def numbers(text: str | None, option: str) -> list[float]:
 
 
 def _arm(text: str, found: dict[str, Located]) -> Arm:
+    if (sign := re.search(r"(?<=[^+~])~", text)) and not _there(text):
+        prompted, other = (_arm(part, found) for part in (text[: sign.start()], text[sign.end() :]))
+        if other.noise is not None:
+            raise UserError(f"{text}: {other.noise} chooses noise, and is no adapter. Name one behind the ~.")
+        return replace(prompted, negative=other.adapters)
     kind, _, count = text.partition(":")
     if text == BASE:
         return Arm("")
@@ -142,7 +154,8 @@ def _weighted(text: str) -> tuple[str, float]:
 def _strengths(arm: Arm, strengths: Sequence[float]) -> list[Arm]:
     if not arm.adapters:
         return [arm]
-    return [Arm("", {adapter: s * weight for adapter, weight in arm.adapters.items()}) for s in strengths]
+    scaled = [{adapter: s * weight for adapter, weight in arm.adapters.items()} for s in strengths]
+    return [replace(arm, adapters=adapters) for adapters in scaled]
 
 
 def _mixtures(arms: Sequence[Arm], weights: Sequence[float]) -> list[Arm]:
@@ -161,8 +174,12 @@ def _names(found: Mapping[str, Located]) -> dict[str, str]:
 def _labelled(arm: Arm, names: Mapping[str, str]) -> Arm:
     if arm.noise is not None:
         label = NOISES[arm.noise].format(arm.count)
-    elif not arm.adapters:
-        label = BASE
     else:
-        label = " + ".join(f"{names[adapter]} x {weight:g}" for adapter, weight in arm.adapters.items())
-    return Arm(label, arm.adapters, arm.noise, arm.count)
+        label = _sum(arm.adapters, names)
+    if arm.negative is not None:
+        label += f" ~ {_sum(arm.negative, names)}"
+    return replace(arm, label=label)
+
+
+def _sum(adapters: Mapping[str, float], names: Mapping[str, str]) -> str:
+    return " + ".join(f"{names[adapter]} x {weight:g}" for adapter, weight in adapters.items()) or BASE

@@ -15,6 +15,7 @@ from align.interrupt import Interrupted
 from align.noise.best_of import best_of
 from align.noise.optimise import optimise
 from align.noise.studio import Row, Studio
+from align.policy.branches import Branch
 from align.policy.mix import Mixer
 from align.registry import REWARDS, RewardConfig, build
 from rewards import CombineConfig, Composite
@@ -67,13 +68,13 @@ class Easel:
         processes, since noise is optimised by all of them together; the rest is left to the one whose chunk it is."""
         if not mine and arm.noise != RENO:
             return []
-        self.mixer.set(arm.adapters)
+        self._set(arm)
         return [self._noise(arm, self._rows(chunk, number)) for number in range(self.plan.num_images)]
 
     @torch.no_grad()
     def draw(self, arm: Arm, chunk: Chunk, noises: list[Tensor]) -> Tensor:
         """(P, K, 3, H, W) in [0, 1], rounded to the 256 levels of a saved image: what is judged is what is seen."""
-        self.mixer.set(arm.adapters)
+        self._set(arm)
         drawn = [self.studio.draw(self._rows(chunk, k), x_T) for k, x_T in enumerate(noises)]
         return (torch.stack(drawn, 1).float() * 255).round() / 255
 
@@ -85,6 +86,12 @@ class Easel:
         path = points(policy, self.plan.recipe.sampling, prompts, self.plan.recipe.train.seed, DRIFT_TIMES)
         self.mixer.set(arm.adapters)
         return float(gaps(policy, prompts, path).mean())
+
+    def _set(self, arm: Arm) -> None:
+        """The arm's adapters on the network, and those of guidance's other branch beside it."""
+        self.mixer.set(arm.adapters)
+        weights, mixer = arm.negative, self.mixer
+        self.studio.policy.opposer = lambda role: None if weights is None else Branch(mixer, role, weights)
 
     def _rows(self, chunk: Chunk, number: int) -> list[Row]:
         """Of image `number` of each prompt; the studio's seed is set to theirs."""

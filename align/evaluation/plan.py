@@ -8,6 +8,7 @@ from align.config import Recipe, load_recipe
 from align.errors import UserError
 from align.evaluation.arms import BASE, Cast, cast
 from align.evaluation.benchmarks import Item
+from align.evaluation.branches import of_recipe
 from align.evaluation.prompts import load
 from align.evaluation.score_inputs import reward_configs
 from align.noise.recipe import recipe_of
@@ -53,7 +54,8 @@ def plan(
     """Puts an evaluation together; what is not said is taken from the recipe behind the arms."""
     if not systems:
         raise UserError("what is to be evaluated? Name a run's folder, an adapter, best-of:8, reno:20, or base.")
-    chosen = cast(systems, against=against, strengths=strengths, mix=mix)
+    sweeps: dict[str, Any] = {"against": against, "strengths": strengths, "mix": mix}
+    chosen = cast(systems, **sweeps)
     everyone = [chosen.baseline, *chosen.arms]
     noisy = any(arm.noise for arm in everyone)
     of_rewards = [c for c in changes if c.partition(".")[0] in {name.partition("=")[0] for name in rewards}]
@@ -64,6 +66,7 @@ def plan(
     loaded = load_recipe(loaded, [c for c in changes if c not in of_rewards], on_disk=False)
     if any(arm.noise == "reno" for arm in everyone) and getattr(loaded.objective, "trains", "adapter") != "noise":
         loaded = _optimising(loaded)
+    chosen = cast(systems, **sweeps, branched=of_recipe(loaded))
     if noisy and not loaded.rewards:
         raise UserError(
             "best-of and reno choose by rewards, and the recipe has none. Give --recipe reno/any, or yours."
@@ -75,6 +78,8 @@ def plan(
         for key, text in config.conflicts({}):
             raise UserError(f"--reward {label}{key}: {text}")
     maximised = [_scored(config) for training in trainings for config in training.rewards.values()]
+    if (dynamic := loaded.sampling.how.dynamic) is not None:  # what chose the scales has seen the images
+        maximised += [_scored(config) for config in dynamic.rewards.values()]
     trained_on = [label for label, config in judges.items() if _scored(config) in maximised]
     report = loaded.evaluate
     source = prompts or (report.prompts if report else None)

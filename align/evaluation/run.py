@@ -123,6 +123,8 @@ class Session:
             tree["train"]["mixed_precision"],
         ]
         adapters = {self._digests[adapter]: weight for adapter, weight in arm.adapters.items()}
+        if arm.negative is not None:
+            drawn.append({self._digests[adapter]: weight for adapter, weight in arm.negative.items()})
         return fingerprint(drawn, adapters, noise, self.plan.num_images, told)
 
     def _finish(self, arm: Arm, chunk: Chunk, part: Part | None, noises: list[Tensor]) -> None:

@@ -79,5 +79,5 @@ def points(policy: Any, sampling: SamplingConfig, prompts: Sequence[str], seed: 
 
 def gaps(policy: Any, prompts: Sequence[str], points: Sequence[Point]) -> Tensor:
     """(B,) each prompt's |out - out_ref|^2, mean over dimensions and points."""
-    cond, train = policy.model.text.encode(prompts), policy.role("result")
+    cond, train = policy.model.text.encode(prompts), policy.role("result" if policy.roles["result"] else "train")
     return torch.stack([(train(x, t, cond) - out).square().flatten(1).mean(1) for x, t, out in points]).mean(0)

@@ -33,6 +33,7 @@ class PipelineModel(DiffusionModel):
     vae_class: ClassVar[str] = "AutoencoderKL"
     network_name: ClassVar[str] = "transformer"
     text_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    guides_in_one_call: ClassVar[bool] = True  # of the stock pipeline: both branches, the unprompted rows first
     unused: ClassVar[tuple[str, ...]] = ()
     """Components of the pipeline that text-to-image training has no use for; they are not loaded."""
     text: CachedTextEncoder

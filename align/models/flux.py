@@ -68,6 +68,7 @@ class Flux(PipelineModel):
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
+    guides_in_one_call = False
     layouts: ClassVar = {"kohya": _layouts.flux, "comfyui": _layouts.transformer}
     published = (
         Published(

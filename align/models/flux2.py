@@ -93,6 +93,7 @@ class Flux2(PipelineModel):
     Config = Flux2Config
     pipelines = ("Flux2KleinPipeline",)
     network_class = "Flux2Transformer2DModel"
+    guides_in_one_call = False
     vae_class = "AutoencoderKLFlux2"
     # The attention projections; in the single-stream blocks those of the inputs, which feed the MLP too.
     lora_targets = (

@@ -58,6 +58,7 @@ class ZImage(PipelineModel):
     patch = 2
     # The attention projections, as in diffusers' LoRA recipe.
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    guides_in_one_call = False
     layouts: ClassVar = {"comfyui": transformer}
     published = (
         Published(

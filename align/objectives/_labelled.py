@@ -58,7 +58,8 @@ class LabelledObjective(Alarmed):
         t = config.times.draw(rng, role.schedule, mean)
         rows = dropped(rng, config.prompt_dropout)
         alpha, sigma = role.schedule(t)
-        sign = torch.tensor([1.0 if good else -1.0 for good in batch.good], device=mean.device)
+        good = 1.0 if not getattr(config, "swapped", False) else -1.0
+        sign = torch.tensor([good if liked else -good for liked in batch.good], device=mean.device)
         return Noised(
             add_noise(role.schedule, x0, eps, t),
             t,

@@ -34,11 +34,12 @@ from align.objectives._preference import (
     noised,
     targets,
 )
+from align.objectives._sides import SidedConfig
 from align.policy.roles import Policy
 from samplers import Rng, generator
 
 
-class DiffusionDPOConfig(PreferenceConfig):
+class DiffusionDPOConfig(SidedConfig, PreferenceConfig):
     """Diffusion-DPO's settings."""
 
     name: Literal["diffusion_dpo"] = "diffusion_dpo"
@@ -121,6 +122,7 @@ class DiffusionDPO(Alarmed):
     def _prepared(self, policy: Policy, batch: Any) -> tuple[Tensor, Tensor, Tensor, Any, list[int]]:
         """x_t (2 b, ...), t (b,), the network's target (2 b, ...), Cond of 2 b rows, and each pair's draw."""
         role, pairs = policy.role("reference"), batch.load()
+        pairs = pairs.swapped() if self.config.swapped else pairs
         draws = self._draws(batch)
         rng = Rng(self.seed, draws or batch.indices, batch.step)
         mean = pairs.winner.mean

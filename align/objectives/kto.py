@@ -26,10 +26,11 @@ from torch import Tensor
 from align.objectives._base import Loss
 from align.objectives._labelled import LabelledConfig, LabelledObjective, Noised
 from align.objectives._losses import Utility, utility_loss
+from align.objectives._sides import SidedConfig
 from align.policy.roles import Policy
 
 
-class KTOConfig(LabelledConfig):
+class KTOConfig(SidedConfig, LabelledConfig):
     """Diffusion-KTO's settings."""
 
     name: Literal["kto"] = "kto"

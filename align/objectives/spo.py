@@ -19,12 +19,12 @@ from pydantic import Field
 
 from align.objectives._base import Loss, Parts
 from align.objectives._losses import DPOForm, clamped, dpo
+from align.objectives._sides import SidedConfig
 from align.policy.roles import Policy
-from align.registry import ComponentConfig
 from samplers import Transition, noisy, split
 
 
-class SPOConfig(ComponentConfig):
+class SPOConfig(SidedConfig):
     """SPO's settings; eta, guidance and steps are those of `sampling`."""
 
     name: Literal["spo"] = "spo"
@@ -36,6 +36,7 @@ class SPOConfig(ComponentConfig):
     """As in Diffusion-DPO."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from super().conflicts(recipe)
         data = recipe.get("data")
         if data is not None and not hasattr(data, "num_candidates"):
             yield "data", "makes no pairs of sampling steps. Use `data: {name: rollouts, prompts: ...}`."
@@ -62,7 +63,8 @@ class SPO:
         with torch.no_grad():
             reference = self._transition(policy, "reference", rows, cond)
         step = self._transition(policy, "train", rows, cond)
-        gaps = [step.log_prob(x) - reference.log_prob(x) for x in (rows.x_w.to(device), rows.x_l.to(device))]
+        sides = (rows.x_l, rows.x_w) if self.config.swapped else (rows.x_w, rows.x_l)
+        gaps = [step.log_prob(x) - reference.log_prob(x) for x in (side.to(device) for side in sides)]
         ratio_w, ratio_l = (clamped(gap, self.config.clamp) for gap in gaps)
         values = dpo(ratio_w, ratio_l, beta=self.config.beta, form=self.config.form)
         margin = (self.config.beta * (ratio_w - ratio_l)).detach()

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align.errors import UserError
 from align.policy import mix
+from align.policy.branches import MAIN, NEGATIVE
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter, Trainable
-
-MAIN = "default"
-"""What a recipe's own adapter is called; its metrics have no prefix."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +128,22 @@ def _size(adapter: Any) -> str:
     return f"{sum(p.numel() for p in adapter.parameters()):,} numbers"
 
 
-def gather(policy: Policy, objective: Any) -> Cast:
-    """Puts the adapters that `objective` asks for on the policy's network and defines its roles."""
+def of_guidance(recipe: Any) -> dict[str, Frozen]:
+    """What a recipe's sampling blocks need beside its own adapter: the negative of their guidance."""
+    blocks = recipe.sampling, recipe.evaluate and recipe.evaluate.sampling
+    sources = {how.negative.source for b in blocks if b is not None and (how := b.how).negative is not None} - {None}
+    if len(sources) > 1:
+        raise UserError(
+            "evaluate.sampling.guidance.negative.source: is another than sampling's "
+            f"({' and '.join(sorted(sources))}). Draw with one."
+        )
+    return {NEGATIVE: Frozen(*sources)} if sources else {}
+
+
+def gather(policy: Policy, objective: Any, beside: Mapping[str, Kind] | None = None) -> Cast:
+    """Puts the adapters that `objective` asks for, and those `beside`, on the policy's network; defines its roles."""
     cast = Cast()
-    wanted: Mapping[str, Kind] = getattr(objective, "adapters", {})
+    wanted: Mapping[str, Kind] = {**getattr(objective, "adapters", {}), **(beside or {})}
     for name, kind in wanted.items():
         if name in policy.adapters:
             raise ValueError(f'there is an adapter "{name}" already; call this one otherwise.')
@@ -148,6 +159,8 @@ def gather(policy: Policy, objective: Any) -> Cast:
         policy.define(role, weights)
     name = getattr(objective, "exports", MAIN)
     policy.define("result", policy.roles["train"] if name == MAIN else {name: 1.0})
+    if getattr(policy.adapter, "name", None) == NEGATIVE:  # the base, drawn against what is trained
+        policy.define("result", {})
     if name in cast.frozen:
         raise ValueError(f'exports="{name}", which is frozen: there would be nothing new in it.')
     return cast

@@ -9,7 +9,8 @@ the adapters add to the weights, not in what they make of the images: that is wh
 import difflib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +63,7 @@ class Mixer:
         self.network, self.component = network, component
         self._layers: list[Any] = []
         self._names: dict[str, str] = {}  # source -> its name inside PEFT's layers
+        self._weights: dict[str, float] = {}
 
     def add(self, source: str) -> None:
         """Loads the adapter of `source` (a file, folder or Hub id in diffusers' format), of any rank and targets."""
@@ -73,6 +75,7 @@ class Mixer:
 
     def set(self, weights: Mapping[str, float]) -> None:
         """{source: weight} -> from now on the network is W0 plus these; adapters that are not named are off."""
+        self._weights = dict(weights)
         active = {self._names[source]: weight for source, weight in weights.items() if weight != 0}
         for layer in self._layers:
             layer.enable_adapters(bool(active))
@@ -81,6 +84,16 @@ class Mixer:
             for name in active.keys() & layer.scaling.keys():
                 layer.set_scale(name, active[name])
         self.network.requires_grad_(False)  # PEFT's switches ask for gradients
+
+    @contextmanager
+    def entered(self, weights: Mapping[str, float]) -> Iterator[None]:
+        """Inside, the network is W0 plus these; then again what it was."""
+        before = self._weights
+        self.set(weights)
+        try:
+            yield
+        finally:
+            self.set(before)
 
     def merge(self) -> None:
         """Adds what is set to the weights for good, and takes PEFT's layers out."""

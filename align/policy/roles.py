@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from align.policy import switch
+from align.policy.branches import NEGATIVE, opposite
 from align.policy.trainable import Adapter
 
 
@@ -60,6 +61,8 @@ class Policy:
         self.adapters: dict[str, Any] = {} if adapter is None else {adapter.name: adapter}
         own = dict.fromkeys(self.adapters, 1.0)
         self.roles: dict[str, dict[str, float]] = {"train": own, "reference": {}, "result": own}
+        self.opposer: Callable[[Role], Any] | None = None
+        """In place of what the sampling block says: a role -> the denoiser of guidance's other branch, or None."""
         self.calls = Calls()
         self._autocast = autocast
         self._in_backward = False
@@ -113,17 +116,31 @@ class Policy:
 class Role:
     """Denoiser: x_t (B, C, H, W), t (B,) or () in [0, 1], cond -> the raw network output, shaped as x_t."""
 
-    def __init__(self, policy: Policy, name: str):
+    def __init__(self, policy: Policy, name: str, weights: Mapping[str, float] | None = None):
         self.policy = policy
         self.name = name
+        self.weights = weights
+        """In place of the role's own."""
         self.schedule = policy.model.schedule
         self.kind = policy.model.kind
         self.rescale = getattr(policy.model, "rescale", None)
 
+    def opposite(self, negative: Any) -> Any:
+        """The denoiser of guidance's unprompted branch by a block's `negative`; None where it is this role's own. A run
+        that trains the negative draws plainly by it and by the base: only its result is drawn against it."""
+        policy = self.policy
+        if policy.opposer is not None:
+            return policy.opposer(self)
+        own, trained = policy.roles[self.name], getattr(policy.adapter, "name", None)
+        if negative is None or (trained == NEGATIVE and self.name != "result"):
+            return None
+        weights = opposite(own, negative.adapters)
+        return None if weights is None else Role(policy, self.name, weights)
+
     def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         policy = self.policy
         # Switched inside the call: a checkpointed call then switches again when it is recomputed.
-        weights = policy.roles[self.name]
+        weights = policy.roles[self.name] if self.weights is None else self.weights
         role = nullcontext() if weights == policy._outside else switch.entered(policy._layers, weights)
         if policy._in_backward:
             policy.calls.recompute += len(x_t)  # before the call: a recomputation is cut short by an exception

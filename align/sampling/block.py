@@ -17,7 +17,7 @@ from align.sampling.guidance import GuidanceConfig
 if TYPE_CHECKING:
     from align.models._base import DiffusionModel
     from samplers import Denoiser, GradPolicy, Grid, Law, Schedule, StepRule
-    from samplers.guidance import CfgGrad
+    from samplers.guidance import CfgGrad, Judge
 
 STOCHASTIC = ("ddim", "euler_ancestral")  # the rules that take an eta
 LINEAR = ("ddim", "euler", "euler_ancestral")  # the rules that are one line in (x0, eps), whose noise a law can choose
@@ -51,7 +51,7 @@ class SamplingConfig(ComponentConfig):
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Times t between which guidance acts; 1 is pure noise."""
     guidance: GuidanceConfig | None = None
-    """More than one scale for all steps, in place of the two settings above."""
+    """More than one scale for all steps, in place of the two settings above, or beside them if it leaves them open."""
     spacing: Literal["leading", "trailing", "linspace", "karras"] | None = None
     """Which times the grid takes. Default: the model's own scheduler's."""
     timesteps: tuple[Annotated[int, Field(ge=0)], ...] | None = None
@@ -87,6 +87,18 @@ class SamplingConfig(ComponentConfig):
     def call_of(self, step: int) -> int:
         """Number, from 0, of the network call that predicts from the state before `step`; heun takes two a step."""
         return 2 * step if self.step_rule == "heun" else step
+
+    @model_validator(mode="before")
+    @classmethod
+    def _folded(cls, value: Any) -> Any:
+        """The two short settings go into a block that leaves them open, so that a recipe's block can be added to."""
+        block = value.get("guidance") if isinstance(value, dict) else None
+        if not isinstance(block, dict):
+            return value
+        short = {inner: key for inner in ("scale", "interval") if (key := f"guidance_{inner}") in value}
+        taken = {inner: key for inner, key in short.items() if inner not in block}
+        rest = {key: inner for key, inner in value.items() if key not in taken.values()}
+        return {**rest, "guidance": {**block, **{inner: value[key] for inner, key in taken.items()}}}
 
     @model_validator(mode="after")
     def _fits(self, info: ValidationInfo) -> "SamplingConfig":
@@ -251,15 +263,20 @@ class SamplingConfig(ComponentConfig):
         }[self.window]()
         return samplers.GradPolicy(policy.keep, detach_input=self.detach_input, checkpoint=self.checkpoint_steps)
 
-    def guided(self, denoiser: "Denoiser", uncond: Any, grad: "CfgGrad" = "both") -> "Denoiser":
+    def guided(
+        self, denoiser: "Denoiser", uncond: Any, grad: "CfgGrad" = "both", judge: "Judge | None" = None
+    ) -> "Denoiser":
         """`denoiser` with this block's guidance; `uncond` is the encoded empty prompt, one row or one per sample; grad:
-        what of the guided output carries gradient (`samplers.cfg`)."""
+        what of the guided output carries gradient (`samplers.cfg`); judge: of dynamic guidance."""
         from samplers import Prediction, guide
 
         if self.how.zero_init and denoiser.kind is not Prediction.FLOW:
             raise UserError("sampling.guidance.zero_init: only a flow's velocity can stand still. Remove it.")
         rescale = getattr(denoiser, "rescale", None)  # the family's, by way of its denoiser
-        return guide(denoiser, uncond, self.how.build(self.num_calls), rescale=rescale, grad=grad)
+        opposite = getattr(denoiser, "opposite", None)  # a role's
+        negative = opposite(self.how.negative) if opposite else None
+        how = self.how.build(self.num_calls)
+        return guide(denoiser, uncond, how, rescale=rescale, grad=grad, negative=negative, judge=judge)
 
 
 def _by_hand(timesteps: Sequence[int], schedule: "Schedule", own: "Grid") -> "Grid":

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, field_validator
 
 from align.registry import ComponentConfig
+from align.sampling.dynamic import DynamicConfig
+from align.sampling.negative import NegativeConfig
 
 if TYPE_CHECKING:
     from samplers import Guidance
@@ -46,6 +48,11 @@ class GuidanceConfig(ComponentConfig):
     plus_plus: bool = False
     """CFG++: scale is its lambda in [0, 1], which depends on the number of steps (0.6 is w = 7 at 50, 1.8 at 10)."""
 
+    negative: NegativeConfig | None = None
+    """Adapters of the unprompted branch, where they are others than the prompted one's."""
+    dynamic: DynamicConfig | None = None
+    """Scales to choose from at each step by rewards, in place of scale."""
+
     @field_validator("scale")
     @classmethod
     def _from_one(cls, value: object) -> object:
@@ -56,7 +63,13 @@ class GuidanceConfig(ComponentConfig):
     @property
     def of_trajectory(self) -> bool:
         """Whether a call must know which of a trajectory's it is, so that single steps cannot be guided alone."""
-        return isinstance(self.scale, tuple) or self.skip != "none" or self.zero_init > 0 or self.plus_plus
+        return (
+            isinstance(self.scale, tuple)
+            or self.skip != "none"
+            or self.zero_init > 0
+            or self.plus_plus
+            or self.dynamic is not None
+        )
 
     @property
     def plain(self) -> float | None:
@@ -74,7 +87,7 @@ class GuidanceConfig(ComponentConfig):
 
     def calls_in_full(self, num_calls: int) -> int:
         """Network calls of `num_calls` that ask for both outputs, at most."""
-        if self.scale == 1 and not self.plus_plus:
+        if self.scale == 1 and not self.plus_plus and self.dynamic is None:
             return 0
         left = num_calls - min(self.zero_init, num_calls)
         if isinstance(self.scale, tuple):
@@ -99,6 +112,11 @@ class GuidanceConfig(ComponentConfig):
             yield "plus_plus", "is for deterministic steps of first order. Use step_rule ddim at eta 0, or euler."
         if self.plus_plus and not (isinstance(self.scale, float | int) and self.scale <= 1):
             yield "scale", f"is {self.scale}, and CFG++'s lambda lies in [0, 1]. Set it to 0.6, or plus_plus: false."
+        if self.dynamic is not None and self.scale != type(self).model_fields["scale"].default:
+            yield "scale", f"is {self.scale}, and dynamic chooses the scales. Remove it."
+        if self.dynamic is not None and (self.skip == "adaptive" or self.plus_plus):
+            key = "plus_plus" if self.plus_plus else "skip"
+            yield key, f"is {getattr(self, key)}, which goes by one scale. Remove it, or dynamic."
         if self.zero_init > num_calls:
             yield "zero_init", f"{self.zero_init} exceeds the {num_calls} network calls. Lower it."
 
@@ -106,7 +124,10 @@ class GuidanceConfig(ComponentConfig):
         """As `samplers.guide` takes it."""
         from samplers import Guidance
 
-        told = self.model_dump(exclude={"fraction"})
+        told = self.model_dump(exclude={"fraction", "negative", "dynamic"})
+        if self.dynamic is not None:
+            w = next((w for w in self.dynamic.scales if w != 1), 1.0)
+            told |= {"scale": w, "candidates": self.dynamic.scales, "judge_every": self.dynamic.every}
         return Guidance(**told, first=self._first(num_calls))
 
     def _first(self, num_calls: int) -> int:
@@ -116,8 +137,9 @@ class GuidanceConfig(ComponentConfig):
         """For people: "guidance 7.5", and what more is set."""
         said = [
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in self.model_dump().items()
+            for name, value in self.model_dump(exclude={"negative", "dynamic"}).items()
             if name != "scale" and value != type(self).model_fields[name].default
         ]
+        said += [part.described() for part in (self.negative, self.dynamic) if part]
         scale = f"{self.scale:g}" if isinstance(self.scale, float | int) else str(self.scale)
         return f"guidance {', '.join([scale, *said])}"

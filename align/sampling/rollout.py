@@ -36,6 +36,7 @@ def rollout(
     from samplers import NO_GRAD, Grid, sample
 
     cond = model.text.encode(prompts)
+    dynamic = config.how.dynamic if next(model.network.parameters()).device.type != "meta" else None
     grid = config.grid(model)
     if num_calls is not None:
         grid = Grid(grid.times[: num_calls + 1], grid.init_scale)
@@ -43,7 +44,7 @@ def rollout(
         device = next(model.network.parameters()).device
         x_T = rng.normal("x_T", torch.empty(len(prompts), *model.latent_shape(config.image_size), device=device))
     return sample(
-        config.guided(denoiser, model.text.encode([""])),
+        config.guided(denoiser, model.text.encode([""]), judge=dynamic.judge(model, prompts) if dynamic else None),
         x_T * grid.init_scale,
         grid,
         cond,

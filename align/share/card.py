@@ -14,6 +14,7 @@ from align.models._pipeline import PipelineModel
 from align.registry import EMBEDDED, model_family
 from align.reports import summary
 from align.reports.summary import Summary
+from align.share.branches import branches
 from align.share.stock import stock
 
 FILE_NAME = "README.md"
@@ -161,6 +162,7 @@ def _use(recipe: Recipe, found: Summary, repo: str | None, prompt: str) -> Seque
         *lines,
         *drawn.lines(),
         *_loading(recipe, repo, recommended_strength(found)),
+        *(split.lines() if (split := branches(recipe, recommended_strength(found))) else ()),
         f"image = pipeline({json.dumps(prompt, ensure_ascii=False)}, {drawn.arguments()}).images[0]",
         "```",
         "",

@@ -12,6 +12,7 @@ from align.config import Recipe
 from align.registry import model_family
 from align.sampling import SamplingConfig
 from align.sampling.block import MOMENTUM
+from align.share.branches import possible
 
 TABLE = {
     "ddim": "DDIMScheduler",
@@ -103,7 +104,9 @@ def stock(recipe: Recipe) -> Stock:
         call |= dict(zip(("height", "width"), sampling.image_size, strict=True))
     if scheduler in (TABLE["ddim"], BY_HAND) and (scheduler == BY_HAND or _eta(sampling)):
         call["eta"] = _eta(sampling) if scheduler != BY_HAND else 0.0
-    return Stock(scheduler, settings, call, tuple(_missing(sampling, scheduler, own, on_table)))
+    return Stock(
+        scheduler, settings, call, tuple(_missing(sampling, scheduler, own, on_table, splits=possible(recipe)))
+    )
 
 
 def _on_table(sampling: SamplingConfig) -> tuple[str, dict[str, Any]]:
@@ -131,7 +134,9 @@ def _eta(sampling: SamplingConfig) -> float:
     return (1.0 if sampling.noise_law else 0.0) if sampling.eta is None else sampling.eta
 
 
-def _missing(sampling: SamplingConfig, scheduler: str | None, own: Mapping[str, Any], on_table: bool) -> Iterator[str]:
+def _missing(
+    sampling: SamplingConfig, scheduler: str | None, own: Mapping[str, Any], on_table: bool, *, splits: bool
+) -> Iterator[str]:
     rule = sampling.step_rule
     known = ("dpmpp_2m", "ddim", "euler") if own.get("use_flow_sigmas") else ("ddim", "euler")
     if not on_table and own and rule not in known:
@@ -147,6 +152,8 @@ def _missing(sampling: SamplingConfig, scheduler: str | None, own: Mapping[str, 
     if rule in MOMENTUM and on_table:
         yield f"drawn here by {rule} of order {sampling.order} at beta {sampling.beta:g}, which diffusers has not"
     how = sampling.how
+    if how.negative is not None and splits:
+        how = how.model_copy(update={"negative": None})
     if how.plain is None and how.scale == how.nearest and how == type(how)(scale=how.scale, interval=how.interval):
         low, high = how.interval
         yield f"guided here between t = {low:g} and {high:g} only, which the pipeline does all the way"

@@ -1,6 +1,7 @@
 """Guidance: what each way of saving and changing it equals, counts and leaves alone."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from samplers import (
     guide,
     sample,
 )
+from samplers.dynamic import choose
+from samplers.prediction import split
 from samplers.schedule import broadcast
 
 ROWS = 4
@@ -318,3 +321,70 @@ def test_a_network_that_skips_its_last_calls_carries_one_row_a_sample_in_the_win
     end.sum().backward()
     assert network.rows == [ROWS]
     assert math.isfinite(float(network.weight.grad.norm())) and isinstance(vp, VPSchedule)
+
+
+def test_one_candidate_is_plain_guidance_bit_for_bit(setting):
+    network, grid = setting
+    dynamic = guide(network, UNCOND, Guidance(3.0, candidates=(3.0,)), judge=lambda x0: x0.flatten(1).mean(1)[None])
+    assert torch.equal(run(network, grid, dynamic), plain(network, grid))
+    assert network.rows == [2 * ROWS] * 8
+
+
+def judged(setting, judge, candidates=(1.0, 2.0, 5.0), **options):
+    """(images, the scales taken (calls, B), x0_c and x0_u of the first call)."""
+    network, grid = setting
+    begun = guide(network, UNCOND, Guidance(3.0, candidates=candidates, **options), judge=judge).begin(grid.times)
+    guided = SimpleNamespace(schedule=network.schedule, kind=network.kind, begin=lambda times: begun)
+    found = sample(guided, X_T, grid, cond()).x0
+    assert network.rows[-8:] == [2 * ROWS] * 8
+    level = network.schedule(grid.times[0])
+    both = [network(X_T, grid.times[0], c) for c in (cond(), UNCOND.repeat(ROWS))]
+    x0 = [split(out, X_T, *level, network.kind)[0] for out in both]
+    return found, torch.stack([begun.chosen[i] for i in sorted(begun.chosen)]), x0
+
+
+def test_a_linear_judge_takes_the_end_that_its_direction_says(setting):
+    a = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    found, scales, (x0_c, x0_u) = judged(setting, lambda x0: (x0 @ a)[None])
+    assert torch.equal(scales[0], torch.where((x0_c - x0_u) @ a > 0, 5.0, 1.0).double())
+    assert set(scales.flatten().tolist()) <= {1.0, 5.0} and len(set(scales[0].tolist())) == 2
+    again, other, _ = judged(setting, lambda x0: (x0 @ a)[None], candidates=(5.0, 1.0, 2.0))
+    assert torch.equal(scales, other) and torch.equal(found, again)
+
+
+def test_a_quadratic_judge_takes_the_scale_nearest_to_its_best(setting):
+    m = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    candidates = torch.tensor([0.0, 0.5, 1.5, 2.0, 4.0], dtype=torch.float64)
+    told = tuple(candidates.tolist())
+    _, scales, (x0_c, x0_u) = judged(setting, lambda x0: -(x0 - m).square().sum(1)[None], candidates=told)
+    along = x0_c - x0_u
+    best = ((m - x0_u) * along).sum(1) / along.square().sum(1)
+    assert torch.equal(scales[0], candidates[(candidates[None] - best[:, None]).abs().argmin(1)])
+    _, held, _ = judged(setting, lambda x0: -(x0 - m).square().sum(1)[None], candidates=told, judge_every=4)
+    assert len(held) == 2
+
+
+def test_an_evaluator_that_moved_outweighs_one_that_stood_still():
+    likes_first = torch.tensor([[[1.0], [0.0]], [[0.0], [2.0]]])  # (E, S, B)
+    before = torch.tensor([[0.1], [1.0]])  # the first rose from 0.1 to a mean of 0.5, the second stayed at 1
+    assert choose(likes_first, before)[0].item() == 0
+    assert choose(likes_first, torch.tensor([[0.5], [0.1]]))[0].item() == 1
+    k, now = choose(likes_first, torch.tensor([[2.0], [2.0]]))  # none rose: alike, and the tie goes to the first
+    assert k.item() == 0 and now.tolist() == [[1.0], [0.0]]
+
+
+def test_choices_are_replayed_under_checkpointing(setting):
+    network, grid = setting
+    asked = []
+
+    def judge(x0):
+        asked.append(len(x0))
+        return x0.flatten(1).mean(1)[None] * (-1) ** len(asked)  # would choose otherwise if it were asked again
+
+    guided = guide(network, UNCOND, Guidance(3.0, candidates=(1.0, 5.0)), judge=judge)
+    whole = GradPolicy(full().keep, checkpoint=True)
+    x0 = sample(guided, X_T, grid, cond(), grad=whole).x0
+    before = len(asked)
+    x0.sum().backward()
+    assert len(asked) == before == 16 and network.weight.grad is not None
+    network.weight.grad = None

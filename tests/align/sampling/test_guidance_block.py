@@ -124,3 +124,30 @@ def test_draft_trains_through_a_gate_and_its_last_step_is_one_row(model):
     weight.requires_grad_(False)
     assert network.rows == [len(PROMPTS)] and weight.grad.norm() > 0
     weight.grad = None
+
+
+def test_a_block_that_leaves_scale_and_interval_open_takes_the_short_ones():
+    block = SamplingConfig.model_validate({"guidance_scale": 3.0, "guidance": {"rescale": 0.7}})
+    assert block.how.scale == 3.0 and block.how.rescale == 0.7
+    assert SamplingConfig.model_validate(block.model_dump()) == block
+    with pytest.raises(ValidationError, match="set beside the block"):
+        SamplingConfig.model_validate({"guidance_scale": 3.0, "guidance": {"scale": 2.0}})
+
+
+def test_dynamic_guidance_judges_what_a_step_predicts(tiny_sd_factory):
+    model = StableDiffusion(SDConfig(checkpoint="tiny"), tiny_sd_factory())
+
+    def drawn(guidance):
+        block = SamplingConfig(num_steps=2, guidance=guidance)
+        x0 = rollout(block, model, model.denoiser(), ["a star"], Rng(0, [0])).x0
+        return model.codec.decode(x0).detach()
+
+    bright = {"brightness": {}}
+    one, two = (drawn({"scale": w}) for w in (1.0, 9.0))
+    assert torch.equal(drawn({"dynamic": {"scales": [9.0], "rewards": bright}}), two)
+    best = drawn({"dynamic": {"scales": [1.0, 9.0], "rewards": bright}})
+    assert best.mean() >= max(one.mean(), two.mean()) - 1e-3
+    with pytest.raises(ValidationError, match="dynamic chooses the scales"):
+        SamplingConfig(guidance={"scale": 3.0, "dynamic": {"rewards": bright}})
+    with pytest.raises(ValidationError, match="goes by one scale"):
+        SamplingConfig(guidance={"skip": "adaptive", "dynamic": {"rewards": bright}})
