@@ -16,6 +16,7 @@ from typing import Any
 
 from align import processes
 from align.config import Recipe, as_yaml, load_recipe
+from align.data._datasets import pinned
 from align.data._make_labels import as_labels
 from align.data._workplace import Workplace
 from align.data.prompts import load_prompts
@@ -125,7 +126,7 @@ class _Session:
                 "objective: this one optimises the noise of single images and leaves no adapter behind. Run align reno "
                 "--recipe with this recipe."
             )
-        self.recipe = recipe
+        self.recipe = recipe.model_copy(update={"data": pinned(recipe.data)})
         self.output = Path(recipe.output).expanduser()
         self.folder = RunFolder(self.output)
         self.accelerator = processes.join(recipe.train)

@@ -42,6 +42,12 @@ class Hub:
     """Names of repositories that this token may not see."""
     url: str = ""
 
+    def add_dataset(self, name: str, files: dict[str, bytes]) -> None:
+        """A new commit of a dataset, of these files."""
+        repository = self.repositories.setdefault(name, Repository())
+        repository.files = files
+        repository.commits.append(hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest())
+
 
 class Handler(BaseHTTPRequestHandler):
     hub: Hub
@@ -109,6 +115,10 @@ class Handler(BaseHTTPRequestHandler):
             return "commit", self.commit, (name,)
         if parts[0] == "api" and parts[1] == "models":
             return "info", self.info, (name,)
+        if parts[:2] == ["api", "datasets"]:
+            return "dataset", self.dataset, ("/".join(parts[2:4]), parts[4:])
+        if parts[0] == "datasets" and parts[3:4] == ["resolve"]:
+            return "resolve", self.resolve, ("/".join(parts[1:3]), "/".join(parts[5:]))
         if parts[2:3] == ["resolve"]:
             return "resolve", self.resolve, (name, "/".join(parts[4:]))
         raise AssertionError(f"{method} {path}: no route of the Hub that this toolkit needs")
@@ -119,6 +129,29 @@ class Handler(BaseHTTPRequestHandler):
             status = 404 if self.headers["Authorization"] else 401
             return self.send(status, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
         told = {"id": name, "sha": repository.commits[-1], "private": repository.private, "tags": repository.tags()}
+        self.send(200, told | {"siblings": [{"rfilename": file} for file in sorted(repository.files)]})
+
+    def dataset(self, body: bytes, name: str, asked: list[str]) -> None:
+        """What `datasets` asks for: the repository at a revision, its tree, and the files of some paths."""
+        repository = self.hub.repositories.get(name)
+        if repository is None:
+            return self.send(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        entries = [
+            {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
+            for path, content in sorted(repository.files.items())
+        ]
+        if asked[:1] == ["tree"]:
+            below, deep = "/".join([*asked[2:], ""]), "recursive=True" in self.path or "recursive=true" in self.path
+            inside = [e for e in entries if str(e["path"]).startswith(below)]
+            folders = {below + str(e["path"])[len(below) :].partition("/")[0] for e in inside}
+            folders -= {str(e["path"]) for e in inside}
+            shown = [e for e in inside if deep or "/" not in str(e["path"])[len(below) :]]
+            shown += [{"type": "directory", "path": f, "oid": "0" * 40, "size": 0} for f in sorted(folders)]
+            return self.send(200, json.dumps(shown).encode())
+        if asked[:1] == ["paths-info"]:
+            said = body.decode()
+            return self.send(200, json.dumps([e for e in entries if str(e["path"]) in said]).encode())
+        told = {"id": name, "sha": repository.commits[-1], "private": False, "tags": []}
         self.send(200, told | {"siblings": [{"rfilename": file} for file in sorted(repository.files)]})
 
     def create(self, body: bytes) -> None:
@@ -189,7 +222,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self, body: bytes, name: str, file: str) -> None:
         repository = self.hub.repositories[name]
+        if file not in repository.files:
+            return self.send(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
         content = repository.files[file]
+        if asked := self.headers.get("Range"):
+            first, last = asked.removeprefix("bytes=").split("-")
+            part = content[int(first) : int(last or len(content)) + 1]
+            return self.send(206, part, Content_Range=f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}")
         self.send(200, content, X_Repo_Commit=repository.commits[-1], ETag=f'"{git_hash(content)}"')
 
 

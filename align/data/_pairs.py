@@ -1,57 +1,39 @@
 """Preference pairs as they lie on disk: which image is preferred for which prompt, without opening the images.
 
 folder     pairs.jsonl, one {"prompt": ..., "winner": PATH, "loser": PATH, "tie": false} a line, paths relative to it
-pickapic   *.parquet with caption, jpg_0, jpg_1 (bytes, or {bytes, path} as `datasets` saves them), label_0, label_1 (1,
-           0, or 0.5 for a tie): Pick-a-Pic v2, Kirstain et al., arXiv 2305.01569; the shards of the split train where
-           splits are named
-hpdv2      train.json, a list of {prompt, file_path: [A, B], human_preference: [1, 0]}, images in train/: HPDv2,
-           Wu et al., arXiv 2306.09341
+a name     of align/data/_columns.py: what these datasets' files are called and hold; parquet files (of the split train
+           where splits are named) are Pick-a-Pic's, a train.json is HPDv2's
+columns    any table in parquet or JSON, by a map of its columns
 
-A row without a judgement (a label that is null or NaN, has_label false) or without a prompt is no pair: it is left out
-and counted.
+A row without a judgement (a label that is null or NaN, judged 0), a picture or a prompt is no pair: it is left out and
+counted. Other formats, and what is on the Hub, are brought here first (align/data/_datasets.py).
 """
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from align.data._columns import IMAGES, KNOWN, Columns, cell, needed
+from align.data._judged import Found, Pair, Read, judged
 from align.data._pictures import Picture, parquet, shards
 from align.errors import UserError
 from align.files.texts import Unreadable, json_lines, json_value, read_text
 
 FILE_NAME = "pairs.jsonl"
-Layout = Literal["auto", "folder", "pickapic", "hpdv2"]
+Layout = Literal["auto", "folder", "pickapic", "hpdv2", "hpdv3", "imagerewarddb", "open_image_preferences"]
 EXAMPLE = '{"prompt": "...", "winner": "a.png", "loser": "b.png"}'
 
 
-class Pair(NamedTuple):
-    """One comparison; in a tie the order of the two says nothing."""
-
-    prompt: str
-    winner: Picture
-    loser: Picture
-    tie: bool = False
-
-    @property
-    def pictures(self) -> tuple[Picture, ...]:
-        return self.winner, self.loser
-
-
-Found = Iterator[Pair | str]
-"""Pairs, and in place of a row that is none the reason."""
-
-
-def read_pairs(path: Path, layout: Layout = "auto", left_out: Counter[str] | None = None) -> list[Pair]:
+def read_pairs(
+    path: Path, layout: Layout = "auto", left_out: Counter[str] | None = None, columns: Columns | None = None
+) -> list[Pair]:
     """All pairs at `path`, in their order on disk; UserError says which line of which file is wrong. Rows that are no
     pairs are counted in `left_out` by the reason."""
-    chosen = detect(path) if layout == "auto" else layout
-    readers = {"folder": _folder, "pickapic": _pickapic, "hpdv2": _hpdv2}
     counts: Counter[str] = Counter() if left_out is None else left_out
     pairs: list[Pair] = []
     try:
-        for found in readers[chosen](path):
+        for found in _found(path, layout, columns):
             if isinstance(found, Pair):
                 pairs.append(found)
             else:
@@ -66,23 +48,38 @@ def read_pairs(path: Path, layout: Layout = "auto", left_out: Counter[str] | Non
     return pairs
 
 
+def _found(path: Path, layout: Layout, columns: Columns | None) -> Found:
+    name = detect(path) if layout == "auto" and columns is None else layout
+    if name == "folder":
+        return _folder(path)
+    if layout == "auto" and name == "pickapic" and columns is None:
+        name = _by_columns(path)
+    known = KNOWN.get(name)
+    return judged(_rows(path, columns or (known.columns if known else {}), name), columns or KNOWN[name].columns)
+
+
 def detect(path: Path) -> str:
     """Which of the layouts `path` has."""
     if (path / FILE_NAME).is_file() or path.suffix == ".jsonl":
         return "folder"
+    if (path / KNOWN["imagerewarddb"].file).is_file():
+        return "imagerewarddb"
     if path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet"))):
         return "pickapic"
     if (path / "train.json").is_file() or path.suffix == ".json":
         return "hpdv2"
-    if path.is_dir() and any(path.rglob("*.arrow")):
-        raise UserError(
-            f"data.pairs={path}: a dataset that save_to_disk wrote (.arrow). Write it as parquet: "
-            "load_from_disk(FOLDER).to_parquet('train-0.parquet')."
-        )
     raise UserError(
         f"data.pairs={path}: it holds no {FILE_NAME}, no .parquet file (Pick-a-Pic) and no train.json (HPDv2). Check "
-        "the path, make pairs with `align pairs`, or write a pairs.jsonl of {prompt, winner, loser}."
+        "the path, make pairs with `align pairs`, write a pairs.jsonl of {prompt, winner, loser}, or say under "
+        "data.columns what a table of yours calls them."
     )
+
+
+def _by_columns(path: Path) -> str:
+    """The known dataset whose columns these parquet files have; else the first, whose are then missed by name."""
+    names = {*parquet(shards(path)[0]).schema_arrow.names}
+    fitting = [n for n, known in KNOWN.items() if not known.file and {*known.columns.values()} - {"has_label"} <= names]
+    return [*fitting, "pickapic"][0]
 
 
 def _folder(path: Path) -> Found:
@@ -98,71 +95,54 @@ def _folder(path: Path) -> Found:
         yield Pair(prompt, Picture(file.parent / winner), Picture(file.parent / loser), bool(tie))
 
 
-def _hpdv2(path: Path) -> Found:
-    file = path if path.suffix == ".json" else path / "train.json"
+def _rows(path: Path, columns: Columns, name: str) -> Iterator[Read]:
+    known = KNOWN.get(name)
+    file = path / known.file if known and known.file and path.is_dir() else path
+    if file.suffix == ".json":
+        yield from _json(file, columns, known.inside if known else "")
+        return
+    for shard in [file] if file.is_file() else shards(path):
+        yield from _parquet(shard, columns, known.inside if known else "")
+
+
+def _json(file: Path, columns: Columns, inside: str) -> Iterator[Read]:
     records = json_value(read_text(file), str(file))
     if not isinstance(records, list):
         raise UserError(f"{file}: is no list of comparisons.")
+    names: Iterable[str] = {key for record in records if isinstance(record, dict) for key in record}
+    if "image_path" in names and "file_path" not in names:  # HPDv2 has been published with either
+        columns = {ours: theirs.replace("file_path", "image_path") for ours, theirs in columns.items()}
+    needed(columns, names, str(file))
     for number, record in enumerate(records):
-        told = record if isinstance(record, dict) else {}
-        names, liked = (told.get("file_path") or told.get("image_path")), told.get("human_preference")
         where = f"{file}: entry {number}"
-        if not _two(names, str) or not _two(liked) or not isinstance(told.get("prompt"), str | None):
-            raise UserError(f"{where} needs a prompt, two file_path and two human_preference.")
-        assert isinstance(names, list) and isinstance(liked, list)
-        first, second = (Picture(_within(file.parent, name)) for name in names)
-        yield _judged(told.get("prompt"), (first, second), liked, where)
+        told = {ours: cell(record, theirs) for ours, theirs in columns.items() if ours in IMAGES}
+        if not isinstance(record, dict) or not all(isinstance(name, str) for name in told.values()):
+            raise UserError(f"{where} names no picture under {', '.join(columns[ours] for ours in told)}.")
+        yield Read(where, record, {ours: Picture(_within(file.parent, inside, str(n))) for ours, n in told.items()})
 
 
-def _two(value: Any, kind: type = object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(each, kind) for each in value)
+def _parquet(file: Path, columns: Columns, inside: str) -> Iterator[Read]:
+    """Pictures that a column holds stay in it; those that it names are files."""
+    table = parquet(file)
+    wanted = needed(columns, table.schema_arrow.names, str(file))
+    paths = {c for c in wanted if str(table.schema_arrow.field(c).type) in ("string", "large_string")}
+    held = {ours: theirs for ours, theirs in columns.items() if ours in IMAGES}
+    row = 0
+    for batch in table.iter_batches(columns=[c for c in wanted if c in paths or c not in held.values()]):
+        for record in batch.to_pylist():
+            yield Read(f"{file}: row {row}", record, _pictures(file, row, record, held, inside))
+            row += 1
 
 
-def _within(folder: Path, name: str) -> Path:
-    """HPDv2 names its training images without the folder train/ that they are unpacked into."""
-    return folder / "train" / name if not (folder / name).exists() else folder / name
+def _pictures(file: Path, row: int, record: Mapping[str, Any], held: Columns, inside: str) -> dict[str, Picture | None]:
+    found: dict[str, Picture | None] = {}
+    for ours, theirs in held.items():
+        name = record.get(theirs)
+        is_file = inside and isinstance(name, str)
+        found[ours] = Picture(_within(file.parent, inside, name)) if is_file else Picture(file, row, theirs)
+    return found
 
 
-def _judged(prompt: Any, pictures: tuple[Picture, Picture], labels: Any, where: str) -> Pair | str:
-    """The pair of two labels, the larger preferred; a reason where a label or the prompt is missing."""
-    numbers = [_number(label, where) for label in labels]
-    if None in numbers:
-        return "not judged"
-    if not isinstance(prompt, str) or not prompt.strip():
-        return "without a prompt"
-    first, second = numbers[0] or 0.0, numbers[1] or 0.0
-    winner, loser = pictures if first >= second else pictures[::-1]
-    return Pair(prompt, winner, loser, tie=first == second)
-
-
-def _number(label: Any, where: str) -> float | None:
-    """A label as a number; None for a missing one, which is null or NaN."""
-    if label is None or label == "":
-        return None
-    try:
-        number = float(label)
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: the label {label!r} is no number.") from None
-    return None if math.isnan(number) else number
-
-
-def _pickapic(path: Path) -> Found:
-    for file in shards(path):
-        table = parquet(file)
-        names = set(table.schema_arrow.names)
-        wanted = ["caption", "label_0", "label_1"]
-        if missing := sorted({*wanted, "jpg_0", "jpg_1"} - names):
-            raise UserError(f"{file}: it has no column {', '.join(missing)}: this is not Pick-a-Pic's layout.")
-        row = 0
-        for batch in table.iter_batches(columns=[*wanted, *({"has_label"} & names)]):
-            for record in batch.to_pylist():
-                pictures = Picture(file, row, "jpg_0"), Picture(file, row, "jpg_1")
-                yield _row(record, pictures, f"{file}: row {row}")
-                row += 1
-
-
-def _row(record: Mapping[str, Any], pictures: tuple[Picture, Picture], where: str) -> Pair | str:
-    has_label = _number(record.get("has_label"), where)
-    if has_label == 0:
-        return "not judged"
-    return _judged(record["caption"], pictures, (record["label_0"], record["label_1"]), where)
+def _within(folder: Path, inside: str, name: str) -> Path:
+    """A path that a table names: below its folder, or below the one that the pictures are unpacked into."""
+    return folder / inside / name if inside and not (folder / name).exists() else folder / name

@@ -123,13 +123,9 @@ def parquet(file: Path) -> Any:
 
 @lru_cache(maxsize=8)
 def _parquet(file: Path, _: tuple[int, ...]) -> Any:
-    try:
-        from pyarrow import ArrowInvalid
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise UserError(
-            f"{file}: reading parquet files needs pyarrow. Install it: pip install 'diffalign[parquet]'."
-        ) from None
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
     try:
         return ParquetFile(file)
     except (OSError, ArrowInvalid) as error:

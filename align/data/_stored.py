@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from align.data._cache import PictureCache
+from align.data._datasets import DATASETS, brought, is_foreign
+from align.data._datasets import left_out as reasons
 from align.data._make import check, finished, make
 from align.data._store import TensorStore
 from align.data._streams import Streams, chosen
@@ -77,6 +79,19 @@ class Stored:
     def read(self, left_out: Counter[str], around: Workplace) -> list[Any]:
         """All rows that are on disk; those that are none are counted by their reason."""
         raise NotImplementedError
+
+    def local(self, around: Workplace, native: str, left_out: Counter[str]) -> Path:
+        """Where the rows lie: the folder that is named, or that of the dataset, which is brought here first."""
+        config, mapped = self.config, self.config.columns is not None
+        if not config.from_hub() and (config.make or not is_foreign(config.named, native, mapped=mapped)):
+            return self.folder
+        cache = Path(config.cache).expanduser() if config.cache else None
+        if around.accelerator.is_main_process:
+            around.say(f"data: {config.named}, read by `datasets`, is in {brought(config, cache)}")
+        around.accelerator.wait_for_everyone()
+        folder = brought(config, cache)
+        left_out.update(reasons(folder))
+        return folder
 
     def usable(self, row: Any) -> str:
         """ "" where a row is to be trained on, else the plural of what it is."""
@@ -148,6 +163,8 @@ class Stored:
         """The cache of this source for this model."""
         config = self.config
         base = self.folder if self.folder.is_dir() else self.folder.parent
+        if config.from_hub():
+            base = DATASETS.expanduser()
         folder = Path(config.cache).expanduser() if config.cache else base / "cache"
         two_sizes = getattr(config, "two_sizes", "fit")
         return PictureCache(folder, config.views, sides=self.sides, two_sizes=two_sizes, around=around)

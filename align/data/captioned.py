@@ -13,13 +13,13 @@ from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
 
+from align.data._datasets import DatasetConfig, brought
 from align.data._pictures import content
 from align.data._workplace import Workplace
 from align.data.prompts import Prompts, PromptsConfig
 from align.errors import UserError
 from align.files.texts import Unreadable, json_lines, read_text
 from align.models._identity import digest
-from align.registry import ComponentConfig
 from rewards._images import ImageError, read_pil, tensor
 
 FILE_NAME = "captions.jsonl"
@@ -52,14 +52,16 @@ class CaptionedBatch(NamedTuple):
         return torch.stack(pictures)
 
 
-class CaptionedConfig(ComponentConfig):
+class CaptionedConfig(DatasetConfig):
     """A folder of pictures with captions."""
 
+    source = ("folder", "captions")
     name: Literal["captioned"] = "captioned"
     has_images: ClassVar[bool] = True
     folder: str
     """Holds the pictures and captions.jsonl, one {"file": "a.png", "caption": "..."} a line, as `align shapes render`
-    writes them."""
+    writes them; or, with `columns`, an imagefolder, a table, webdataset files or a dataset on the Hub, which a dry run
+    brings here too."""
     image_size: tuple[int, int] | None = Field(default=None)
     """Height and width that every picture is scaled and cropped to. Default: pictures are taken as they are, and have
     one size."""
@@ -67,6 +69,9 @@ class CaptionedConfig(ComponentConfig):
     """A picture that cannot be read: left out with its caption and counted, or an error."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from self.asked()
+        if self.columns is not None and not self.is_missing():
+            return
         try:
             _rows(self.folder)
         except UserError as error:
@@ -81,7 +86,7 @@ class Captioned:
     def __init__(self, config: CaptionedConfig, *, batch_size: int, seed: int):
         self.config, self.batch_size, self.seed = config, batch_size, seed
         self.size = config.image_size
-        self._take(_rows(config.folder))
+        self._take(_rows(str(brought(config)) if config.columns is not None else config.folder))
 
     def _take(self, rows: list[tuple[Path, str]]) -> None:
         self.files, self.captions = [file for file, _ in rows], [caption for _, caption in rows]

@@ -7,13 +7,13 @@ every batch has that share of good images, at places that (seed, update) alone d
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field
 
-from align.data._labels import LabelLayout, Labelled, read_labels
+from align.data._datasets import DatasetConfig
+from align.data._labels import FILE_NAME, LabelLayout, Labelled, read_labels
 from align.data._make_labels import LabelsMakeConfig
 from align.data._pictures import Picture
 from align.data._stored import Stored, StoredBatch
@@ -22,17 +22,18 @@ from align.data._views import ViewConfig
 from align.data._workplace import Workplace
 from align.errors import UserError
 from align.models._base import Posterior
-from align.registry import ComponentConfig
 from samplers import generator
 
 
-class LabelsConfig(ComponentConfig):
+class LabelsConfig(DatasetConfig):
     """Images, each with the prompt it is for and a thumb up or down."""
 
+    source = ("labels", "labels")
     name: Literal["labels"] = "labels"
     labels: str
     """A table of columns image, prompt, label (.jsonl, .csv, .tsv, .parquet), or a folder with labels.jsonl or the
-    like; or pairs, whose winners are good and losers bad. With `make`, a folder where they go."""
+    like; or pairs, whose winners are good and losers bad; or, with `columns`, any table and any dataset on the Hub.
+    With `make`, a folder where they go."""
     layout: LabelLayout = "auto"
     """Which of these it is; auto: a table of labels where there is one."""
     make: LabelsMakeConfig | None = None
@@ -47,7 +48,9 @@ class LabelsConfig(ComponentConfig):
     """Folder of the latents and embeddings. Default: `cache` in the folder of the labels."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        if self.make is None and not Path(self.labels).expanduser().exists():
+        if self.make is None:
+            yield from self.asked()
+        if self.make is None and self.is_missing():
             yield (
                 ".labels",
                 f"{self.labels}: there is no such place. Check the path, or say under data.make what to make them of.",
@@ -115,7 +118,7 @@ class Labels(Stored):
         self._meta: Pictures | None = None
 
     def read(self, left_out: Counter[str], around: Workplace) -> list[Labelled]:
-        return read_labels(self.folder, self.config.layout, left_out)
+        return read_labels(self.local(around, FILE_NAME, left_out), self.config.layout, left_out)
 
     def verdict(self, row: Labelled) -> bool:
         return row.good

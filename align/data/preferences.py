@@ -6,30 +6,31 @@ Which rows an update has is told in align/data/_stored.py.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
+from align.data._datasets import DatasetConfig
+from align.data._judged import Pair
 from align.data._make_pairs import MakeConfig
-from align.data._pairs import Layout, Pair, detect, read_pairs
+from align.data._pairs import FILE_NAME, Layout, detect, read_pairs
 from align.data._pictures import Picture, shards_said
 from align.data._stored import Stored, StoredBatch
 from align.data._streams import Streams
 from align.data._views import ViewConfig
 from align.data._workplace import Workplace
 from align.models._base import Posterior
-from align.registry import ComponentConfig
 
 
-class PreferencesConfig(ComponentConfig):
+class PreferencesConfig(DatasetConfig):
     """Pairs of images, one preferred to the other."""
 
     has_pairs: ClassVar[bool] = True
 
     name: Literal["preferences"] = "preferences"
     pairs: str
-    """A folder with pairs.jsonl, Pick-a-Pic's parquet files, or HPDv2's train.json; with `make`, where they go."""
+    """A folder with pairs.jsonl, or a copy of a dataset that is known by name; any table (see `columns`); a Hub id; a
+    name: pickapic_v2, hpdv2, hpdv3, imagerewarddb, open_image_preferences. With `make`, where they go."""
     layout: Layout = "auto"
     """Which of these it is; auto: by the files that are there."""
     make: MakeConfig | None = None
@@ -46,7 +47,9 @@ class PreferencesConfig(ComponentConfig):
     """Folder of the latents and embeddings. Default: `cache` in the folder of the pairs."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        if self.make is None and not Path(self.pairs).expanduser().exists():
+        if self.make is None:
+            yield from self.asked()
+        if self.make is None and self.is_missing():
             yield (
                 ".pairs",
                 f"{self.pairs}: there is no such folder. Check the path, or say under data.make what to make them of.",
@@ -104,8 +107,11 @@ class Preferences(Stored):
         return self.rows
 
     def read(self, left_out: Counter[str], around: Workplace) -> list[Pair]:
-        pairs = read_pairs(self.folder, self.config.layout, left_out)
-        layout = detect(self.folder) if self.config.layout == "auto" else self.config.layout
+        folder = self.local(around, FILE_NAME, left_out)
+        if folder != self.folder:
+            return read_pairs(folder, "folder", left_out)
+        pairs = read_pairs(folder, self.config.layout, left_out, self.config.columns)
+        layout = detect(folder) if self.config.layout == "auto" and self.config.columns is None else ""
         if layout == "pickapic" and (line := shards_said(self.folder)):
             around.say(line)
         return pairs

@@ -6,10 +6,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import Field
 
+from align.data._datasets import NATIVE, DatasetConfig, brought
 from align.data._prompt_files import SHAPES, bundled, read
 from align.errors import UserError
 from align.files.texts import Unreadable
-from align.registry import ComponentConfig
 
 
 class PromptBatch(NamedTuple):
@@ -27,18 +27,23 @@ class PromptBatch(NamedTuple):
         return PromptBatch(self.prompts[rows], self.indices[rows], self.step)
 
 
-class PromptsConfig(ComponentConfig):
+class PromptsConfig(DatasetConfig):
     """Prompts to train on."""
 
+    source = ("prompts", "prompts")
     name: Literal["prompts"] = "prompts"
     prompts: list[str] | str
     """The prompts themselves; or a file: .txt (one a line), .jsonl, .csv, .tsv (key or column "prompt") or .json (a
-    list); or a set, such as shapes:train, animals:train, scenes:train (align/data/sets)."""
+    list); or a set, such as shapes:train, animals:train, scenes:train (align/data/sets); or, with `columns`, any table
+    and any dataset on the Hub."""
     count: int | None = Field(default=None, ge=1)
     """Use only the first `count` of them (of a shapes set: equal shares of its skills)."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        yield from problems(self.prompts, ".prompts")
+        if self.columns is None:
+            yield from problems(self.prompts, ".prompts")
+        else:
+            yield from self.asked()
 
 
 class Prompts:
@@ -48,7 +53,8 @@ class Prompts:
     Config = PromptsConfig
 
     def __init__(self, config: PromptsConfig, *, batch_size: int, seed: int):
-        self.prompts = load_prompts(config.prompts, count=config.count, key="data.prompts")
+        named = config.prompts if config.columns is None else str(brought(config) / NATIVE["prompts"])
+        self.prompts = load_prompts(named, count=config.count, key="data.prompts")
         self.batch_size = batch_size
         self.seed = seed
         self.step = 0

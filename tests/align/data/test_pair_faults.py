@@ -11,7 +11,7 @@ import torch
 from pair_toys import picture, policy_on, prepared, write_pairs
 from PIL import Image
 
-from align.data._pairs import detect, read_pairs
+from align.data._pairs import read_pairs
 from align.data._pictures import shards, split_of
 from align.errors import UserError
 
@@ -145,10 +145,6 @@ def test_image_columns_as_datasets_saves_them(policy, tmp_path):
         pairs = read_pairs(tmp_path / folder)
         assert [pair.winner.read() for pair in pairs] == [images[0], images[2]]
         assert len(prepared(policy, tmp_path / folder).pairs) == 2
-    (tmp_path / "saved").mkdir()
-    (tmp_path / "saved" / "data-00000-of-00001.arrow").touch()
-    with pytest.raises(UserError, match=r"save_to_disk wrote.*to_parquet"):
-        detect(tmp_path / "saved")
 
 
 def test_parquet_pictures_go_by_their_content(policy, tmp_path):
