@@ -3,6 +3,7 @@
 python scripts/compare.py run                        # all methods; goes on where it was ended
 python scripts/compare.py run draft-1 refl --seeds 11 --updates 20
 python scripts/compare.py run --add "spo-8=spo/shapes sampling.num_steps=8"
+python scripts/compare.py curves                     # methods by their own recipes, to their end
 python scripts/compare.py sweep                      # then: variance, overoptimise, reno, draw
 python scripts/compare.py write                      # from what there is
 
@@ -53,6 +54,24 @@ def run(
     for seed in map(int, seeds.split(",")):
         for name in names or methods:
             bench.measure(name, methods[name], seed)
+
+
+@app.command()
+def curves(
+    names: Annotated[list[str] | None, typer.Argument(help="Methods; default: all.")] = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "60,61,62",
+    prompts: Annotated[int, typer.Option(help="Report prompts of each run.")] = 1024,
+    output: Output = OUTPUT,
+) -> None:
+    """Train methods by their own recipes, watched on the way; what has ended is not trained again."""
+    from scripts.comparison.curves import train
+    from scripts.comparison.methods import CURVES
+
+    if unknown := set(names or ()) - CURVES.keys():
+        raise typer.BadParameter(f"{', '.join(unknown)}: known are {', '.join(CURVES)}.")
+    for seed in map(int, seeds.split(",")):
+        for name in names or CURVES:
+            train(output, name, CURVES[name], seed, prompts=prompts)
 
 
 @app.command()

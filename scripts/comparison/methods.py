@@ -37,6 +37,15 @@ METHODS = {
     "spo-spm": Method("spo/shapes_spm", ("optim.schedule=constant",)),  # so the second column's run goes on the first's
     "best-of-n": Method("draft/shapes", trained=False),
 }
+CURVES = {
+    "nft": Method("nft/shapes"),
+    "awm": Method("awm/shapes"),
+    "dgpo": Method("dgpo/shapes"),
+    "grpo": Method("grpo/shapes"),
+    "ddpo": Method("ddpo/shapes"),
+    "draft": Method("draft/shapes"),
+}
+"""Those whose learning is drawn: each as its recipe says."""
 REWARD_GRADIENTS = [
     name for name, method in METHODS.items() if method.trained and method.recipe.split("/")[0] in BY_GRADIENT
 ]

@@ -12,6 +12,7 @@ from align.figures import charts
 from align.figures.statistics import Interval, over_seeds
 from align.hooks import metrics
 from align.reports import summary
+from scripts.comparison import curves
 from scripts.comparison.figures import forest, lines, points
 from scripts.comparison.measure import COLUMNS
 from scripts.comparison.methods import FRONT
@@ -24,7 +25,7 @@ def write(output: Path, page: Path) -> Path:
     found = {column: gains for column in COLUMNS if (gains := _gains(output, column))}
     images = page.parent / "img"
     images.mkdir(parents=True, exist_ok=True)
-    parts = [HEAD] if found else []
+    parts = [curves.section(output, images), *([HEAD] if found else [])]
     for column, gains in found.items():
         figure = f"results-{column}.svg"
         (images / figure).write_text(forest(gains, column), encoding="utf-8")

@@ -1,0 +1,149 @@
+"""Learning curves: each method by its own recipe, to its end, on several seeds. The judge's gain on prompts that no
+recipe was chosen by, and on the way there over seconds and over the images that the reward was asked about."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+
+import align
+from align.config import Recipe
+from align.figures import charts
+from align.run import Run
+from scripts.comparison.figures import lines
+from scripts.comparison.methods import CURVES, Method
+
+FOLDER = "curves"
+SPIKE = 5.0
+"""A gradient is one where its norm is above this many times the run's median."""
+LABELS = ("judge", "judge_graded", "gold")
+
+HEAD = """## Learning curves
+
+Each method by its own recipe, to its end, the last adapter, no guard. A change is of {prompts:,} report prompts a seed
+at the same noise, the model sampled as the recipe samples it ({steps} steps), the mean of the seeds with its 95 %
+t-interval over seeds; in brackets the seeds themselves. *Asked*: images that a reward was asked about in training.
+*Seconds*: in updates, one thread. *Spikes*: the share of updates whose gradient's norm is above {spike:g} times the
+run's median. Curves: {panel} select prompts, the mean of the seeds.
+"""
+
+
+def train(
+    output: Path, name: str, method: Method, seed: int, *, prompts: int, panel: int = 192, every: int = 20
+) -> Run:
+    """The run of `method` on `seed` in output/curves/NAME/seed-N; one that has ended is read."""
+    watched = {"prompts": "shapes:select", "num_prompts": panel, "rewards": {"gold": {}, "judge": {}}, "every": every}
+    judged = {"prompts": "shapes:report", "num_prompts": prompts, "rewards": {label: {} for label in LABELS}}
+    recipe = align.load_recipe(method.recipe, [*method.changes, f"train.seed={seed}"])
+    sampling = recipe.evaluate.sampling if recipe.evaluate else None
+    changes: dict[str, Any] = {
+        "train.seed": seed,
+        "train.checkpoint_every": every,
+        "hooks": {"panel": watched},
+        "evaluate": judged | ({"sampling": sampling.model_dump(exclude_unset=True)} if sampling else {}),
+        "output": str(output / FOLDER / name / f"seed-{seed}"),
+    }
+    run = align.train(
+        align.load_recipe(method.recipe, [*method.changes, *(f"{k}={_yaml(v)}" for k, v in changes.items())])
+    )
+    if run.interrupted:
+        raise SystemExit(130)
+    return run
+
+
+def section(output: Path, images: Path) -> str:
+    """The part of the page, and its figures, from the runs that have ended; "" where there are none."""
+    found = {name: runs for name in CURVES if (runs := _ended(output / FOLDER / name))}
+    if not found:
+        return ""
+    first = next(iter(found.values()))[0]
+    panel = first.recipe.hooks["panel"].num_prompts
+    prompts = first.report.scores["judge"].num_prompts
+    steps = first.recipe.sampling.num_steps
+    parts = [HEAD.format(prompts=prompts, steps=steps, spike=SPIKE, panel=panel), _table(found)]
+    for axis, label, place in (("seconds", "seconds in updates", _seconds), ("asked", "images asked about", asked)):
+        series = {name: line for name, runs in found.items() if (line := _curve(runs, place))}
+        if series:
+            figure = f"results-curves-{axis}.svg"
+            (images / figure).write_text(lines(series, label, {}), encoding="utf-8")
+            parts.append(f"![Share that the judge passes, over {label}](img/{figure})\n")
+    return "\n".join(parts)
+
+
+def asked(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[float]:
+    """After each record, the images that rewards were asked about; none where no reward is."""
+    if not recipe.rewards:
+        return []
+    return [record.get("queries", recipe.train.batch_size * record["step"]) for record in records]
+
+
+def spikes(norms: Sequence[float]) -> float:
+    """The share of gradient norms above SPIKE times their median; 0 of none."""
+    middle = statistics.median(norms) if norms else 0.0
+    return sum(norm > SPIKE * middle for norm in norms) / max(1, len(norms))
+
+
+def over_seeds(gains: Sequence[float]) -> str:
+    """ "+0.31 [+0.27, +0.35] (+0.30 +0.33 +0.30)"; one seed has no interval."""
+    mean, each = statistics.fmean(gains), " ".join(f"{gain:+.3f}" for gain in gains)
+    if len(gains) < 2:
+        return f"{mean:+.3f} ({each})"
+    half = statistics.stdev(gains) / len(gains) ** 0.5 * float(stats.t.ppf(0.975, len(gains) - 1))
+    return f"**{mean:+.3f}** [{mean - half:+.3f}, {mean + half:+.3f}] ({each})"
+
+
+def _table(found: Mapping[str, Sequence[Run]]) -> str:
+    rows = ["| method | updates | seconds | asked | judge before | judge | gold | spikes |", "|---" * 8 + "|"]
+
+    def gain(runs: Sequence[Run], label: str) -> list[float]:
+        return [run.report.scores[label].difference.mean for run in runs]
+
+    for name, runs in sorted(found.items(), key=lambda item: -statistics.fmean(gain(item[1], "judge"))):
+        records = [run.metrics for run in runs]
+        trained = [[record for record in each if "seconds" in record] for each in records]
+        counts = [asked(run.recipe, each) for run, each in zip(runs, trained, strict=True)]
+        told = f"{counts[0][-1]:,.0f}" if counts[0] else "labels"
+        seconds = statistics.fmean(sum(record["seconds"] for record in each) for each in trained)
+        before = statistics.fmean(run.report.scores["judge"].before.mean for run in runs)
+        norms = [record["grad_norm"] for each in trained for record in each if record.get("grad_norm") is not None]
+        rows.append(
+            f"| {name} | {runs[0].report.num_updates} | {seconds:.0f} | {told} | {before:.1%} "
+            f"| {over_seeds(gain(runs, 'judge'))} | {over_seeds(gain(runs, 'gold'))} | {spikes(norms):.1%} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _curve(runs: Sequence[Run], place: Callable[[Recipe, Sequence[Mapping[str, Any]]], list[float]]) -> charts.Points:
+    """(what was spent, share that the judge passes), means of the seeds."""
+    lines = []
+    for run in runs:
+        places = place(run.recipe, run.metrics)
+        lines.append([
+            (x, record["panel/judge"])
+            for x, record in zip(places, run.metrics, strict=False)
+            if "panel/judge" in record
+        ])  # fmt: skip
+    together = torch.tensor([line[: min(map(len, lines))] for line in lines]).double()
+    return [(float(x), float(y)) for x, y in together.mean(0)] if together.ndim == 3 else []
+
+
+def _seconds(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[float]:
+    spent, places = 0.0, []
+    for record in records:
+        spent += record.get("seconds", 0.0)
+        places.append(spent)
+    return places
+
+
+def _ended(folder: Path) -> list[Run]:
+    runs = [Run(path) for path in sorted(folder.glob("seed-*")) if (path / "summary.json").is_file()]
+    return [run for run in runs if run.report.scores]
+
+
+def _yaml(value: object) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
