@@ -1,0 +1,65 @@
+"""Learning curves: what is counted, by hand, and a section of the page from runs that have ended."""
+
+import sys
+import xml.dom.minidom
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from align.config import load_recipe
+from align.figures.statistics import compare
+from scripts.comparison import curves
+from scripts.comparison.methods import CURVES
+
+
+def test_spikes_are_told_from_the_median():
+    assert curves.spikes([1.0, 1.0, 1.0, 5.1, 4.9]) == pytest.approx(0.2)
+    assert curves.spikes([]) == 0.0
+
+
+def test_an_interval_over_seeds_is_students():
+    """Three gains of mean .3 and deviation .1: half-width 4.3027 x .1/sqrt(3) = .2484."""
+    assert curves.over_seeds([0.2, 0.3, 0.4]) == "**+0.300** [+0.052, +0.548] (+0.200 +0.300 +0.400)"
+    assert curves.over_seeds([0.2]) == "+0.200 (+0.200)"
+
+
+def test_what_rewards_were_asked_about():
+    online, gradient, pairs = (load_recipe(name) for name in ("nft/shapes", "draft/shapes", "diffusion_dpo/shapes"))
+    assert curves.asked(online, [{"step": 1, "queries": 64.0}, {"step": 2, "queries": 128.0}]) == [64.0, 128.0]
+    assert curves.asked(gradient, [{"step": 0}, {"step": 3}]) == [0, 3 * gradient.train.batch_size]
+    assert curves.asked(pairs, [{"step": 1}]) == [] and not pairs.rewards
+
+
+def test_every_method_is_a_recipe_whose_learning_is_watched():
+    for method in CURVES.values():
+        load_recipe(method.recipe, method.changes)
+
+
+def test_the_section_is_of_runs_that_have_ended(tmp_path, monkeypatch):
+    """Two methods, two seeds each: the better first, its seconds and seeds told, both axes drawn."""
+
+    def ended(folder: Path) -> list[SimpleNamespace]:
+        gain = {"nft": 0.4, "grpo": 0.2}.get(folder.name)
+        return [] if gain is None else [run(folder.name, gain + 0.02 * seed) for seed in (0, 1)]
+
+    def run(name: str, gain: float) -> SimpleNamespace:
+        recipe = load_recipe(f"{name}/shapes")
+        records = [{"step": 0, "panel/judge": 0.2}]
+        records += [{"step": s, "queries": 64.0 * s, "seconds": 2.0, "grad_norm": 1.0} for s in (1, 2)]
+        records[-1]["panel/judge"] = 0.2 + gain
+        before = torch.full((40,), 0.25)
+        scores = {label: compare(before, before + gain) for label in curves.LABELS}
+        return SimpleNamespace(recipe=recipe, metrics=records, report=SimpleNamespace(scores=scores, num_updates=2))
+
+    monkeypatch.setattr(curves, "_ended", ended)
+    told = curves.section(tmp_path, tmp_path)
+    assert told.index("| nft | 2 | 4 | 128 | 25.0% | **+0.410**") < told.index("| grpo | 2 | 4 | 128 |")
+    assert "(+0.400 +0.420)" in told and "40 report prompts" in told and "(6 steps)" in told
+    for axis in ("seconds", "asked"):
+        xml.dom.minidom.parse(str(tmp_path / f"results-curves-{axis}.svg"))
+    monkeypatch.setattr(curves, "_ended", lambda folder: [])
+    assert curves.section(tmp_path, tmp_path) == ""
