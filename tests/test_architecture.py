@@ -233,8 +233,8 @@ READERS = {
     # what opens files: (the one reader of those that users name, the files that open what was written here)
     "Image.open(": (
         "rewards._images",
-        "align.commands.sample align.evaluation.files align.evaluation.grid align.hooks.metrics align.noise.files "
-        "align.reports.page align.vote.prompts",
+        "align.commands.sample align.evaluation.files align.figures.pages align.hooks.metrics align.noise.files "
+        "align.vote.prompts",
     ),
     "csv.reader(": ("align.files.texts", ""),
     "csv.DictReader(": ("", ""),

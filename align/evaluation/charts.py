@@ -1,8 +1,9 @@
 """The two charts of a sweep: gain by strength with its intervals, and the front of reward against fidelity."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import NamedTuple
+
+from markupsafe import Markup, escape
 
 from align.evaluation.statistics import front
 from align.figures.charts import HEIGHT, LEFT, NUM_COLOURS, RIGHT, WIDTH, Frame
@@ -21,7 +22,7 @@ class Mark(NamedTuple):
     """Whole, shown when pointed at."""
 
 
-def by_strength(series: Mapping[str, Sequence[tuple[float, Interval]]]) -> str:
+def by_strength(series: Mapping[str, Sequence[tuple[float, Interval]]]) -> Markup:
     """{score: [(strength, gain)]} as lines with a band for the interval."""
     xs = [x for points in series.values() for x, _ in points]
     ys = [y for points in series.values() for _, gain in points for y in gain.edges]
@@ -42,10 +43,10 @@ def by_strength(series: Mapping[str, Sequence[tuple[float, Interval]]]) -> str:
         f'<span><i style="background:var(--c{i % NUM_COLOURS})"></i>{escape(name)}</span>'
         for i, name in enumerate(series)
     )
-    return f'<div class="legend">{names}</div>{_svg(parts)}'
+    return Markup(f'<div class="legend">{names}</div>{_svg(parts)}')
 
 
-def fidelity(marks: Sequence[Mark], *, x_label: str, y_label: str) -> str:
+def fidelity(marks: Sequence[Mark], *, x_label: str, y_label: str) -> Markup:
     """Arms as points with their intervals; those that no other beats are filled, joined and labelled."""
     lows, highs = [mark.gain.edges[0] for mark in marks], [mark.gain.edges[1] for mark in marks]
     frame = Frame(0.0, 1.05 * max(mark.cost for mark in marks) or 1.0, min(*lows, 0.0), max(*highs, 0.0))
@@ -63,7 +64,7 @@ def fidelity(marks: Sequence[Mark], *, x_label: str, y_label: str) -> str:
             f"{mark.gain.mean:+.4f} at {mark.cost:.4f}</title></circle>"
         )
     parts += [_label(x, y, text) for x, y, text in _places(frame, [marks[i] for i in best])]
-    return _svg(parts)
+    return Markup(_svg(parts))
 
 
 def _places(frame: Frame, marks: Sequence[Mark]) -> list[tuple[float, float, str]]:

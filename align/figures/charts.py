@@ -5,24 +5,32 @@ Colours come from the page's CSS variables (--c0 .. --c5, --ink, --muted, --grid
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+
+from markupsafe import Markup, escape
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 520, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 32
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 32
 NUM_COLOURS = 6
 DENSE = 40  # points above which a line is drawn faint, under its running mean
 
 
-def lines(series: Mapping[str, Points], *, marks: Mapping[float, str] | None = None, x_label: str = "update") -> str:
-    """{name: [(x, y)]} as lines with a legend; `marks` are vertical lines {x: what happened}."""
+def lines(
+    series: Mapping[str, Points],
+    *,
+    marks: Mapping[float, str] | None = None,
+    x_label: str = "update",
+    zero: bool = False,
+) -> Markup:
+    """{name: [(x, y)]} as lines with a legend; `marks` are vertical lines {x: what happened}; with `zero` the axis goes
+    down to it."""
     series = {name: _finite(points) for name, points in series.items()}
     series = {name: points for name, points in series.items() if points}
     if not series:
-        return ""
+        return Markup("")
     xs = [x for points in series.values() for x, _ in points]
     ys = [y for points in series.values() for _, y in points]
-    frame = Frame(min(xs), max(xs), min(ys), max(ys))
+    frame = Frame(min(xs), max(xs), min(*ys, 0.0) if zero else min(ys), max(*ys, 0.0) if zero else max(ys))
     parts = [frame.axes(x_label)]
     for x, text in (marks or {}).items():
         place = frame.x(x)
@@ -45,11 +53,11 @@ def lines(series: Mapping[str, Points], *, marks: Mapping[float, str] | None = N
     return _figure(parts, list(series))
 
 
-def scatter(points: Points, *, x_label: str, y_label: str) -> str:
+def scatter(points: Points, *, x_label: str, y_label: str) -> Markup:
     """Points with the two zero lines."""
     points = _finite(points)
     if not points:
-        return ""
+        return Markup("")
     xs, ys = [x for x, _ in points], [y for _, y in points]
     frame = Frame(min(*xs, 0), max(*xs, 0), min(*ys, 0), max(*ys, 0))
     parts = [frame.axes(x_label, y_label)]
@@ -61,7 +69,7 @@ def scatter(points: Points, *, x_label: str, y_label: str) -> str:
     return _figure(parts, [])
 
 
-def interval(mean: float, low: float, high: float, limit: float, *, sure: bool = True) -> str:
+def interval(mean: float, low: float, high: float, limit: float, *, sure: bool = True) -> Markup:
     """One interval on a scale from -limit to limit, zero in the middle; coloured where it leaves zero out and is
     `sure`, which a caller of many denies."""
 
@@ -69,7 +77,7 @@ def interval(mean: float, low: float, high: float, limit: float, *, sure: bool =
         return 90 + 80 * max(-1.0, min(1.0, value / (limit or 1.0)))
 
     kind = "muted" if not sure else "good" if low > 0 else "bad" if high < 0 else "muted"
-    return (
+    return Markup(
         '<svg class="interval" viewBox="0 0 180 18" width="180" height="18">'
         '<line x1="90" x2="90" y1="1" y2="17" stroke="var(--grid)"/>'
         f'<line x1="{place(low):.1f}" x2="{place(high):.1f}" y1="9" y2="9" stroke="var(--{kind})" stroke-width="4" '
@@ -121,13 +129,13 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _figure(parts: Sequence[str], names: Sequence[str]) -> str:
+def _figure(parts: Sequence[str], names: Sequence[str]) -> Markup:
     legend = "".join(
         f'<span><i style="background:var(--c{i % NUM_COLOURS})"></i>{escape(name)}</span>'
         for i, name in enumerate(names)
     )
     drawn = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
-    return f'<div class="legend">{legend}</div>{drawn}' if len(names) > 1 else drawn
+    return Markup(f'<div class="legend">{legend}</div>{drawn}' if len(names) > 1 else drawn)
 
 
 def _line(frame: Frame, points: Points, colour: str, more: str, width: int) -> str:

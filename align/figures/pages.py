@@ -1,0 +1,53 @@
+"""HTML pages from the templates beside this file: all that is put in is escaped, and a page needs nothing else."""
+
+import base64
+import io
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+TEMPLATES = Path(__file__).with_name("templates")
+SMALL = 128  # pixels; images below this side are drawn enlarged, pixel by pixel, and stored without loss
+
+
+def page(name: str, **values: Any) -> str:
+    """The template `name` with these values."""
+    return _environment().get_template(name).render(**values)
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    made.globals["file"] = lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+    made.globals["picture"] = picture
+    return made
+
+
+def picture(file: Path, alt: str = "", side: int | None = None, *, lazy: bool = False) -> Markup:
+    """An <img> that holds the picture itself, at most `side` pixels large."""
+    with Image.open(file) as opened:
+        image = opened.convert("RGB")
+    data, small = io.BytesIO(), min(image.size) < SMALL
+    if side is not None:
+        image.thumbnail((side, side))
+    image.save(data, **({"format": "PNG"} if small else {"format": "WEBP", "quality": 88}))
+    return _image(data.getvalue(), "png" if small else "webp", alt, pixels=small, lazy=lazy)
+
+
+def as_it_is(file: Path, alt: str, *, pixels: bool = False) -> Markup:
+    """An <img> that holds the file: one that moves."""
+    return _image(file.read_bytes(), file.suffix[1:], alt, pixels=pixels, lazy=False)
+
+
+def _image(data: bytes, kind: str, alt: str, *, pixels: bool, lazy: bool) -> Markup:
+    look = Markup(' class="pixels"') if pixels else ""
+    waits = Markup(' loading="lazy"') if lazy else ""
+    source = base64.b64encode(data).decode()
+    return Markup('<img{}{} alt="{}" src="data:image/{};base64,{}">').format(look, waits, alt, kind, source)

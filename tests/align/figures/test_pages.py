@@ -1,0 +1,60 @@
+"""The pages' templates: what is put in is text, a name that is missing is an error, few points look like few."""
+
+import re
+
+import pytest
+from jinja2 import UndefinedError
+from PIL import Image
+
+from align.figures import charts, pages
+from align.noise import report
+from align.noise.files import Outcome
+
+NASTY = '<img src=x onerror="alert(1)">'
+
+
+def test_every_template_is_whole_and_fetches_nothing():
+    for path in pages.TEMPLATES.iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"https?://|@import|<link|src=\"(?!data)|\|\s*safe", text), path.name
+        if path.suffix == ".html":
+            pages._environment().get_template(path.name)
+
+
+def test_a_value_that_is_missing_is_no_blank():
+    with pytest.raises(UndefinedError, match="title"):
+        pages.page("base.html")
+
+
+def test_an_axis_with_zero_in_view():
+    near = charts.lines({"a": [(0, 0.98), (1, 1.0)]})
+    far = charts.lines({"a": [(0, 0.98), (1, 1.0)]}, zero=True)
+    ys = [re.findall(r'cy="([\d.]+)"', drawn) for drawn in (near, far)]
+    moved = [abs(float(a) - float(b)) for a, b in ys]
+    assert moved[0] > 100 and moved[1] < 10, "a change of 2 % does not fill the chart"
+
+
+def outcome(**changes) -> Outcome:
+    told = {
+        "index": 0, "prompt": NASTY, "file": "0.png", "method": "reno", "model": "sd <tiny>", "seed": 0,
+        "rewards": {"clip": 1.0}, "start": {"clip": 0.1, "total": 0.1}, "best": {"clip": 0.3, "total": 0.3},
+        "iteration": 2, "iterations": 3, "seconds": 1.0, "forward_equivalents": 9.0, "settings": "x",
+    }  # fmt: skip
+    return Outcome(**{**told, **changes})
+
+
+def test_noise_optimisation_names_its_pictures_and_its_winner(tmp_path):
+    for name in ("0.png", "0-start.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.gif")
+    text = report.write(tmp_path, [outcome()]).read_text()
+    assert NASTY not in text and "&lt;img src=x onerror=" in text
+    assert [*re.findall(r"<span>(plain sampling|reno, better|the path)</span>", text)] == [
+        "plain sampling",
+        "reno, better",
+        "the path",
+    ]
+    assert "+0.200" in text and text.count("src=") == text.count('src="data:image/') + 1  # that of the prompt, as text
+    lost = report.write(tmp_path, [outcome(best={"clip": 0.1, "total": 0.1})]).read_text()
+    assert "better<" not in lost and 'class="good"' not in lost
+    assert "no images" in report.write(tmp_path, []).read_text()
