@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 SEEDS = "11,12,13"  # 0 and 1 are what recipes were tuned with
-OVEROPTIMISED = "draft/shapes_overoptimised"
 OUTPUT = ROOT / "outputs" / "compare"
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -98,14 +97,21 @@ def sweep(output: Output = OUTPUT, seeds: str = SEEDS, prompts: int = 384) -> No
 
 
 @app.command()
-def overoptimise(output: Output = OUTPUT, seed: int = 11) -> None:
-    """Train too fast and for too long, with the guard and without it."""
+def overoptimise(
+    names: Annotated[list[str] | None, typer.Argument(help="Rewards; default: all.")] = None,
+    output: Output = OUTPUT,
+    seed: int = 11,
+) -> None:
+    """Train too fast and for too long on one reward, with the guard and without it."""
     import align
+    from scripts.comparison.methods import HACKED, OVEROPTIMISED
 
-    for name, changes in (("guarded", ()), ("free", ("hooks.guard.patience=null", "evaluate=null"))):
-        folder = output / "overoptimised" / name
-        if align.train(OVEROPTIMISED, (*changes, f"train.seed={seed}", f"output={folder}")).interrupted:
-            raise SystemExit(130)
+    for name in names or HACKED:
+        for kind, changes in (("free", ("hooks.guard.patience=null", "evaluate=null")), ("guarded", ())):
+            folder = output / "overoptimised" / name / kind
+            settings = (*HACKED[name], *changes, f"train.seed={seed}", f"output={folder}")
+            if align.train(OVEROPTIMISED, settings).interrupted:
+                raise SystemExit(130)
 
 
 @app.command()

@@ -46,6 +46,16 @@ CURVES = {
     "draft": Method("draft/shapes"),
 }
 """Those whose learning is drawn: each as its recipe says."""
+OVEROPTIMISED = "draft/shapes_overoptimised"
+HACKED: dict[str, tuple[str, ...]] = {
+    "pick": (),
+    "clip": (
+        "rewards={clip: {model: embedded:shapes-clip}}",
+        "hooks.guard.rewards={pick: {name: clip, model: embedded:shapes-pick, form: logit}}",
+    ),
+    "eye": ("rewards={eye: {}}",),
+}
+"""Rewards that are climbed too far, and what that changes in the recipe; the guard holds another one out."""
 REWARD_GRADIENTS = [
     name for name, method in METHODS.items() if method.trained and method.recipe.split("/")[0] in BY_GRADIENT
 ]

@@ -10,9 +10,7 @@ import torch
 
 from align.figures import charts
 from align.figures.statistics import Interval, over_seeds
-from align.hooks import metrics
-from align.reports import summary
-from scripts.comparison import curves
+from scripts.comparison import curves, hacking
 from scripts.comparison.figures import forest, lines, points
 from scripts.comparison.measure import COLUMNS
 from scripts.comparison.methods import FRONT
@@ -36,7 +34,7 @@ def write(output: Path, page: Path) -> Path:
         ]
     parts += [_proxy(found[COLUMNS[0]], images)] if COLUMNS[0] in found else []
     parts += [_against(output), _front(output, images), _speed(output, images), _variance(output)]
-    parts += [_overoptimised(output, images), _reno(output)]
+    parts += [hacking.section(output, images), _reno(output)]
     if not any(parts):
         raise SystemExit(f"{output} holds no measurements: python scripts/compare.py run")
     told = (TITLE, *([_verdict(found[COLUMNS[0]])] if COLUMNS[0] in found else []), WRITTEN, *parts)
@@ -161,11 +159,6 @@ def _difference(output: Path, column: str, first: str, second: str, label: str) 
     return over_seeds(means[0][:seeds] - means[1][:seeds])
 
 
-def _at(points: charts.Points, x: float) -> float:
-    """The last value up to x."""
-    return [y for place, y in points if place <= x][-1]
-
-
 def _claim(claim: str, holds: bool | None) -> str:
     said = "is not decided" if holds is None else "holds" if holds else "does NOT hold"
     return f"The papers' claim that {claim} {said} here."
@@ -249,40 +242,6 @@ def _noise(row: Mapping[str, float]) -> tuple[float, float, float]:
     )
 
 
-def _overoptimised(output: Path, images: Path) -> str:
-    """A run that its reward misleads, with the guard and, the same, without."""
-    guarded, free = output / "overoptimised" / "guarded", output / "overoptimised" / "free"
-    if not (guarded / summary.FILE_NAME).is_file() or not (free / summary.FILE_NAME).is_file():
-        return ""
-    found, records = summary.read(guarded), metrics.read(free / metrics.FILE_NAME)
-    curves = {
-        "trained reward": charts.running_mean([(r["step"], r["reward/total"]) for r in records if "reward/total" in r]),
-        "held-out reward": [(r["step"], r["guard/score"]) for r in records if "guard/score" in r],
-        "gold": [(r["step"], r["panel/gold"]) for r in records if "panel/gold" in r],
-        "judge": [(r["step"], r["panel/judge"]) for r in records if "panel/judge" in r],
-    }
-    marks = {float(found.chosen_update): "kept", float(found.num_updates): "stopped"}
-    drawn = {name: _own_range(points) for name, points in curves.items()}
-    (images / "results-overoptimised.svg").write_text(lines(drawn, "update", marks), encoding="utf-8")
-    gold = dict(curves["gold"])
-    start, best = gold[0], max(gold.values())
-    kept, last = gold[found.chosen_update], gold[max(gold)]
-    trained = curves["trained reward"]
-    reward = [_at(trained, step) for step in (found.chosen_update or trained[0][0], trained[-1][0])]
-    judge = dict(curves["judge"])
-    said = f"{judge[0]:.0%} at the start, {judge[found.chosen_update]:.0%} there and {judge[max(judge)]:.0%} at the end"
-    share = 100 * (kept - start) / (best - start) if best > start else float("nan")
-    return (
-        "## Over-optimisation, and the guard\n\n"
-        f"DRaFT-5 too fast and for too long. Gold utility starts at {start:.3f}, is {best:.3f} at its best and "
-        f"{last:.3f} at the end. The guard, which sees neither judge nor gold, ends the run after update "
-        f"{found.num_updates} and keeps the adapter of update {found.chosen_update}: gold {kept:.3f}, {share:.0f} % of "
-        f"the best gain. The judge passes {said}. The trained reward (running mean) is "
-        f"{reward[0]:.3f} there and {reward[1]:.3f} at the end.\n\n"
-        "![Each curve on its own range: trained reward, held-out reward, gold, judge](img/results-overoptimised.svg)\n"
-    )
-
-
 def _reno(output: Path) -> str:
     """The table that `align reno --compare` has written, of another model: the few-step one."""
     table = output / "reno" / "table.md"
@@ -290,8 +249,3 @@ def _reno(output: Path) -> str:
         return ""
     said = "No weight changes: `align reno --seeds 1 --compare` on the embedded two-step model, report prompts."
     return f"## Noise optimisation\n\n{said}\n\n{table.read_text(encoding='utf-8')}"
-
-
-def _own_range(points: charts.Points) -> list[tuple[float, float]]:
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    return [(x, (y - low) / ((high - low) or 1.0)) for x, y in points]

@@ -199,14 +199,12 @@ def test_the_page_is_what_was_measured(tmp_path):
         told = {strength: {"pick": float(strength), "judge_graded": norm} for strength in ("0.5", "1")}
         (path.parent / "seed-11").mkdir(exist_ok=True)
         (path.parent / "seed-11" / "sweep.json").write_text(json.dumps(told))
-    overoptimised(tmp_path / "runs" / "overoptimised")
+    overoptimised(tmp_path / "runs" / "overoptimised" / "pick")
     (tmp_path / "runs" / "reno").mkdir()
     (tmp_path / "runs" / "reno" / "table.md").write_text("| score | ReNO |\n")
     written = page.write(tmp_path / "runs", tmp_path / "results.md").read_text()
     assert "LV lower the variance holds here" in written and "grows with K does NOT hold here" in written
-    assert (
-        "ends the run after update 60 and keeps the adapter of update 20: gold 1.400, 80 % of the best gain" in written
-    )
+    assert "ends the run after update 60 and keeps update 20: gold 1.400, judge 70%." in written
     assert "is 2.000 there and 7.000 at the end" in written
     assert "at the strengths 0, 0.5, 1; they were trained at 1." in written and "| score | ReNO |" in written
     files = [tmp_path / "runs" / "draft-1" / f"seed-{s}" / "wall-clock.json" for s in (11, 12)]
@@ -233,7 +231,7 @@ def test_the_page_is_what_was_measured(tmp_path):
         "results-wall-clock.svg",
         "results-forward-equivalents.svg",
         "results-speed.svg",
-        "results-overoptimised.svg",
+        "results-hacked-pick.svg",
         "results-proxy.svg",
         "results-front.svg",
     ):
