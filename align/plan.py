@@ -120,7 +120,8 @@ def rehearse(recipe: Recipe, *, num_processes: int = 1, model: Any = None) -> Re
     policy = Policy(model, adapter, lambda: recipe.train.autocast(torch.device("cpu")))
     objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, _MeanPixel(recipe.rewards), 0))
     cast = gather(policy, objective, of_guidance(recipe))
-    trained: dict[str, Trainable] = {MAIN: adapter, **{name: one for name, (one, _) in cast.trained.items()}}
+    own = getattr(objective, "trainable", adapter)
+    trained: dict[str, Trainable] = {MAIN: own, **{name: one for name, (one, _) in cast.trained.items()}}
     source = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=0)
     if hasattr(source, "rehearse"):
         nobody: Any = None  # there is but this process

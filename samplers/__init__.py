@@ -6,6 +6,7 @@ x0 = sample(data, torch.randn(4, 3), grids.flow(20), constant(torch.zeros(4, 3))
 """
 
 from samplers import grids
+from samplers.by_time import ByTime
 from samplers.ddim import ddim
 from samplers.denoiser import Cond, Denoiser, TensorCond, denoise
 from samplers.dpmpp import DPMpp2M
@@ -18,6 +19,7 @@ from samplers.guidance import CfgGrad, Guidance, cfg, guide
 from samplers.heun import Heun
 from samplers.laws import LAWS, LEVELS, Law, cps_law, dance_sde_law, ddim_law, flow_sde_law, flow_time, noisy
 from samplers.lcm import lcm
+from samplers.learned import Learned, mixture, times_of
 from samplers.momentum import GHVB, HeavyBall
 from samplers.noise import Rng, generator, noise
 from samplers.prediction import Prediction, row, split, target
@@ -40,6 +42,7 @@ __all__ = [
     "LAWS",
     "LEVELS",
     "NO_GRAD",
+    "ByTime",
     "CfgGrad",
     "Cond",
     "DPMpp2M",
@@ -52,6 +55,7 @@ __all__ = [
     "HeavyBall",
     "Heun",
     "Law",
+    "Learned",
     "Prediction",
     "Rng",
     "Schedule",
@@ -89,6 +93,7 @@ __all__ = [
     "invert",
     "last",
     "lcm",
+    "mixture",
     "noise",
     "noisy",
     "normal",
@@ -99,5 +104,6 @@ __all__ = [
     "split",
     "subset",
     "target",
+    "times_of",
     "zero_terminal_snr",
 ]

@@ -68,6 +68,8 @@ class VPSchedule:
         position = t.double() * self.num_train - 1
         nearest = position.round()
         # Absorbs a t that went through float32, whose spacing below 1 is 6e-8.
+        if position.requires_grad:  # the same value, with the gradient of t
+            nearest = position + (nearest - position).detach()
         return torch.where((position - nearest).abs() < 1.5e-7 * self.num_train, nearest, position)
 
     def time(self, index: Tensor | Sequence[float]) -> Tensor:

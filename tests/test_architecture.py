@@ -104,6 +104,7 @@ ARROWS = {
         "objectives._base",
         "objectives._critic",
         "objectives._direct",
+        "objectives._evolution",
         "objectives._forward",
         "objectives._inverted",
         "objectives._labelled",

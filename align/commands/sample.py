@@ -111,7 +111,8 @@ def _denoiser(model: Any, recipe: Recipe, adapter: Path | None, strength: float)
         mixer.add(source)
     mixer.set(own)
     denoiser = model.denoiser()
-    return denoiser if other is None else Branched(denoiser, Branch(mixer, denoiser, other))
+    branch = None if other is None else Branch(mixer, denoiser, other)
+    return Branched(denoiser, branch, Branch(mixer, denoiser, {}))
 
 
 def _texts(prompts: Sequence[str]) -> list[str]:

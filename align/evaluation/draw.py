@@ -92,6 +92,7 @@ class Easel:
         self.mixer.set(arm.adapters)
         weights, mixer = arm.negative, self.mixer
         self.studio.policy.opposer = lambda role: None if weights is None else Branch(mixer, role, weights)
+        self.studio.policy.base = lambda role: Branch(mixer, role, {})
 
     def _rows(self, chunk: Chunk, number: int) -> list[Row]:
         """Of image `number` of each prompt; the studio's seed is set to theirs."""

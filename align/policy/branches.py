@@ -56,6 +56,7 @@ class Branched:
 
     denoiser: Any
     other: Any
+    base: Any
 
     @property
     def schedule(self) -> Any:
@@ -68,6 +69,10 @@ class Branched:
     @property
     def rescale(self) -> Any:
         return self.denoiser.rescale
+
+    def beside(self, name: str) -> Any:
+        """As a role's: the base."""
+        return self.base
 
     def opposite(self, negative: Any) -> Any:
         """As a role's; whatever the sampling block says, this is the other branch."""

@@ -63,6 +63,8 @@ class Policy:
         self.roles: dict[str, dict[str, float]] = {"train": own, "reference": {}, "result": own}
         self.opposer: Callable[[Role], Any] | None = None
         """In place of what the sampling block says: a role -> the denoiser of guidance's other branch, or None."""
+        self.base: Callable[[Role], Any] | None = None
+        """In place of the role "reference": a role -> the base beside it."""
         self.calls = Calls()
         self._autocast = autocast
         self._in_backward = False
@@ -124,6 +126,10 @@ class Role:
         self.schedule = policy.model.schedule
         self.kind = policy.model.kind
         self.rescale = getattr(policy.model, "rescale", None)
+
+    def beside(self, name: str) -> Any:
+        """The denoiser of another role of the same network."""
+        return self.policy.base(self) if self.policy.base is not None else Role(self.policy, name)
 
     def opposite(self, negative: Any) -> Any:
         """The denoiser of guidance's unprompted branch by a block's `negative`; None where it is this role's own. A run

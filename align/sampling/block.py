@@ -3,8 +3,7 @@
 Its config is checked without torch; the methods import what they build.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, model_validator
@@ -12,17 +11,15 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from align.errors import UserError
 from align.registry import ComponentConfig
+from align.sampling import problems, solver
 from align.sampling.guidance import GuidanceConfig
+from align.sampling.problems import STOCHASTIC
 
 if TYPE_CHECKING:
     from align.models._base import DiffusionModel
     from samplers import Denoiser, GradPolicy, Grid, Law, Schedule, StepRule
     from samplers.guidance import CfgGrad, Judge
 
-STOCHASTIC = ("ddim", "euler_ancestral")  # the rules that take an eta
-LINEAR = ("ddim", "euler", "euler_ancestral")  # the rules that are one line in (x0, eps), whose noise a law can choose
-MOMENTUM = ("heavy_ball", "ghvb")  # the rules that take an order and a beta
-UNBOUNDED = ("flow_sde", "dance_sde")  # the laws whose level is a rate, not a share
 OF_GRADIENTS = ("window", "last_k", "min_k", "max_k", "normal_mean", "normal_std", "subset_k")
 OF_GRADIENTS += ("detach_input", "checkpoint_steps")
 """The settings that no image depends on."""
@@ -60,6 +57,13 @@ class SamplingConfig(ComponentConfig):
     image_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Height and width in pixels. Default: the size the network was trained at."""
 
+    solver: str | None = None
+    """Times and steps that were learned for this model and num_steps (align train solver/...): the file, or the run. In
+    place of step_rule, spacing and timesteps."""
+    roles: tuple[tuple[Literal["train", "reference"], float], ...] | None = None
+    """Hand-over: [[train, 0.4], [reference, 0]] draws with the adapter until t = 0.4 and goes on with the base. Each
+    role with the time until which it draws, the last 0; 1 is pure noise."""
+
     window: Literal["last", "contiguous", "bernoulli", "normal", "subset", "full"] = "last"
     """Which steps carry gradient: samplers/grad.py has the laws."""
     last_k: int = Field(default=1, ge=0)
@@ -88,6 +92,17 @@ class SamplingConfig(ComponentConfig):
         """Number, from 0, of the network call that predicts from the state before `step`; heun takes two a step."""
         return 2 * step if self.step_rule == "heun" else step
 
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        if self.solver is None:
+            return
+        try:
+            steps = solver.read(self.solver).num_steps
+        except UserError as error:
+            yield ".solver", str(error).partition(": ")[2]
+            return
+        if steps != self.num_steps:
+            yield ".num_steps", f"is {self.num_steps}, and the solver was learned for {steps}. Set it to {steps}."
+
     @model_validator(mode="before")
     @classmethod
     def _folded(cls, value: Any) -> Any:
@@ -105,15 +120,15 @@ class SamplingConfig(ComponentConfig):
         """Every setting that is fine in itself but cannot work with the others, at its own key; the gradient's only
         where something is trained, which {"trains": False} denies."""
         trains = not isinstance(info.context, dict) or info.context.get("trains", True)
-        problems = [
+        found = [
             InitErrorDetails(
                 type=PydanticCustomError("setting", "{text}", {"text": text}), loc=(key,), input=getattr(self, key)
             )
-            for key, text in [*self._rule_problems(), *(self._window_problems() if trains else ())]
+            for key, text in [*problems.of_rule(self), *(problems.of_window(self) if trains else ())]
         ]
         if self.guidance is not None:
             plain = self.step_rule in ("ddim", "euler") and self.noise_law is None and not self.eta
-            problems += [
+            found += [
                 InitErrorDetails(
                     type=PydanticCustomError("setting", "{text}", {"text": text}),
                     loc=("guidance", key),
@@ -121,65 +136,9 @@ class SamplingConfig(ComponentConfig):
                 )
                 for key, text in self.guidance.problems(self.num_calls, first_order=plain)
             ]
-        if problems:
-            raise ValidationError.from_exception_data(type(self).__name__, problems)
+        if found:
+            raise ValidationError.from_exception_data(type(self).__name__, found)
         return self
-
-    def _rule_problems(self) -> Iterator[tuple[str, str]]:
-        low, high = self.guidance_interval
-        if not 0 <= low <= high <= 1:
-            yield "guidance_interval", f"is {[low, high]}. Set it to two times t with 0 <= low <= high <= 1."
-        if self.guidance is not None:
-            for key in ("guidance_scale", "guidance_interval"):
-                if getattr(self, key) != type(self).model_fields[key].default:
-                    inner = key.removeprefix("guidance_")
-                    yield key, f"is set beside the block guidance. Say it as guidance.{inner}, and remove this one."
-        if self.eta and self.step_rule not in STOCHASTIC and self.noise_law is None:
-            yield "eta", f"is {self.eta}, and {self.step_rule} has no eta. Use {' or '.join(STOCHASTIC)}, or remove it."
-        if (self.eta or 0) > 1 and self.noise_law not in UNBOUNDED:
-            yield "eta", f"is {self.eta}. Set it within [0, 1]: it is the share of a step's noise that is fresh."
-        if self.noise_law is not None and self.step_rule not in LINEAR:
-            yield "noise_law", f"is {self.noise_law}, and {self.step_rule} takes none. Use {', '.join(LINEAR)}."
-        if self.spacing == "karras" and self.step_rule in ("ddim", *MOMENTUM):
-            yield (
-                "spacing",
-                f"is karras, not for {self.step_rule}. Use euler, heun or dpmpp_2m, or another spacing.",
-            )
-        for key in ("order", "beta") if self.step_rule not in MOMENTUM else ():
-            if getattr(self, key) != type(self).model_fields[key].default:
-                yield key, f"is {getattr(self, key)}, and {self.step_rule} takes none. Use {' or '.join(MOMENTUM)}."
-        if self.spacing is not None and self.step_rule == "lcm":
-            yield "spacing", f"is {self.spacing}, and an LCM has its own times. Remove it."
-
-        if self.timesteps is not None:
-            yield from self._timestep_problems(self.timesteps)
-
-    def _timestep_problems(self, timesteps: Sequence[int]) -> Iterator[tuple[str, str]]:
-        if self.step_rule not in ("ddim", "lcm", *MOMENTUM):
-            yield "timesteps", f"are set, and {self.step_rule} has times of its own. Use ddim or lcm, or remove them."
-        if self.spacing is not None:
-            yield "timesteps", f"are set beside spacing={self.spacing}. Remove one of the two."
-        if len(timesteps) != self.num_steps:
-            yield "timesteps", f"are {len(timesteps)}, and num_steps is {self.num_steps}. Make the two agree."
-        if any(later >= earlier for earlier, later in pairwise(timesteps)):
-            yield "timesteps", f"are {list(timesteps)}. Each must be less than the one before."
-
-    def _window_problems(self) -> Iterator[tuple[str, str]]:
-        calls, named = self.num_calls, "network calls" if self.step_rule == "heun" else "num_steps"
-        counts = {"last": "last_k", "contiguous": "max_k", "subset": "subset_k"}
-        if self.window in counts and (count := getattr(self, counts[self.window]) or 0) > calls:
-            key = counts[self.window]
-            yield (
-                key,
-                (
-                    f"{count} exceeds {named}={calls}: gradients cannot flow through more steps than are taken. "
-                    f"Set {key} <= {calls}."
-                ),
-            )
-        if self.window == "contiguous" and self.min_k > (self.max_k or calls):
-            yield "min_k", f"{self.min_k} exceeds max_k={self.max_k or calls}. Set min_k <= max_k."
-        if self.window == "normal" and not 1 <= self.normal_mean < calls:
-            yield "normal_mean", f"{self.normal_mean} is none of the {calls} steps. Set it within [1, {calls})."
 
     def alone(self) -> Iterator[tuple[str, str]]:
         """What keeps single steps, away from their trajectory, from being guided: for `conflicts`."""
@@ -223,6 +182,8 @@ class SamplingConfig(ComponentConfig):
         """The step rule as `samplers.sample` takes it."""
         import samplers
 
+        if self.solver is not None:
+            return solver.read(self.solver).step()
         if self.noise_law is not None:
             return samplers.noisy(self.law())
         rules: dict[str, Any] = {
@@ -246,6 +207,8 @@ class SamplingConfig(ComponentConfig):
 
         Raises UserError for timesteps that the model's table has not.
         """
+        if self.solver is not None:
+            return solver.read(self.solver).grid(model)
         own = model.grids(self.num_steps, model.latent_shape(self.image_size), self.step_rule, self.spacing)
         return own if self.timesteps is None else _by_hand(self.timesteps, model.schedule, own)
 
@@ -268,15 +231,22 @@ class SamplingConfig(ComponentConfig):
     ) -> "Denoiser":
         """`denoiser` with this block's guidance; `uncond` is the encoded empty prompt, one row or one per sample; grad:
         what of the guided output carries gradient (`samplers.cfg`); judge: of dynamic guidance."""
-        from samplers import Prediction, guide
+        from samplers import ByTime, Prediction, guide
 
         if self.how.zero_init and denoiser.kind is not Prediction.FLOW:
             raise UserError("sampling.guidance.zero_init: only a flow's velocity can stand still. Remove it.")
+        if self.roles is not None:
+            denoiser = ByTime([(_role(denoiser, name), until) for name, until in self.roles])
         rescale = getattr(denoiser, "rescale", None)  # the family's, by way of its denoiser
         opposite = getattr(denoiser, "opposite", None)  # a role's
         negative = opposite(self.how.negative) if opposite else None
         how = self.how.build(self.num_calls)
         return guide(denoiser, uncond, how, rescale=rescale, grad=grad, negative=negative, judge=judge)
+
+
+def _role(denoiser: Any, name: str) -> Any:
+    """The denoiser that draws, or the base beside it."""
+    return denoiser if name == "train" or not hasattr(denoiser, "beside") else denoiser.beside(name)
 
 
 def _by_hand(timesteps: Sequence[int], schedule: "Schedule", own: "Grid") -> "Grid":

@@ -47,7 +47,8 @@ NOTHING = Shown(None, {})
 
 def write(folder: Path, recipe: Recipe, found: Summary) -> Path:
     """Writes the card of a finished run into its adapter's folder."""
-    return write_file(folder / FILE_NAME, text(recipe, found))
+    learned = (folder / solver_card.SOLVER).is_file()
+    return write_file(folder / FILE_NAME, solver_card.text(recipe, found, folder) if learned else text(recipe, found))
 
 
 def text(

@@ -11,7 +11,7 @@ from typing import Any
 from align.config import Recipe
 from align.registry import model_family
 from align.sampling import SamplingConfig
-from align.sampling.block import MOMENTUM
+from align.sampling.problems import MOMENTUM
 from align.share.branches import possible
 
 TABLE = {
@@ -151,6 +151,13 @@ def _missing(
         yield "drawn here at Karras' noise levels, which the ancestral scheduler has not"
     if rule in MOMENTUM and on_table:
         yield f"drawn here by {rule} of order {sampling.order} at beta {sampling.beta:g}, which diffusers has not"
+    if sampling.solver is not None:
+        yield "drawn here by learned times and steps, which diffusers has not"
+    if sampling.roles is not None:
+        told = ", ".join(
+            f"{'the base' if name == 'reference' else 'the adapter'} until t = {t:g}" for name, t in sampling.roles
+        )
+        yield f"drawn here by {told}, where the pipeline has the adapter all the way"
     how = sampling.how
     if how.negative is not None and splits:
         how = how.model_copy(update={"negative": None})
