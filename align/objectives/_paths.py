@@ -18,7 +18,7 @@ from torch import Tensor
 from align.objectives._reward import RewardObjective, RewardObjectiveConfig
 from align.policy.roles import Policy
 from align.sampling import rollout
-from align.sampling.block import LINEAR
+from align.sampling.problems import LINEAR
 from samplers import Denoiser, Rng, broadcast, call_with_graph, flow_time, split
 from samplers.guidance import CfgGrad
 

@@ -14,6 +14,7 @@ from align.models._pipeline import PipelineModel
 from align.registry import EMBEDDED, model_family
 from align.reports import summary
 from align.reports.summary import Summary
+from align.share import solver_card
 from align.share.branches import branches
 from align.share.stock import stock
 
