@@ -19,6 +19,12 @@ _KNOWN = {
     "facebook/dinov2-": "Apache-2.0",
     "facebook/dino-vit": "Apache-2.0",
     "yuvalkirstain/PickScore_v1": UNSTATED,
+    "google/owlv2-": "Apache-2.0",
+    "google/owlvit-": "Apache-2.0",
+    "IDEA-Research/grounding-dino-": "Apache-2.0",
+    "Qwen/Qwen2-VL-7B": "Apache-2.0",
+    "Qwen/Qwen2.5-VL-7B": "Apache-2.0",
+    "Qwen/Qwen3-VL-": "Apache-2.0",
     "embedded:": "Apache-2.0",
 }
 _OPEN_CLIP_TAGS = {"openai": "MIT", "laion2b_": "MIT", "laion400m_": "MIT", "webli": "Apache-2.0"}

@@ -22,14 +22,14 @@ CONSTANTS = ("position_ids", "inv_freq")
 """Ends of the names of buffers that older files carry along, and that networks now make themselves."""
 
 
-def load_hf(kind: Any, model: str, *, unused: tuple[str, ...] = ()) -> Any:
-    """A transformers model of class `kind` in float32 from a folder or a Hub id, its keys matched strictly.
+def load_hf(kind: Any, model: str, *, unused: tuple[str, ...] = (), dtype: torch.dtype = torch.float32) -> Any:
+    """A transformers model of class `kind` from a folder or a Hub id, its keys matched strictly.
 
     Keys that start with one of `unused` may be missing, or be too many: parts that no score depends on.
     """
     try:
         with _without_bars() if Path(model).is_dir() else nullcontext():
-            network, info = kind.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+            network, info = kind.from_pretrained(model, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise RewardError(not_loaded(model, error)) from error
     extra = [key for key in info["unexpected_keys"] if not key.endswith(CONSTANTS)]
@@ -64,8 +64,22 @@ def _refuse(where: str, what: str, missing: Any, unexpected: Any, unused: tuple[
         )
 
 
-def read_state(file: Path) -> dict[str, Tensor]:
-    """The state dict in a safetensors or torch file (also under its key "state_dict" or "model"), in float32."""
+def load_hf_empty(kind: str, model: str, dtype: torch.dtype) -> Any:
+    """A transformers model of the class called `kind` as the config of a folder or a Hub id says; its weights are not
+    those of a checkpoint yet."""
+    import transformers
+
+    found = getattr(transformers, kind)
+    try:
+        config = found.config_class.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise RewardError(not_loaded(model, error)) from error
+    return found._from_config(config, dtype=dtype)
+
+
+def read_state(file: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The state dict in a safetensors or torch file (also under its key "state_dict" or "model"), its floats as
+    `dtype`."""
     refuse_torchscript(file)
     try:
         if file.suffix == ".safetensors":
@@ -81,7 +95,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise RewardError(f"{file} holds no state dict (names -> tensors). Give a file of weights.")
     return {
-        key.removeprefix("module."): value.float() if value.is_floating_point() else value
+        key.removeprefix("module."): value.to(dtype) if value.is_floating_point() else value
         for key, value in state.items()
     }
 

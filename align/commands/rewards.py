@@ -1,10 +1,11 @@
-"""`align rewards`: what each reward measures, its range, its size, whether it carries a gradient, and its licence."""
+"""`align rewards`: what each reward measures, its range, size, memory, licence, and whether it has a gradient."""
 
+import re
 from typing import Any
 
 from align.registry import REWARDS, RewardConfig
 
-COLUMNS = ("reward", "gradient", "size", "licence", "range")
+COLUMNS = ("reward", "gradient", "size", "memory", "licence", "range")
 
 
 def default_settings(name: str) -> Any:
@@ -14,13 +15,24 @@ def default_settings(name: str) -> Any:
     return kind.model_construct(**required)
 
 
+def memory(config: RewardConfig) -> str:
+    """What the weights take by default, from their number and precision; activations come on top (memory_gib)."""
+    found = re.search(r"([\d.]+) (M|B)\b", config.card.size)
+    if found is None:
+        return "-"
+    number = float(found[1]) * {"M": 1e6, "B": 1e9}[found[2]]
+    width = 2 if getattr(config, "dtype", "") == "bfloat16" else 4
+    return f"{number * width / 2**30:.1f} GiB"
+
+
 def overview() -> list[str]:
     """A line for each reward, under a line of titles."""
     rows: list[tuple[str, ...]] = [COLUMNS]
     for name in REWARDS.names():
         config = default_settings(name)
         licence = "; ".join(dict.fromkeys(config.licences().values())) or "Apache-2.0"
-        rows.append((name, "yes" if config.has_gradient() else "no", config.card.size, licence, config.card.range))
+        gradient = "yes" if config.has_gradient() else "no"
+        rows.append((name, gradient, config.card.size, memory(config), licence, config.card.range))
     widths = [max(len(row[k]) for row in rows) for k in range(len(COLUMNS) - 1)]
     return ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
 
@@ -33,6 +45,7 @@ def described(name: str) -> list[str]:
         f"  measures: {card.measures}",
         f"  range:    {card.range}",
         f"  size:     {card.size}",
+        f"  memory:   {memory(config)} of weights; memory_gib bounds what is computed beside them",
         f"  gradient: {'yes' if config.has_gradient() else 'no'}",
         f"  licence:  {config.licence_text()}",
         f"  hacking:  {card.hacking}",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import tiny_checkpoints
+import tiny_detectors as tiny_detectors_of
+import tiny_vlms
 import torch
 from judge_server import judging
 from reward_toys import randomise, to_tensor
@@ -134,6 +136,22 @@ def tiny_lpips(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def tiny_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Dinov2Model folder."""
     return tiny_checkpoints.dino(tmp_path_factory.mktemp("tiny_dino"))
+
+
+@pytest.fixture(scope="session")
+def tiny_detectors(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of zero-shot detectors: owlvit, owlv2 and grounding-dino."""
+    folder = tmp_path_factory.mktemp("tiny_detectors")
+    found = {kind: tiny_detectors_of.owl(folder / kind, tiny_clip, kind) for kind in ("owlvit", "owlv2")}
+    return found | {"grounding-dino": tiny_detectors_of.grounding_dino(folder / "grounding-dino")}
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a Qwen2-VL, with HPSv3.safetensors and an instruction in it."""
+    folder = tmp_path_factory.mktemp("tiny_qwen")
+    tiny_vlms.hpsv3(folder, tiny_vlms.qwen(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reward_toys import smooth
+from reward_toys import PROMPTS, smooth
 from tiny_checkpoints import TINY_SIZES, head
 
 USER_FILE = """
@@ -100,6 +100,23 @@ class Tiny:
         yield {"function": f"{self.folder / 'mine.py'}:warmth"}
         yield {"function": f"{self.folder / 'mine.py'}:warm", "differentiable": False}
 
+    def detector(self) -> Iterator[dict]:
+        shared = {"colours": str(self.fixture("tiny_clip")), "threshold": 0.5}
+        for kind, form in (("owlvit", "log"), ("owlv2", "verdict"), ("grounding-dino", "soft")):
+            yield shared | {"model": str(self.fixture("tiny_detectors")[kind]), "form": form}
+
+    def vqascore(self) -> Iterator[dict]:
+        model = str(self.fixture("tiny_qwen"))
+        yield {"model": model, "form": "log_odds", "dtype": "float32"}
+
+    def unifiedreward(self) -> Iterator[dict]:
+        yield {"model": str(self.fixture("tiny_qwen")), "dtype": "float32"}
+
+    def hpsv3(self) -> Iterator[dict]:
+        folder = self.fixture("tiny_qwen")
+        shared = {"model": str(folder), "weights": str(folder / "HPSv3.safetensors"), "head": 16, "area": 1024}
+        yield shared | {"instruction": str(folder / "instruction.txt"), "dtype": "float32"}
+
     def http(self) -> Iterator[dict]:
         url = self.fixture("judge_url")
         yield from ({"url": url, "model": "m", "answer": how, "cache": None} for how in ("yes", "number"))
@@ -113,3 +130,8 @@ def settings(name: str, request: pytest.FixtureRequest, folder: Path) -> list[di
     """Settings under which the reward `name` is tried; the default ones where nothing else is said."""
     given = getattr(Tiny(request, folder), name, None)
     return [{}] if given is None else list(given())
+
+
+def asked(reward: Any) -> list[str]:
+    """Three prompts that a reward understands."""
+    return [f'a sign "{prompt}"' for prompt in PROMPTS] if reward.config.name == "ocr" else PROMPTS
