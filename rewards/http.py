@@ -3,6 +3,7 @@
     POST URL/chat/completions  {model, messages: [the question and the image], ...}        OpenAI's form of a chat
     yes      r = p(yes) / (p(yes) + p(no))  of the answer's first token                   (Lin et al., arXiv 2404.01291)
     number   r = the first number in the answer, within `range`
+    score    r = the answer, the prompt being the question: of `align serve-reward`
 
 rewards: {judge: {name: http, url: "http://localhost:8000/v1", model: Qwen/Qwen3-VL-8B-Instruct}}
 
@@ -28,6 +29,7 @@ from rewards._base import Reward
 from rewards._card import UNSTATED, Card
 from rewards._config import RewardConfig
 from rewards._errors import RewardError
+from rewards._numerals import NUMERALS
 from rewards._post import post
 
 
@@ -39,8 +41,9 @@ class HttpConfig(RewardConfig):
     """What the judge is called there."""
     question: str = 'Does this image show "{prompt}"? Answer with one word, yes or no.'
     """Asked of each image; {prompt} is its prompt."""
-    answer: Literal["yes", "number"] = "yes"
-    """yes: the probability of that word, which the server must tell (logprobs); number: a number in the text."""
+    answer: Literal["yes", "number", "score"] = "yes"
+    """yes: the probability of that word, which the server must tell (logprobs); number: a number in the text; score:
+    any number, from a reward that `align serve-reward` serves, which is asked the prompt itself."""
     range: tuple[float, float] = (0.0, 10.0)
     """number: what an answer must lie in; another is asked for again."""
     key: str | None = None
@@ -103,24 +106,32 @@ class Http(Reward):
             found = list(pool.map(self._score, levels, prompts))
         return torch.tensor(found, device=images.device)
 
-    def _score(self, levels: Tensor, prompt: str) -> float:
-        """One image (3, H, W), 8-bit."""
-        known = self._answers.get(levels, prompt)
+    def answers(self, images: Tensor, questions: Sequence[str], expected: Sequence[str]) -> Tensor:
+        """B images, a question each, and the answer that is right -> its probability (B,), by the server's logprobs."""
+        levels = (images.detach().float().clamp(0, 1) * 255).round().byte().cpu()
+        with ThreadPoolExecutor(self.config.concurrency) as pool:
+            found = list(pool.map(self._score, levels, questions, expected))
+        return torch.tensor(found, device=images.device)
+
+    def _score(self, levels: Tensor, prompt: str, expected: str | None = None) -> float:
+        """One image (3, H, W), 8-bit; with `expected` the prompt is a question of its own."""
+        asked = prompt if expected is None else f"{prompt} Answer in one word. [{expected}]"
+        known = self._answers.get(levels, asked)
         if known is None:
-            known = self._asked(png(levels), prompt)
-            self._answers.put(levels, prompt, known)
+            known = self._asked(png(levels), prompt, expected)
+            self._answers.put(levels, asked, known)
         return known
 
-    def _asked(self, picture: str, prompt: str) -> float:
+    def _asked(self, picture: str, prompt: str, expected: str | None) -> float:
         config, what = self.config, ""
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        url, body = f"{config.url.rstrip('/')}/chat/completions", self._body(picture, prompt)
+        url, body = f"{config.url.rstrip('/')}/chat/completions", self._body(picture, prompt, expected)
         for attempt in range(config.retries + 1):
             wait = config.backoff * 2**attempt
             try:
                 reply = post(url, body, headers, config.timeout)
                 if reply.status == 200:
-                    return self._read(json.loads(reply.text))
+                    return self._read(json.loads(reply.text), expected)
                 what = f"answered {reply.status}: {' '.join(reply.text.split())[:200]}"
                 if reply.status not in (408, 409, 429) and reply.status < 500:
                     break  # asking again would bring the same
@@ -140,25 +151,31 @@ class Http(Reward):
             "the server, or raise rewards.*.retries; answers so far are kept."
         )
 
-    def _body(self, picture: str, prompt: str) -> dict[str, Any]:
+    def _body(self, picture: str, prompt: str, expected: str | None) -> dict[str, Any]:
         image = {"type": "image_url", "image_url": {"url": picture}}
-        question = {"type": "text", "text": self.config.question.format(prompt=prompt)}
+        text = prompt if self.config.answer == "score" else self.config.question.format(prompt=prompt)
+        text = text if expected is None else f"{prompt} Answer in one word."
+        question = {"type": "text", "text": text}
         body: dict[str, Any] = {"model": self.config.model, "temperature": 0}
         body["messages"] = [{"role": "user", "content": [image, question]}]
-        if self.config.answer == "yes":
+        if self.config.answer == "yes" or expected is not None:
             return body | {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
         return body | {"max_tokens": 64}
 
-    def _read(self, reply: Any) -> float:
-        """The score in a reply."""
+    def _read(self, reply: Any, expected: str | None) -> float:
+        """The score in a reply, or the probability of what is expected."""
         try:
             choice = reply["choices"][0]
+            if expected is not None:
+                return likely(choice["logprobs"]["content"][0]["top_logprobs"], expected)
             if self.config.answer == "yes":
                 return self._yes(choice["logprobs"]["content"][0]["top_logprobs"])
             text = choice["message"]["content"]
         except (KeyError, IndexError, TypeError):
-            missing = "logprobs" if self.config.answer == "yes" else "text"
+            missing = "logprobs" if self.config.answer == "yes" or expected is not None else "text"
             raise Nonsense(f"no {missing} in it") from None
+        if self.config.answer == "score":
+            return _finite(text)
         found = re.search(r"[-+]?\d+(?:\.\d+)?", str(text))
         low, high = self.config.range
         if found is None or not low <= float(found[0]) <= high:
@@ -166,12 +183,22 @@ class Http(Reward):
         return float(found[0])
 
     def _yes(self, tokens: Sequence[Mapping[str, Any]]) -> float:
-        said = {"yes": 0.0, "no": 0.0}
-        for token in tokens:
-            word = str(token["token"]).strip().strip(".,!\"'").lower()
-            if word in said:
-                said[word] += math.exp(float(token["logprob"]))
+        said = {word: likely(tokens, word) for word in ("yes", "no")}
         total = sum(said.values())
         if not 0 < total < math.inf:
             raise Nonsense("neither yes nor no among its likeliest words")
         return said["yes"] / total
+
+
+def likely(tokens: Sequence[Mapping[str, Any]], word: str) -> float:
+    """The probability of a word among the likeliest tokens, however it is spelled; of a number also in digits."""
+    ways = {word.strip().lower(), NUMERALS.get(word.strip().lower(), "")} - {""}
+    said = [(str(token["token"]).strip().strip(".,!\"'").lower(), float(token["logprob"])) for token in tokens]
+    return sum(math.exp(logprob) for text, logprob in said if text in ways)
+
+
+def _finite(text: Any) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise Nonsense(f"{text} is no score")
+    return value

@@ -19,6 +19,7 @@ from align.commands import noise as reno_cli
 from align.commands import preferences as preferences_cli
 from align.commands import report as report_cli
 from align.commands import score as score_cli
+from align.commands import serve as serve_cli
 from align.commands import vote as vote_cli
 from align.commands.group import Listing, recipe_names
 from align.commands.values import SIZE, STEPS, finite, settings_among
@@ -185,6 +186,7 @@ for _command in (lists_cli.recipes, lists_cli.rewards, lists_cli.models, lists_c
     app.command()(_plainly(_command))
 app.command(cls=score_cli.Many)(_plainly(score_cli.score))
 app.command(cls=score_cli.Many)(_plainly(evaluate_cli.evaluate))
+app.command("serve-reward")(_plainly(serve_cli.serve_reward))
 app.command()(_plainly(preferences_cli.pairs))
 app.command()(_plainly(preferences_cli.cache))
 app.command()(_plainly(vote_cli.vote))

@@ -125,10 +125,11 @@ def meant(name: str, said: dict[str, Any], written: str = "", *, on_disk: bool =
 
         keys = ("recipe", "model", "prompts", "file", "count", "reward")
         return assembled(*(said[key] for key in keys), {}, said["change"])
-    if name == "score":
+    if name in ("score", "serve-reward"):
         from align.evaluation.score_inputs import reward_configs
 
-        reward_configs(said["reward"], said["change"] or ())
+        named = said["reward"]
+        reward_configs([named] if isinstance(named, str) else named, said["change"] or ())
     return None
 
 

@@ -1,0 +1,57 @@
+"""`align serve-reward`: a reward behind an HTTP endpoint, so that a large judge lives on another GPU or machine."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from align.errors import UserError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve_reward(
+    reward: Annotated[str, typer.Argument(help="A name (align rewards), or label=name.")],
+    change: Annotated[list[str] | None, typer.Option("--set", help="A setting: --set hpsv3.dtype=bfloat16")] = None,
+    host: Annotated[str, typer.Option(help="The address to listen at; others than loopback need --key.")] = LOOPBACK[0],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    batch: Annotated[int, typer.Option(min=1, help="Images scored at once.")] = 16,
+    wait: Annotated[float, typer.Option(min=0, help="Milliseconds to wait for more of them.")] = 20.0,
+    key: Annotated[str | None, typer.Option(help="Variable of the environment with the key to ask for.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda:1, cpu; default: the GPU, if there is one.")] = None,
+) -> None:
+    """Serve a reward for the reward http: {name: http, url: "http://HOST:PORT/v1", model: NAME, answer: score}."""
+    from align.evaluation.score_inputs import reward_configs
+
+    secret = os.environ.get(key, "") if key else ""
+    if key and not secret:
+        raise UserError(f"--key {key}: is no variable of the environment, or is empty. Set it to a key of your own.")
+    if host not in LOOPBACK and not secret:
+        raise UserError(f"--host {host}: others could ask too. Give --key with a variable that holds a key.")
+    [(label, config)] = reward_configs([reward], change or ()).items()
+    for setting, text in config.conflicts({}):
+        raise UserError(f"{label}{setting}: {text}")
+    import torch
+
+    from align.evaluation.serve import Batcher, server
+    from align.registry import REWARDS, build
+    from rewards import Composite
+
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"--device {device}: is none. Give cpu, cuda or cuda:1.") from None
+    composite = Composite({label: build(REWARDS, config)}).to(place)
+    batcher = Batcher(lambda images, prompts: composite(images.to(place), prompts)[label], batch, wait / 1000)
+    try:
+        listening = server(batcher, label, host, port, secret)
+    except OSError as error:
+        raise UserError(f"--port {port}: cannot listen at {host} ({error.strerror}). Choose another.") from None
+    url = f"http://{host}:{listening.server_port}/v1"
+    typer.echo(f'{label} at {url}: rewards={{judge: {{name: http, url: "{url}", model: {label}, answer: score}}}}')
+    try:
+        listening.serve_forever()
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    finally:
+        listening.server_close()
