@@ -23,7 +23,14 @@ def evaluate(
         str | None,
         typer.Option(
             help="File, folder, set (shapes:report) or benchmark: parti, drawbench, geneval, t2i-compbench, "
-            "hpdv2, dpg. Default: the recipe's."
+            "hpdv2, dpg, geneval2. Default: the recipe's."
+        ),
+    ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask a benchmark's questions: geneval, geneval2, dpg, t2i-compbench (each also as NAME=FILE), "
+            "shapes:report, or a file of your own."
         ),
     ] = None,
     count: Annotated[int | None, typer.Option("--count", "-n", min=2, help="So many prompts, all categories.")] = None,
@@ -60,6 +67,7 @@ def evaluate(
         recipe=recipe,
         model=model,
         prompts=prompts,
+        benchmark=benchmark,
         count=count,
         num_images=images,
         rewards=reward or (),

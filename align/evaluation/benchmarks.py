@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from align.data._prompt_files import Item
 from align.errors import UserError
@@ -83,15 +84,25 @@ def _drawbench(text: str, category: str) -> list[Item]:
 
 
 def _geneval(text: str, category: str) -> list[Item]:
-    items = []
+    return [Item(prompt, tag) for prompt, tag in _records(text, "prompt", "tag")]
+
+
+def _geneval2(text: str, category: str) -> list[Item]:
+    """The category is the number of atoms: how much a prompt asks for."""
+    return [Item(prompt, f"{atoms} atoms") for prompt, atoms in _records(text, "prompt", "atom_count")]
+
+
+def _records(text: str, *keys: str) -> list[list[Any]]:
+    """What each line's object has under the keys."""
+    found = []
     try:
-        for number, record in json_lines(text, "it", '{"tag": ..., "prompt": ...}'):
-            if not isinstance(record, dict) or not {"tag", "prompt"} <= record.keys():
-                raise _Layout(f'line {number} is no {{"tag": ..., "prompt": ...}}')
-            items.append(Item(record["prompt"], record["tag"]))
+        for number, record in json_lines(text, "it", '{"prompt": ...}'):
+            if not isinstance(record, dict) or not {*keys} <= record.keys():
+                raise _Layout(f"line {number} has not all of {', '.join(keys)}")
+            found.append([record[key] for key in keys])
     except Unreadable as error:
         raise _Layout(str(error)) from None
-    return items
+    return found
 
 
 def _lines(text: str, category: str) -> list[Item]:
@@ -143,6 +154,13 @@ BENCHMARKS = {
         {"evaluation_metadata.jsonl": ""},
         _geneval,
         553,
+    ),
+    "geneval2": Benchmark(
+        "GenEval 2: objects, attributes, counts, relations of 3 to 10 atoms (Kamath et al. 2025, arXiv 2512.16853)",
+        _GITHUB + "facebookresearch/GenEval2/a6e82d2289e8d418f27f0adee77908b07060eea3/",
+        {"geneval2_data.jsonl": ""},
+        _geneval2,
+        800,
     ),
     "t2i-compbench": Benchmark(
         "T2I-CompBench, validation: attributes, relations, complex prompts (Huang et al. 2023, arXiv 2307.06350)",

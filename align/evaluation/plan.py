@@ -1,7 +1,7 @@
 """From what a command line names to what is drawn and judged: the recipe behind the arms, prompts, rewards, seed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from align.config import Recipe, load_recipe
@@ -9,7 +9,8 @@ from align.errors import UserError
 from align.evaluation.arms import BASE, Cast, cast
 from align.evaluation.benchmarks import Item
 from align.evaluation.branches import of_recipe
-from align.evaluation.prompts import load
+from align.evaluation.prompts import load, shares
+from align.evaluation.questions import Examination, examination
 from align.evaluation.score_inputs import reward_configs
 from align.noise.recipe import recipe_of
 from align.registry import EMBEDDED, RewardConfig
@@ -33,6 +34,8 @@ class Plan:
     """{label: what judges}."""
     trained_on: list[str]
     """The labels among `rewards` that some arm maximises: its adapter's training, or its choice of noise."""
+    exam: Examination | None = None
+    """The benchmark whose questions are asked of the images; the first of `rewards` answers."""
 
 
 def plan(
@@ -50,15 +53,23 @@ def plan(
     strengths: Sequence[float] = (),
     mix: Sequence[float] = (),
     batch_size: int = 16,
+    benchmark: str | None = None,
 ) -> Plan:
     """Puts an evaluation together; what is not said is taken from the recipe behind the arms."""
     if not systems:
         raise UserError("what is to be evaluated? Name a run's folder, an adapter, best-of:8, reno:20, or base.")
+    if benchmark is not None and prompts is not None:
+        raise UserError(f"--prompts {prompts}: a benchmark has its own. Leave out --prompts, or --benchmark.")
+    exam = None if benchmark is None else _shortened(examination(benchmark), count)
     sweeps: dict[str, Any] = {"against": against, "strengths": strengths, "mix": mix}
     chosen = cast(systems, **sweeps)
     everyone = [chosen.baseline, *chosen.arms]
     noisy = any(arm.noise for arm in everyone)
-    of_rewards = [c for c in changes if c.partition(".")[0] in {name.partition("=")[0] for name in rewards}]
+    preset: list[str] = []
+    if exam is not None and not rewards:
+        rewards = [str(exam.judge["name"])]
+        preset = [f"{rewards[0]}.{key}={value}" for key, value in exam.judge.items() if key != "name"]
+    of_rewards = preset + [c for c in changes if c.partition(".")[0] in {name.partition("=")[0] for name in rewards}]
     said: dict[str, Any] = {} if seed is None else {"train.seed": seed}
     if model is not None:
         said |= recipe_of(model)[1]
@@ -81,6 +92,9 @@ def plan(
     if (dynamic := loaded.sampling.how.dynamic) is not None:  # what chose the scales has seen the images
         maximised += [_scored(config) for config in dynamic.rewards.values()]
     trained_on = [label for label, config in judges.items() if _scored(config) in maximised]
+    if exam is not None:
+        items = [Item(one.prompt, one.category) for one in exam.asked]
+        return Plan(loaded, chosen, exam.name, items, num_images, batch_size, judges, trained_on, exam)
     report = loaded.evaluate
     source = prompts or (report.prompts if report else None)
     if source is None and str(getattr(loaded.model, "checkpoint", "")).startswith(EMBEDDED):
@@ -92,6 +106,14 @@ def plan(
     items = load(source, count)
     named = source if isinstance(source, str) else f"{len(source)} prompts of the recipe"
     return Plan(loaded, chosen, named, items, num_images, batch_size, judges, trained_on)
+
+
+def _shortened(exam: Examination, count: int | None) -> Examination:
+    """So many of its prompts, the categories in turn."""
+    if count is None:
+        return exam
+    places = shares([Item(one.prompt, one.category) for one in exam.asked], count)
+    return replace(exam, asked=[exam.asked[place] for place in places])
 
 
 def _behind(chosen: Cast, recipe: str | None, model: str | None, noisy: bool) -> Any:

@@ -12,6 +12,8 @@ from torch import Tensor
 from align.evaluation.arms import Arm
 from align.evaluation.benchmarks import Item
 from align.evaluation.statistics import Gain, gains, intervals, means
+from align.evaluation.verdicts import Examined
+from align.evaluation.verdicts import lines as benchmark_lines
 from align.figures.statistics import Interval
 from align.hooks._probes import spread
 
@@ -75,6 +77,8 @@ class Evaluation(Known):
     """The labels that training, or the choice of noise, has maximised."""
     baseline: Baseline
     arms: list[ArmResult]
+    benchmark: Examined | None = None
+    """What the benchmark of --benchmark says."""
     num_processes: int
     """It changes no number above rounding."""
     hardware: str
@@ -210,3 +214,5 @@ def lines(found: Evaluation) -> Iterator[str]:
         if arm.drift is not None:
             aside.append(f"drift {arm.drift:.3g}")
         yield f"  {', '.join(aside)}"
+    if found.benchmark is not None:
+        yield from benchmark_lines(found.benchmark)

@@ -23,6 +23,7 @@ from align.evaluation.draw import Built, Easel
 from align.evaluation.files import Chunk, Folder, Part, fingerprint, stamps, together
 from align.evaluation.page import PAGE, page
 from align.evaluation.plan import Plan
+from align.evaluation.questions import Asked
 from align.evaluation.results import (
     EVALUATION,
     SCORES,
@@ -35,6 +36,7 @@ from align.evaluation.results import (
     scores_csv,
     summary_csv,
 )
+from align.evaluation.verdicts import TABLE, answered, as_csv, examined
 from align.hooks._probes import SIDE
 from align.interrupt import Interrupt
 from align.policy import adapter_file
@@ -73,6 +75,8 @@ class Session:
             for arm in arms:
                 self._make(arm, interrupt, done)
         self.accelerator.wait_for_everyone()
+        if self.plan.exam is not None:
+            self._examine(arms)
         if not self.accelerator.is_main_process:
             return None
         for arm in arms:
@@ -81,6 +85,8 @@ class Session:
         found = self._evaluation(measured)
         self.folder.write(SCORES, scores_csv(measured, self.plan.items))
         self.folder.write(SUMMARY, summary_csv(found))
+        if found.benchmark is not None:
+            self.folder.write(TABLE, as_csv(found.benchmark))
         self.folder.write(EVALUATION, found.model_dump_json(indent=1) + "\n")
         self.folder.write(PAGE, page(found, measured, self.plan.items, self.folder))
         return found
@@ -149,6 +155,36 @@ class Session:
             part.scores[label], part.judged[label] = scores.float().cpu().view(-1, count), self.judged[label]
             self.folder.save_part(arm, chunk, part)
 
+    def _examine(self, arms: Sequence[Arm]) -> None:
+        """The answers that are not there yet, the batches shared out among the processes."""
+        assert self.plan.exam is not None
+        label = next(iter(self.plan.rewards))
+        for arm in arms:
+            for number, chunk in enumerate(self.chunks):
+                part = self.folder.part(arm, chunk, self._key(arm, chunk), self.plan.num_images)
+                if number % self.accelerator.num_processes != self.accelerator.process_index or part is None:
+                    continue
+                name, key, asked = self._questions(arm, chunk)
+                if self.folder.note(arm, name, key) is None:
+                    images = self.folder.images(arm, chunk, self.plan.num_images).to(self.accelerator.device)
+                    judge = self.built({label: self.plan.rewards[label]})
+                    found = answered(judge, label, images, asked)
+                    self.folder.keep(arm, name, key, [one.tolist() for one in found])
+        self.accelerator.wait_for_everyone()
+
+    def _questions(self, arm: Arm, chunk: Chunk) -> tuple[str, str, list[Asked]]:
+        """(name of the file of answers, what they depend on, the chunk's questions)."""
+        assert self.plan.exam is not None
+        label = next(iter(self.plan.rewards))
+        asked = [self.plan.exam.asked[index] for index in chunk.indices]
+        pixels = self.folder.digest(arm, chunk, self.plan.num_images)
+        return f"answers-{chunk.start:05d}", fingerprint(pixels, self.judged[label], asked), asked
+
+    def _answers(self, arm: Arm) -> list[Tensor]:
+        """(K, Q) of every prompt."""
+        kept = [self.folder.note(arm, *self._questions(arm, chunk)[:2]) or [] for chunk in self.chunks]
+        return [torch.tensor(one, dtype=torch.float64) for part in kept for one in part]
+
     def _measured(self, arm: Arm) -> Measured:
         parts = [self.folder.part(arm, c, self._key(arm, c), self.plan.num_images) for c in self.chunks]
         scores, small = together([part for part in parts if part is not None], list(self.plan.rewards))
@@ -169,6 +205,10 @@ class Session:
 
     def _evaluation(self, measured: Sequence[Measured]) -> Evaluation:
         plan, (base, *others) = self.plan, measured
+        exam = None
+        if plan.exam is not None:
+            answers = {one.arm.label: self._answers(one.arm) for one in others}
+            exam = examined(plan.exam, next(iter(plan.rewards)), self._answers(base.arm), answers)
         sampling, model = plan.recipe.sampling, plan.recipe.dump()["model"]
         return Evaluation(
             model=f"{model['name']} {model.get('checkpoint', '')}".strip(),
@@ -181,6 +221,7 @@ class Session:
             trained_on=plan.trained_on,
             baseline=baseline(base, plan.items),
             arms=[against(base, one, plan.items) for one in others],
+            benchmark=exam,
             num_processes=self.accelerator.num_processes,
             hardware=hardware(),
             versions=versions(),
