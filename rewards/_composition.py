@@ -11,7 +11,7 @@ so that two boxes on one object count once. With n the number that is asked for,
     at least n        min(N / n, 1)
     less than m       1 / (1 + (2 max(N - (m - 1), 0))^2)
     n of a colour     min(sum_q w_q p_q(colour) / n, 1)
-    left of etc.      sigmoid((d - 0.5) / 0.15) min(N_a, 1) min(N_b, 1),   d = (offset - 0.1 (sizes)) / |offset|
+    left of etc.      sigmoid((d - 0.5) / 0.2) min(N_a, 1) min(N_b, 1),   d = (offset - 0.1 (sizes)) / |offset|
 
 along the relation's axis; d > 0.5 is GenEval's rule, whose verdict is taken of all boxes above the threshold.
 """
@@ -27,7 +27,7 @@ from rewards._demands import Clause, Demands
 SHARPNESS = 0.5  # T, in logits
 OVERLAP = 0.5  # intersection over union
 MOST = 64  # boxes that are looked at, the likeliest
-MARGIN, CONE, SOFTNESS = 0.1, 0.5, 0.15  # GenEval's position_threshold and 0.5; T of the relation
+MARGIN, CONE, SOFTNESS = 0.1, 0.5, 0.2  # GenEval's position_threshold and 0.5; T of the relation
 MAX_OBJECTS = 16  # GenEval's
 AXES = {"left of": (-1.0, 0.0), "right of": (1.0, 0.0), "above": (0.0, -1.0), "below": (0.0, 1.0)}
 

@@ -1,7 +1,7 @@
 """A detector that looks for what a prompt asks for: which objects, how many, of which colour, and where.
 
     soft:    mean of soft checks                        in [0, 1]; by soft counts and places, with a gradient
-    log:     mean of log max(check, 0.02)               in [-3.9, 0]; pulls hardest on what fails most
+    log:     mean of log max(check, 0.0001)             in [-9.2, 0]; pulls hardest on what fails most
     verdict: 1 if every check holds, by GenEval's rule  0 or 1, no gradient
 
 The demands are those of a file in GenEval's form (`demands`), or of a simple caption. Network: a zero-shot detector of
@@ -26,7 +26,7 @@ from rewards._errors import RewardError
 from rewards._simple_captions import parse
 from rewards._zero_shot import Detector as Network
 
-LEAST = 0.02  # of a check under the logarithm
+LEAST = 1e-4  # of a check under the logarithm
 SPARE = 2  # boxes whose colour is read beyond those that are asked for
 MOST_COLOURED = 8
 
@@ -50,7 +50,7 @@ class DetectorConfig(RewardConfig):
 
     card = Card(
         measures="Whether the objects that a prompt names are there, how many, of which colour and where.",
-        range="[0, 1]; log [-3.9, 0]; verdict 0 or 1",
+        range="[0, 1]; log [-9.2, 0]; verdict 0 or 1",
         size="583 M (OWLv2 base, and CLIP ViT-L/14 for colours)",
         hacking="Not measured. By its form: what the detector takes for the thing and is none; looks count nothing.",
         partner="hpsv2",

@@ -54,13 +54,12 @@ def drawn(text: str, turn: int = 0) -> torch.Tensor:
 
 
 def test_rapidocr_reads_what_is_rendered():
-    """Right, wrong, in two words, upside down, and nothing at all."""
+    """Two words, one upside down, half of what is asked, another word, and nothing at all."""
     pytest.importorskip("rapidocr")
     reward = Ocr(OcrConfig())
     prompt = 'a sign that says "Hello World"'
     assert float(reward(drawn("Hello World"), [prompt])[0]) == 1
-    assert float(reward(drawn("Hello World", 180), [prompt])[0]) == 1
-    assert float(reward(drawn("HELLO"), ['"Hello"'])[0]) == 1
-    assert 0.3 < float(reward(drawn("Hello"), [prompt])[0]) < 0.7
+    assert float(reward(drawn("Hello", 180), ['"hello"'])[0]) == 1
+    assert float(reward(drawn("HELLO"), [prompt])[0]) == 0.5
     assert float(reward(drawn("Banana"), ['"Hello"'])[0]) < 0.5
     assert float(reward(drawn(""), [prompt])[0]) == 0
