@@ -25,7 +25,7 @@ from rewards._load import given_file, hub_file, load_hf_empty, load_strictly, re
 from rewards._qwen_pixels import QwenPixels
 from rewards._vlm import encode, load_processor
 
-SOURCE = "https://raw.githubusercontent.com/MizzenAI/HPSv3/master/hpsv3/dataset/data_collator_qwen.py"
+SOURCE = "https://raw.githubusercontent.com/MizzenAI/HPSv3/main/hpsv3/dataset/data_collator_qwen.py"
 DIGEST = "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c"  # of the instruction and what follows it
 TOKEN = "<|Reward|>"
 AREA = 256 * 28 * 28  # pixels

@@ -12,10 +12,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def serve_reward(
     reward: Annotated[str, typer.Argument(help="A name (align rewards), or label=name.")],
-    change: Annotated[list[str] | None, typer.Option("--set", help="A setting: --set hpsv3.dtype=bfloat16")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(help="Its settings: hpsv3.dtype=bfloat16 ...")] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", help="The same: --set hpsv3.dtype=bfloat16")] = None,
     host: Annotated[str, typer.Option(help="The address to listen at; others than loopback need --key.")] = LOOPBACK[0],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
-    batch: Annotated[int, typer.Option(min=1, help="Images scored at once.")] = 16,
+    batch: Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Images scored at once.")] = 16,
     wait: Annotated[float, typer.Option(min=0, help="Milliseconds to wait for more of them.")] = 20.0,
     key: Annotated[str | None, typer.Option(help="Variable of the environment with the key to ask for.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda:1, cpu; default: the GPU, if there is one.")] = None,
@@ -28,7 +29,7 @@ def serve_reward(
         raise UserError(f"--key {key}: is no variable of the environment, or is empty. Set it to a key of your own.")
     if host not in LOOPBACK and not secret:
         raise UserError(f"--host {host}: others could ask too. Give --key with a variable that holds a key.")
-    [(label, config)] = reward_configs([reward], change or ()).items()
+    [(label, config)] = reward_configs([reward], [*(settings or ()), *(change or ())]).items()
     for setting, text in config.conflicts({}):
         raise UserError(f"{label}{setting}: {text}")
     import torch

@@ -8,7 +8,7 @@ import torch
 from judge_server import judging
 
 from rewards import Composite, RewardError
-from rewards.http import Http, HttpConfig
+from rewards.http import Http, HttpConfig, likely
 
 PROMPTS = ["a red circle", "two blue squares", "a star"]
 KEY = "sk-very-secret"
@@ -130,6 +130,20 @@ def test_the_key_comes_from_the_environment_and_is_told_nobody(judge, images, tm
     told = [str(caught.value), repr(one), one.config.model_dump_json(), caplog.text, *capfd.readouterr()]
     told += [path.read_text() for path in (tmp_path / "answers").rglob("*.json")]
     assert not any(KEY in text for text in told)
+
+
+def test_the_probability_of_a_benchmarks_answer(judge, images, tmp_path):
+    """Each question as it stands; the answer's probability among all, however it is spelled; kept by the answer too."""
+    one = reward(judge, tmp_path)
+    questions = ["Is there a dog?", "Is there a cat?", "Are there dogs?"]
+    found = one.answers(images, questions, ["Yes", "no", "Yes"])
+    assert found.tolist() == pytest.approx([0.9 * 51 / 255, 0.9 * 127 / 255, 0.9 * 204 / 255], abs=1e-4)
+    asked = {body["messages"][0]["content"][1]["text"] for body in judge.asked}
+    assert asked == {f"{question} Answer in one word." for question in questions}
+    assert torch.equal(one.answers(images, questions, ["Yes", "no", "Yes"]), found) and len(judge.asked) == 3
+    assert float(one.answers(images[:1], questions[:1], ["no"])[0]) == pytest.approx(0.9 * 204 / 255, abs=1e-4)
+    tokens = [{"token": " Three", "logprob": math.log(0.5)}, {"token": "3.", "logprob": math.log(0.25)}]
+    assert likely(tokens, "three") == pytest.approx(0.75) and likely(tokens, "two") == 0
 
 
 def test_a_recipe_is_told_what_is_missing(monkeypatch):
