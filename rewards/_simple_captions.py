@@ -7,6 +7,7 @@ Whatever else a caption says ("in a storm", "riding", "very old") is not underst
 """
 
 import re
+from collections.abc import Sequence
 
 from rewards._demands import COLOURS, Clause, Demands
 from rewards._errors import RewardError
@@ -75,7 +76,7 @@ def singular(noun: str) -> str:
     return noun[:-1] if re.search(r"[^s]s$", noun) else noun
 
 
-def _tag(include: tuple[Clause, ...]) -> str:
+def _tag(include: Sequence[Clause]) -> str:
     """GenEval's name of the task."""
     if any(clause.relation for clause in include):
         return "position"

@@ -92,12 +92,12 @@ def distance(a: str, b: str) -> int:
 def reader(least: float) -> Callable[[Any], str]:
     """RapidOCR: 8-bit pixels (H, W, 3), RGB -> what is written there."""
     try:
-        from rapidocr import RapidOCR
+        from rapidocr import RapidOCR  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise RewardError(
             f'reward ocr: RapidOCR cannot be imported ({error}). Install it: pip install "diffalign[ocr]".'
         ) from None
-    engine = RapidOCR(params={"Global.log_level": "error", "Global.text_score": least})
+    engine: Any = RapidOCR(params={"Global.log_level": "error", "Global.text_score": least})
 
     def read(pixels: Any) -> str:
         return " ".join(engine(pixels[..., ::-1].copy()).txts or ())

@@ -163,7 +163,9 @@ def _geneval2(text: str, category: str) -> list[Asked]:
             raise _Wrong(f"line {number} has not as many skills as questions")
         if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_said, pair)) for pair in pairs):
             raise _Wrong(f"line {number} has a question without an answer")
-        asked = tuple(Question(*pair, skill) for pair, skill in zip(pairs, map(str, skills), strict=True))
+        asked = tuple(
+            Question(text, right, skill) for (text, right), skill in zip(pairs, map(str, skills), strict=True)
+        )
         found.append(Asked(row["prompt"], f"{row.get('atom_count', '')} atoms", asked))
     return found
 
