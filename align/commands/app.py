@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from align.commands import begin as init_cli
 from align.commands import evaluate as evaluate_cli
 from align.commands import hub as hub_cli
 from align.commands import lists as lists_cli
@@ -21,6 +22,7 @@ from align.commands import report as report_cli
 from align.commands import score as score_cli
 from align.commands import serve as serve_cli
 from align.commands import vote as vote_cli
+from align.commands import watch as watch_cli
 from align.commands.group import Listing, recipe_names
 from align.commands.values import SIZE, STEPS, finite, settings_among
 from align.errors import UserError
@@ -184,6 +186,7 @@ def shapes(context: typer.Context) -> None:
 
 for _command in (lists_cli.recipes, lists_cli.rewards, lists_cli.models, lists_cli.components, lists_cli.schema):
     app.command()(_plainly(_command))
+app.command()(_plainly(init_cli.init))
 app.command(cls=score_cli.Many)(_plainly(score_cli.score))
 app.command(cls=score_cli.Many)(_plainly(evaluate_cli.evaluate))
 app.command("serve-reward")(_plainly(serve_cli.serve_reward))
@@ -191,6 +194,7 @@ app.command()(_plainly(preferences_cli.pairs))
 app.command()(_plainly(preferences_cli.cache))
 app.command()(_plainly(vote_cli.vote))
 app.command()(_plainly(report_cli.report))
+app.command()(_plainly(watch_cli.watch))
 for _command in (hub_cli.publish, hub_cli.pull, hub_cli.export):
     app.command()(_plainly(_command))
 app.command()(_plainly(reno_cli.reno))

@@ -10,11 +10,24 @@ from align.files.output import write
 from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
 
 
-def recipes() -> None:
+def recipes(
+    model: Annotated[str | None, typer.Option(help="Only those for this checkpoint: a folder or a Hub id.")] = None,
+) -> None:
     """List the recipes that can be named."""
-    from align.recipes import names
+    from align.commands.fitting import first_comment, fitting
 
-    _table({name: _first_comment(path) for name, path in names().items()})
+    if model is None:
+        from align.recipes import names
+
+        _table({name: first_comment(path) for name, path in names().items()})
+        return
+    found = fitting(model)
+    if not found:
+        typer.echo(f"no recipe is made for the family of {model} yet: align init --model {model} writes one")
+    _table({fit.name: fit.comment for fit in found})
+    if any(not fit.same for fit in found):
+        word = "the others take it" if any(fit.same for fit in found) else "they take it"
+        typer.echo(f"{word} with model.checkpoint={model}")
 
 
 def rewards(name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None) -> None:
@@ -104,8 +117,3 @@ def _first_line(module: str) -> str:
         return ""
     text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0]
-
-
-def _first_comment(path: Path) -> str:
-    line = path.read_text(encoding="utf-8").partition("\n")[0]
-    return line.removeprefix("#").strip() if line.startswith("#") else ""

@@ -1,0 +1,93 @@
+"""`align init`: three questions, and a recipe of one's own."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from align.commands.fitting import family
+from align.errors import UserError
+from align.files.output import check_file, write
+from align.registry import EMBEDDED, MODELS
+
+GOALS = {"people": "what people pick", "prompt": "what the prompt asks for", "beauty": "beauty"}
+REWARDS = {"people": ("pickscore", "imagereward"), "prompt": ("imagereward", "pickscore"),
+           "beauty": ("aesthetic", "pickscore")}  # fmt: skip
+"""(trained on, held out)."""
+PICK = "pick: {name: clip, model: embedded:shapes-pick, form: logit}"
+EYE = "eye: {model: embedded:shapes-eye}"
+EMBEDDED_REWARDS = {"people": (PICK, EYE), "prompt": (EYE, PICK), "beauty": (PICK, EYE)}
+TIGHT = 24  # GiB up to which memory goes before time
+
+Model = Annotated[str | None, typer.Option(help="Hub id or folder of a diffusers pipeline.")]
+Goal = Annotated[str | None, typer.Option(help="people, prompt, beauty, or a function of yours: my_rewards.py:warmth.")]
+Memory = Annotated[float | None, typer.Option(min=1, help="Of the GPU, in GiB.")]
+
+
+def init(
+    model: Model = None,
+    goal: Goal = None,
+    gpu_memory: Memory = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The recipe's file.")] = Path("mine.yaml"),
+) -> None:
+    """Ask for a model, what there should be more of, and the GPU's memory, and write a recipe with comments."""
+    check_file(output, "--output", (".yaml", ".yml"))
+    if output.exists():
+        raise UserError(f"--output {output}: there is something already. Name another file, or remove it.")
+    model = model or typer.prompt("Which model (Hub id or folder)", default="embedded:shapes-sd")
+    found = family(str(model))
+    if goal is None:
+        goal = typer.prompt(f"More of what ({', '.join(f'{k}: {v}' for k, v in GOALS.items())}; or file.py:function)")
+    if goal not in GOALS and ":" not in str(goal):
+        raise UserError(f"--goal {goal}: is none. Choose {', '.join(GOALS)}, or a function: my_rewards.py:warmth.")
+    if gpu_memory is None:
+        gpu_memory = typer.prompt("GPU memory in GiB", default=24.0, type=float)
+    write(output, recipe(str(model), found, str(goal), gpu_memory), "--output")
+    typer.echo(f"{output}\nnext:  align train {output} --dry-run   then without --dry-run")
+
+
+def recipe(model: str, family_name: str, goal: str, gib: float) -> str:
+    """The text of a recipe; `goal` is one of GOALS, or the path of a function."""
+    embedded, published = model.startswith(EMBEDDED), getattr(MODELS.get(family_name), "published", ())
+    known: Any = next((one for one in published if one.checkpoint == model), published[0])
+    steps = {"num_steps": 6, "step_rule": "ddim", "guidance_scale": 2.0} if embedded else known.sampling
+    sampling = ", ".join(f"{key}: {value}" for key, value in steps.items())
+    trained, held_out = _rewards(goal, embedded)
+    world = "shapes" if embedded else "scenes"
+    tight = gib <= TIGHT and not embedded
+    held = "{" + held_out + "}"
+    lines = [
+        f"# DRaFT-1 on {model}: more of {GOALS.get(goal, goal)}, watched by what is not trained on",
+        "model:",
+        f"  name: {family_name}",
+        f"  checkpoint: {model}",
+        *([] if embedded else ["  dtype: {network: bf16, text: bf16, vae: bf16}   # what is frozen; LoRA is float32"]),
+        *(["  checkpoint_blocks: true   # less memory, more time; more still: quantize: nf4 (diffalign[bnb])"] * tight),
+        "objective: draft   # follows the reward's gradient through the last step; align components lists others",
+        f"data: {{name: prompts, prompts: {world}:train}}   # or a file of yours: prompts.txt",
+        "rewards: {" + trained + "}   # align rewards lists all, and how each is hacked",
+        f"sampling: {{{sampling}, last_k: 1}}",
+        "adapter: {rank: 16}",
+        f"optim: {{lr: {'1e-3' if embedded else '1e-4'}}}   # too high: the guard ends the run; too low: nothing moves",
+        "train:",
+        f"  num_updates: {40 if embedded else 1000}",
+        "  batch_size: 16",
+        f"  micro_batch_size: {1 if tight else 4}   # rows at once: lower it when memory runs out; no result changes",
+        "hooks:",
+        f"  samples: {{prompts: {world}:select, num_images: 8, every: {20 if embedded else 100}}}",
+        f"  guard: {{prompts: {world}:select, rewards: {held}, every: {20 if embedded else 100}}}",
+        "evaluate:   # before and after, on prompts that nothing was trained or chosen on",
+        f"  prompts: {world}:report",
+        "  num_prompts: 64",
+        f"  rewards: {held}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _rewards(goal: str, embedded: bool) -> tuple[str, str]:
+    """(what is trained on, what is held out), as entries of a block."""
+    known = EMBEDDED_REWARDS if embedded else {key: (f"{a}: {{}}", f"{b}: {{}}") for key, (a, b) in REWARDS.items()}
+    if goal in GOALS:
+        return known[goal]
+    name = "".join(letter for letter in goal.rpartition(":")[2] if letter.isalnum() or letter == "_") or "mine"
+    return f'{name}: {{name: python, function: "{goal}"}}', known["people"][0]

@@ -1,0 +1,68 @@
+"""A first recipe: which exist for a checkpoint, and three questions that write one."""
+
+import pytest
+from typer.testing import CliRunner
+
+from align.commands.app import app
+from align.commands.begin import GOALS, recipe
+from align.commands.fitting import family, fitting
+from align.config import load_recipe
+from align.errors import UserError
+from align.plan import plan
+from align.registry import MODELS
+
+PUBLISHED = [
+    (name, one.checkpoint) for name in MODELS.names() for one in getattr(MODELS.get(name), "published", ())
+]  # fmt: skip
+
+
+def test_recipes_for_a_checkpoint_are_those_of_its_family():
+    sdxl = fitting("stabilityai/stable-diffusion-xl-base-1.0")
+    assert sdxl[0].same and {"draft/sdxl_lightning", "diffusion_dpo/sdxl"} <= {fit.name for fit in sdxl}
+    assert not {"draft/shapes", "draft/sd15_lcm"} & {fit.name for fit in sdxl}
+    shapes = fitting("embedded:shapes-sd")
+    assert "draft/shapes" in {fit.name for fit in shapes if fit.same}
+    assert "draft/sd15_lcm" in {fit.name for fit in shapes if not fit.same}, "a family's recipe takes its checkpoints"
+
+
+def test_a_folder_is_known_by_its_index(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    assert family(str(tmp_path)) == "flux"
+    (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    with pytest.raises(UserError, match=r"^--model .*no family is made for a WanPipeline"):
+        family(str(tmp_path))
+
+
+def test_the_list_says_how_the_others_take_it():
+    done = CliRunner().invoke(app, ["recipes", "--model", "embedded:shapes-sd"])
+    assert done.exit_code == 0 and "the others take it with model.checkpoint=embedded:shapes-sd" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "checkpoint"), PUBLISHED)
+def test_a_recipe_is_written_for_every_published_checkpoint(tmp_path, name, checkpoint):
+    text = recipe(checkpoint, name, "people", 16)
+    assert len(text.splitlines()) <= 30 and text.count("#") > 6
+    (tmp_path / "mine.yaml").write_text(text)
+    loaded = load_recipe(tmp_path / "mine.yaml")
+    assert loaded.train.micro_batch_size == 1 and loaded.model.checkpoint_blocks  # type: ignore[attr-defined]
+    assert set(loaded.rewards) & set(loaded.hooks["guard"].rewards) == set()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("goal", [*GOALS, "mine.py:warmth"])
+def test_three_answers_make_a_recipe_that_dry_runs(tmp_path, monkeypatch, goal):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def warmth(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    done = CliRunner().invoke(app, ["init"], input=f"embedded:shapes-sd\n{goal}\n24\n")
+    assert done.exit_code == 0 and "align train mine.yaml --dry-run" in done.stdout, done.output
+    loaded = load_recipe("mine.yaml")
+    if goal == "people":  # the others differ in rewards alone, which a plan does not build
+        said = plan(loaded)
+        assert "unknown" not in said and "memory" in said
+    again = CliRunner().invoke(app, ["init", "--model", "embedded:shapes-sd", "--goal", goal, "--gpu-memory", "24"])
+    assert again.exit_code == 2 and "there is something already" in again.stderr
+
+
+def test_a_goal_that_is_none_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["init", "--model", "embedded:shapes-sd", "--goal", "money", "--gpu-memory", "8"])
+    assert done.exit_code == 2 and "Choose people, prompt, beauty" in done.stderr and not list(tmp_path.iterdir())
