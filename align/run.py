@@ -27,7 +27,7 @@ from align.hooks import metrics
 from align.hooks._base import Hook, State, Surroundings
 from align.interrupt import Interrupt, Interrupted
 from align.objectives._base import Parts
-from align.policy import adapter_file
+from align.policy import adapter_file, soft_prompt
 from align.policy.cast import MAIN, exported, gather, of_guidance
 from align.policy.painter import Painter
 from align.policy.roles import Policy
@@ -76,11 +76,16 @@ class Run:
     def pipeline(self, strength: float = 1.0) -> Any:
         """A stock diffusers pipeline of the recipe's model with the run's adapter at `strength` (0 is the base). It
         draws as the run's scores were made; what a call says itself goes before."""
-        adapter_file.locate(self.output)  # a run that has not ended has none, and the base does not answer for it
+        tokens = (self.output / ADAPTER / soft_prompt.FILE_NAME).is_file()
+        if not tokens:
+            adapter_file.locate(self.output)  # a run that has not ended has none, and the base does not answer for it
         recipe = self.recipe
         model = build(MODELS, recipe.model)
         pipeline = model.to_pipeline()
-        model.load_adapter(pipeline, self.output / ADAPTER, strength)
+        if tokens:
+            pipeline.load_textual_inversion(str(self.output / ADAPTER), weight_name=soft_prompt.FILE_NAME)
+        else:
+            model.load_adapter(pipeline, self.output / ADAPTER, strength)
         return stock(recipe).put_on(put_on(pipeline, recipe, strength))
 
 

@@ -19,6 +19,7 @@ from samplers.guidance import CfgGrad, Guidance, cfg, guide
 from samplers.heun import Heun
 from samplers.laws import LAWS, LEVELS, Law, cps_law, dance_sde_law, ddim_law, flow_sde_law, flow_time, noisy
 from samplers.lcm import lcm
+from samplers.leapfrog import Leapfrog
 from samplers.learned import Learned, mixture, times_of
 from samplers.momentum import GHVB, HeavyBall
 from samplers.noise import Rng, generator, noise
@@ -55,6 +56,7 @@ __all__ = [
     "HeavyBall",
     "Heun",
     "Law",
+    "Leapfrog",
     "Learned",
     "Prediction",
     "Rng",

@@ -20,6 +20,7 @@ class GradPolicy:
 
     detach_input: the network sees x_t as a constant, the recursion keeps it (DRTune, arXiv 2405.00760).
     checkpoint: recompute each kept call in the backward pass; only its input x_t is stored.
+    reversible: and not even that (`samplers.rewind`); for the step rule `Leapfrog`.
     scale: a factor for the gradient that reaches each call's output, len = num_steps (adjusted direct fine-tuning,
     Shen et al., arXiv 2311.07604, takes 1/|sensitivity|; see `samplers.sensitivity`). Values are not changed.
     """
@@ -28,6 +29,7 @@ class GradPolicy:
     detach_input: bool = False
     checkpoint: bool = True
     scale: Sequence[float] | None = None
+    reversible: bool = False
 
     def decide(self, num_steps: int, generator: torch.Generator | None) -> list[bool]:
         """The decision for one trajectory, checked: (num_steps,) bools. Random laws need the generator."""

@@ -6,7 +6,7 @@ Coefficients are 0-dim CPU tensors (see `samplers.schedule`), so a rollout never
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -18,8 +18,10 @@ from samplers.ddim import ddim
 from samplers.denoiser import Denoiser
 from samplers.grad import NO_GRAD, GradPolicy, full
 from samplers.grids import Grid
+from samplers.leapfrog import Leapfrog
 from samplers.noise import Rng
 from samplers.prediction import Prediction, row, solve, split
+from samplers.rewind import rewind
 from samplers.schedule import Schedule
 from samplers.transition import StepRule, Transition
 
@@ -76,14 +78,24 @@ def sample(
     rule = bind(step, eta)
     guided = denoiser.begin(grid.times) if hasattr(denoiser, "begin") else None  # type: ignore[attr-defined]
     states, x0_hats, transitions = [x_T], [], []
+
+    def predict(i: int, x: Tensor, how: GradPolicy = grad) -> tuple[Tensor, Tensor]:
+        call = denoiser if guided is None else guided.at(i)
+        out = _call(call, x, grid.times[i], cond, kept[i], how)
+        if kept[i] and grad.scale is not None:
+            out = out.detach() + grad.scale[i] * (out - out.detach())
+        return split(out, x, alphas[i], sigmas[i], denoiser.kind)
+
+    if grad.reversible and torch.is_grad_enabled() and any(kept):
+        if not isinstance(rule, Leapfrog) or keep != "last":
+            raise ValueError('a reversible chain is `Leapfrog`, and keeps its last state only: keep="last"')
+        plain = replace(grad, checkpoint=False)
+        x, x0_hat = rewind(lambda i, x: predict(i, x, plain), predict, x_T, alphas, sigmas, kept)
+        return Trajectory(grid.times[-1:], (x,), x0_hat, tuple(kept))
     with torch.set_grad_enabled(torch.is_grad_enabled() and any(kept)):
         x = x_T
         for i in range(num_steps):
-            call = denoiser if guided is None else guided.at(i)
-            out = _call(call, x, grid.times[i], cond, kept[i], grad)
-            if kept[i] and grad.scale is not None:
-                out = out.detach() + grad.scale[i] * (out - out.detach())
-            x0_hat, eps = split(out, x, alphas[i], sigmas[i], denoiser.kind)
+            x0_hat, eps = predict(i, x)
             transition = rule(x0_hat, eps, alphas[i], sigmas[i], alphas[i + 1], sigmas[i + 1])
             x = transition.sample(None if transition.deterministic else _noise(rng, i, x))
             states = [x] if keep == "last" else [*states, x]

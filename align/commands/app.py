@@ -148,15 +148,29 @@ def sample(
     change: Annotated[
         list[str] | None, typer.Option("--set", help="A change: --set sampling.num_steps=20, or without --set.")
     ] = None,
+    text_steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps that optimise each prompt's encoding first (aesthetic gradients).")
+    ] = None,
+    towards: Annotated[Path | None, typer.Option(help="... towards the pictures of a folder.")] = None,
+    reward: Annotated[list[str] | None, typer.Option(help="... or by rewards of the recipe, or any by name.")] = None,
+    tower: Annotated[
+        str | None, typer.Option(help="The CLIP whose text tower the text encoder is; default: OpenAI's ViT-L/14.")
+    ] = None,
+    text_lr: Annotated[float, typer.Option(min=0, help="Their learning rate.", callback=finite)] = 1e-4,
 ) -> None:
     """Draw images with a run's adapter, or of a recipe's base model."""
     prompts, changes = settings_among(prompts, change, steps=steps, size=size)
     if not prompts:
         raise UserError('there is no prompt. Write one, as in `align sample RUN "a red circle"`, or name a file.')
+    from align.commands.sample import Text
     from align.commands.sample import sample as draw
 
     options: dict[str, Any] = {"num_images": num_images, "seed": seed, "strength": strength, "output": output}
     options["recipe"] = recipe
+    if text_steps is None and (towards or reward or tower):
+        raise UserError("--towards, --reward, --tower: are of --text-steps. Add it, such as --text-steps 10.")
+    if text_steps is not None:
+        options["text"] = Text(text_steps, towards, tuple(reward or ()), tower, text_lr)
     for path in draw(source, prompts, changes, **options):
         typer.echo(path)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,62 @@ from align import recipes
 from align.config import Recipe, load_recipe
 from align.data._prompt_files import names_a_source
 from align.errors import UserError
+from align.evaluation.score_inputs import reward_configs
 from align.figures.picture import to_pil
 from align.files.output import make_folder, write_picture
-from align.policy import adapter_file
+from align.noise.text import TOWER, TextSteps, Towards
+from align.policy import adapter_file, soft_prompt
 from align.policy.branches import NEGATIVE, Branch, Branched, opposite
 from align.policy.mix import Mixer, locate
-from align.registry import MODELS, build
+from align.registry import MODELS, REWARDS, build
 from align.sampling import rollout
-from samplers import Rng, generator
+from rewards import Composite
+from samplers import Rng, generator, last
 
 BATCH = 16
 STREAM = "sample"  # of the noise: another than that of training's first updates, which the adapter has seen
+
+
+@dataclass(frozen=True)
+class Text:
+    """How prompts are optimised before they are drawn: by one of `towards` and `rewards`."""
+
+    num_steps: int
+    towards: Path | None = None
+    rewards: tuple[str, ...] = ()
+    tower: str | None = None
+    lr: float = 1e-4
+
+    def told(self) -> list[Any]:
+        """What the images depend on."""
+        return [self.num_steps, str(self.towards), *self.rewards, self.tower, self.lr] if self.num_steps else []
+
+    def build(self, model: Any, recipe: Recipe, seed: int) -> TextSteps:
+        """Raises UserError for what cannot go together."""
+        if (self.towards is None) == (not self.rewards):
+            raise UserError("--text-steps: by what? Give one of --towards FOLDER of pictures, and --reward NAME.")
+        if self.towards is not None:
+            loss: Any = Towards(model, self.towards, self.tower or TOWER)
+        else:
+            loss = _rewarded(model, recipe, self.rewards, seed)
+        return TextSteps(model, loss, num_steps=self.num_steps, lr=self.lr)
+
+
+def _rewarded(model: Any, recipe: Recipe, names: Sequence[str], seed: int) -> Any:
+    """The loss of rewards, on what the first network call predicts."""
+    configs = reward_configs(names, (), recipe.rewards)
+    for label, config in configs.items():
+        if not config.has_gradient():
+            raise UserError(f"--reward {label}: has no gradient to follow. Use another, such as clip.")
+    device = next(model.network.parameters()).device
+    rewards = Composite({label: build(REWARDS, config) for label, config in configs.items()}).to(device)
+
+    def loss(prompt: str, number: int, cond: Any) -> torch.Tensor:
+        rng, grad = Rng(seed, [number]), replace(last(1), checkpoint=False)
+        seen = rollout(recipe.sampling, model, model.denoiser(), [prompt], rng, grad=grad, num_calls=1, cond=cond)
+        return -rewards.score(model.codec.decode(seen.x0_hat), [prompt]).total.sum()
+
+    return loss
 
 
 @torch.no_grad()
@@ -38,6 +84,7 @@ def sample(
     strength: float = 1.0,
     output: Path | None = None,
     recipe: str | None = None,
+    text: Text | None = None,
 ) -> Iterator[Path]:
     """Draws `num_images` of each prompt as the recipe's sampling block says; yields each file when it is written.
 
@@ -54,22 +101,29 @@ def sample(
     digest = hashlib.blake2b(used.read_bytes(), digest_size=8).hexdigest() if used else ""
     if (negative := loaded.sampling.how.negative) is not None and negative.source is not None:
         digest += hashlib.blake2b(adapter_file.find(negative.source).read_bytes(), digest_size=8).hexdigest()
-    drawn = [tree["model"], tree["sampling"], digest, strength if used else 0, seed]
+    drawn = [tree["model"], tree["sampling"], digest, strength if used else 0, seed, *(text.told() if text else ())]
     said = [_fingerprint(drawn, index, prompt) for index, prompt in enumerate(wanted)]
     names = _names(folder, said)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build(MODELS, loaded.model)
-    denoiser = _denoiser(model, loaded, used, strength)
+    tokens = used is not None and used.name == soft_prompt.FILE_NAME
+    if used is not None and tokens:
+        soft_prompt.SoftPrompt.load(model, used)
+    denoiser = _denoiser(model, loaded, None if tokens else used, strength)
     model.to(device)
     noise = generator(seed, STREAM, 0).initial_seed()
+    steps = text.build(model, loaded, noise) if text else None
     for start in range(0, len(wanted), BATCH):
         rows = wanted[start : start + BATCH]
-        x0 = rollout(loaded.sampling, model, denoiser, rows, Rng(noise, range(start, start + len(rows)))).x0
+        rng, cond = Rng(noise, range(start, start + len(rows))), steps.encode(rows, start) if steps else None
+        x0 = rollout(loaded.sampling, model, denoiser, rows, rng, cond=cond).x0
         for index, pixels in enumerate(model.codec.decode(x0), start):
             info = PngInfo()
             info.add_text("prompt", wanted[index])
             info.add_text("source", f"{source}, strength {strength if used else 0:g}, seed {seed}, image {index}")
             info.add_text("diffalign", said[index])
+            if steps is not None and wanted[index] in steps.moved:
+                info.add_text("text moved", f"{steps.moved[wanted[index]]:.4f} of its length")
             yield write_picture(folder / names[index], to_pil(pixels), "--output", pnginfo=info)
 
 
@@ -80,6 +134,9 @@ def _behind(
     path = Path(source).expanduser()
     if not with_adapter and (path / recipes.RECIPE).is_file():
         return None, load_recipe(source, overrides, on_disk=False)
+    tokens = path / adapter_file.FOLDER / soft_prompt.FILE_NAME
+    if tokens.is_file():
+        return tokens, load_recipe(source, overrides, on_disk=False)
     if path.is_dir() or path.suffix == ".safetensors":
         file, beside = adapter_file.locate(path)  # a run without one is not drawn by its base
         if recipe is None and beside is None:

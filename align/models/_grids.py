@@ -8,7 +8,7 @@ from typing import Any
 from samplers import Grid, VPSchedule, grids
 
 logger = logging.getLogger(__name__)
-ON_DDIMS_GRID = ("ddim", "heavy_ball", "ghvb")
+ON_DDIMS_GRID = ("ddim", "heavy_ball", "ghvb", "leapfrog")
 UNKNOWN = ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 """Spacings of diffusers' schedulers that no family here was published with."""
 

@@ -9,7 +9,7 @@ step than at the last one. Both are taken out: see `_adjusted.py`.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -25,6 +25,7 @@ class AdjustedDFTConfig(AdjustedConfig, RewardObjectiveConfig):
     """All steps carry gradient: `sampling.window` is not looked at."""
 
     name: Literal["adjusted_dft"] = "adjusted_dft"
+    reversible: ClassVar[bool] = True
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from AdjustedConfig.conflicts(self, recipe)

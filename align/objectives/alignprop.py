@@ -14,7 +14,7 @@ depends on (seed, update) only. Where target is set the loss is |r - target|.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -29,6 +29,7 @@ class AlignPropConfig(RewardObjectiveConfig):
     """Which law draws the steps; its numbers are those of `sampling` (min_k, max_k; normal_mean, normal_std)."""
 
     name: Literal["alignprop"] = "alignprop"
+    reversible: ClassVar[bool] = True
     law: Literal["contiguous", "bernoulli", "normal"] = "contiguous"
     """The last K steps with K drawn; each step by itself; or all steps from a normally distributed one on."""
 

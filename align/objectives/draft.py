@@ -11,7 +11,7 @@ sampling.window=full, DRaFT-K is sampling.last_k=K (eq. 4), DRaFT-LV is last_k=1
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,6 +29,7 @@ class DraftConfig(RewardObjectiveConfig):
     """What is done with the reward; which steps carry its gradient is said in `sampling`."""
 
     name: Literal["draft"] = "draft"
+    reversible: ClassVar[bool] = True
     num_noises: int = Field(0, ge=0)
     """n of DRaFT-LV: further noisings of x_0 at the last step (the paper: 2)."""
     kl: float = Field(0.0, ge=0)
@@ -38,6 +39,8 @@ class DraftConfig(RewardObjectiveConfig):
         sampling = recipe.get("sampling")
         if sampling is not None and sampling.window == "last" and sampling.last_k == 0:
             yield "sampling.last_k", "is 0: no step would carry the reward's gradient. Set it to 1 or more."
+        if self.kl and sampling is not None and sampling.memory == "reversible":
+            yield ".kl", f"is {self.kl}, and a reversible chain keeps no states to compare. Set memory: checkpointed."
         if (self.kl or self.num_noises) and sampling is not None:
             yield from sampling.alone()
         one = sampling is None or (sampling.window == "last" and sampling.last_k <= 1)
@@ -45,7 +48,7 @@ class DraftConfig(RewardObjectiveConfig):
             yield (
                 "model.checkpoint_blocks",
                 "cannot go with objective.kl over several steps: the reference's blocks would be recomputed with the "
-                "adapter on. Set it to false (sampling.checkpoint_steps saves most of the memory), or last_k to 1.",
+                "adapter on. Set it to false (sampling.memory=checkpointed saves most of it), or last_k to 1.",
             )
 
 

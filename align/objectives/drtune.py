@@ -11,7 +11,7 @@ taken before the prediction is read.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +27,7 @@ class DRTuneConfig(RewardObjectiveConfig):
     """Where the reward is read; `sampling.subset_k` is the number of trained steps, k."""
 
     name: Literal["drtune"] = "drtune"
+    reversible: ClassVar[bool] = True
     early_stop: float = Field(0.4, ge=0, lt=1)
     """The reward is read after a step drawn from this last share of them; 0: always after the last."""
 

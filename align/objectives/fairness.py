@@ -38,6 +38,7 @@ class FairnessConfig(AdjustedConfig):
 
     needs_gradient: ClassVar[bool] = True
     name: Literal["fairness"] = "fairness"
+    reversible: ClassVar[bool] = True
     attributes: dict[Phrase, Annotated[float, Field(ge=0)]] | list[Phrase] = Field(min_length=2)
     """{text: share}, or texts in equal shares, as the rewards read them ("a photo of a woman"); {} stands for the
     image's own prompt."""

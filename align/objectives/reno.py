@@ -50,6 +50,7 @@ class RenoConfig(ComponentConfig):
     trains: ClassVar[str] = "noise"
 
     name: Literal["reno"] = "reno"
+    reversible: ClassVar[bool] = True
     prior: Literal["radial", "structure", "none"] = "radial"
     """What holds the noise to N(0, I): its length (the paper), its mean and covariance (DNO), or nothing."""
     prior_weight: float = Field(default=0.01, ge=0)
@@ -100,7 +101,7 @@ class Reno:
             policy.role("train"),
             batch.prompts,
             Rng(self.seed, batch.indices),
-            grad=replace(full(), checkpoint=self.sampling.checkpoint_steps),
+            grad=replace(self.sampling.grad_policy(), keep=full().keep, detach_input=False),
             x_T=batch.x_T,
         )
         pixels = self.model.codec.decode(trajectory.x0)

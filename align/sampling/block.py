@@ -3,7 +3,7 @@
 Its config is checked without torch; the methods import what they build.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, model_validator
@@ -14,14 +14,16 @@ from align.registry import ComponentConfig
 from align.sampling import problems, solver
 from align.sampling.guidance import GuidanceConfig
 from align.sampling.problems import STOCHASTIC
+from align.sampling.times import by_hand
+from align.sampling.windows import policy
 
 if TYPE_CHECKING:
     from align.models._base import DiffusionModel
-    from samplers import Denoiser, GradPolicy, Grid, Law, Schedule, StepRule
+    from samplers import Denoiser, GradPolicy, Grid, Law, StepRule
     from samplers.guidance import CfgGrad, Judge
 
 OF_GRADIENTS = ("window", "last_k", "min_k", "max_k", "normal_mean", "normal_std", "subset_k")
-OF_GRADIENTS += ("detach_input", "checkpoint_steps")
+OF_GRADIENTS += ("detach_input", "memory")
 """The settings that no image depends on."""
 
 
@@ -30,9 +32,11 @@ class SamplingConfig(ComponentConfig):
 
     num_steps: int = Field(default=50, ge=1)
     """Network evaluations along the grid; heun takes 2 num_steps - 1."""
-    step_rule: Literal["ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "lcm", "heavy_ball", "ghvb"] = "ddim"
+    step_rule: Literal[
+        "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "lcm", "heavy_ball", "ghvb", "leapfrog"
+    ] = "ddim"
     """The integrator; lcm with num_steps=1 is one-step generation. heavy_ball and ghvb are Adams-Bashforth steps with
-    momentum, for few steps at large guidance."""
+    momentum, for few steps at large guidance; leapfrog is what memory=reversible takes."""
     order: int = Field(default=2, ge=1, le=5)
     """heavy_ball and ghvb: past predictions that a step extrapolates from. GHVB 1.8 is order 2 and beta 0.8."""
     beta: float = Field(default=0.8, gt=0, le=1)
@@ -80,8 +84,23 @@ class SamplingConfig(ComponentConfig):
     """window=subset: the number of equally spaced steps (DRTune)."""
     detach_input: bool = False
     """Cut the gradient through each network call's input; the latent recursion stays (DRTune)."""
-    checkpoint_steps: bool = True
-    """Recompute each network call in the backward pass and store only its input."""
+    memory: Literal["stored", "checkpointed", "reversible"] = "checkpointed"
+    """What is kept of each network call that carries gradient: its activations, which is fastest; its input, and the
+    call is made again in the backward pass; or nothing, with step_rule=leapfrog: the chain is run backwards."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was_called(cls, said: Any) -> Any:
+        """checkpoint_steps, in the recipes of earlier runs."""
+        if isinstance(said, Mapping) and isinstance(said.get("checkpoint_steps"), bool) and "memory" not in said:
+            said = {"memory": "checkpointed" if said["checkpoint_steps"] else "stored", **said}
+            del said["checkpoint_steps"]
+        return said
+
+    @property
+    def checkpoint_steps(self) -> bool:
+        """Whether a network call is made again in the backward pass."""
+        return self.memory != "stored"
 
     @property
     def num_calls(self) -> int:
@@ -93,6 +112,7 @@ class SamplingConfig(ComponentConfig):
         return 2 * step if self.step_rule == "heun" else step
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from problems.of_memory(self, recipe)
         if self.solver is None:
             return
         try:
@@ -195,6 +215,7 @@ class SamplingConfig(ComponentConfig):
             "lcm": samplers.lcm,
             "heavy_ball": samplers.HeavyBall.of(self.order, self.beta),
             "ghvb": samplers.GHVB.of(self.order, self.beta),
+            "leapfrog": samplers.Leapfrog,
         }
         return rules[self.step_rule]
 
@@ -210,21 +231,11 @@ class SamplingConfig(ComponentConfig):
         if self.solver is not None:
             return solver.read(self.solver).grid(model)
         own = model.grids(self.num_steps, model.latent_shape(self.image_size), self.step_rule, self.spacing)
-        return own if self.timesteps is None else _by_hand(self.timesteps, model.schedule, own)
+        return own if self.timesteps is None else by_hand(self.timesteps, model.schedule, own)
 
     def grad_policy(self) -> "GradPolicy":
-        """The gradient window."""
-        import samplers
-
-        policy = {
-            "last": lambda: samplers.last(min(self.last_k, self.num_calls)),
-            "contiguous": lambda: samplers.contiguous(self.min_k, self.max_k or self.num_calls),
-            "bernoulli": samplers.bernoulli,
-            "normal": lambda: samplers.normal(self.normal_mean, self.normal_std),
-            "subset": lambda: samplers.subset(self.subset_k),
-            "full": samplers.full,
-        }[self.window]()
-        return samplers.GradPolicy(policy.keep, detach_input=self.detach_input, checkpoint=self.checkpoint_steps)
+        """The gradient window, and what is kept of its calls."""
+        return policy(self)
 
     def guided(
         self, denoiser: "Denoiser", uncond: Any, grad: "CfgGrad" = "both", judge: "Judge | None" = None
@@ -247,19 +258,3 @@ class SamplingConfig(ComponentConfig):
 def _role(denoiser: Any, name: str) -> Any:
     """The denoiser that draws, or the base beside it."""
     return denoiser if name == "train" or not hasattr(denoiser, "beside") else denoiser.beside(name)
-
-
-def _by_hand(timesteps: Sequence[int], schedule: "Schedule", own: "Grid") -> "Grid":
-    """The times of these entries of the table, and `own`'s last, where images end."""
-    import torch
-
-    from samplers import Grid, VPSchedule
-
-    if not isinstance(schedule, VPSchedule):
-        raise UserError("sampling.timesteps: this model has no table of times. Remove them.")
-    if timesteps[0] >= schedule.num_train:
-        last = schedule.num_train - 1
-        raise UserError(
-            f"sampling.timesteps={list(timesteps)}: the model's table ends at {last}. Begin there or lower."
-        )
-    return Grid(torch.cat([schedule.time(timesteps), own.times[-1:]]), own.init_scale)

@@ -1,8 +1,8 @@
 """What in a sampling block is fine by itself and cannot work with the rest of it: (key, what is wrong)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from align.sampling.block import SamplingConfig
@@ -28,7 +28,7 @@ def of_rule(block: "SamplingConfig") -> Iterator[tuple[str, str]]:
         yield "eta", f"is {block.eta}. Set it within [0, 1]: it is the share of a step's noise that is fresh."
     if block.noise_law is not None and block.step_rule not in LINEAR:
         yield "noise_law", f"is {block.noise_law}, and {block.step_rule} takes none. Use {', '.join(LINEAR)}."
-    if block.spacing == "karras" and block.step_rule in ("ddim", *MOMENTUM):
+    if block.spacing == "karras" and block.step_rule in ("ddim", "leapfrog", *MOMENTUM):
         yield (
             "spacing",
             f"is karras, not for {block.step_rule}. Use euler, heun or dpmpp_2m, or another spacing.",
@@ -54,7 +54,7 @@ def of_rule(block: "SamplingConfig") -> Iterator[tuple[str, str]]:
 
 
 def _of_timesteps(block: "SamplingConfig", timesteps: Sequence[int]) -> Iterator[tuple[str, str]]:
-    if block.step_rule not in ("ddim", "lcm", *MOMENTUM):
+    if block.step_rule not in ("ddim", "lcm", "leapfrog", *MOMENTUM):
         yield "timesteps", f"are set, and {block.step_rule} has times of its own. Use ddim or lcm, or remove them."
     if block.spacing is not None:
         yield "timesteps", f"are set beside spacing={block.spacing}. Remove one of the two."
@@ -81,7 +81,21 @@ def of_window(block: "SamplingConfig") -> Iterator[tuple[str, str]]:
                 f"Set {key} <= {calls}."
             ),
         )
+    if block.memory == "reversible" and block.step_rule != "leapfrog":
+        yield "memory", f"is reversible, and {block.step_rule} cannot be run backwards. Set step_rule: leapfrog."
     if block.window == "contiguous" and block.min_k > (block.max_k or calls):
         yield "min_k", f"{block.min_k} exceeds max_k={block.max_k or calls}. Set min_k <= max_k."
     if block.window == "normal" and not 1 <= block.normal_mean < calls:
         yield "normal_mean", f"{block.normal_mean} is none of the {calls} steps. Set it within [1, {calls})."
+
+
+def of_memory(block: "SamplingConfig", recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Between memory=reversible and the rest of a recipe, at the block's own key."""
+    if block.memory != "reversible":
+        return
+    objective = recipe.get("objective")
+    if objective is not None and not getattr(objective, "reversible", False):
+        name = getattr(objective, "name", "the objective")
+        yield ".memory", f"is reversible, and {name} does not differentiate a chain whole. Set it to checkpointed."
+    if getattr(recipe.get("adapter"), "dropout", 0):
+        yield ".memory", "is reversible, and no call is made twice alike under adapter.dropout. Set that to 0."

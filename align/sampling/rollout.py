@@ -1,7 +1,7 @@
 """Prompts to latents, as a sampling block says."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from align.sampling.block import SamplingConfig
 
@@ -24,18 +24,20 @@ def rollout(
     num_calls: int | None = None,
     step: "StepRule | type[StepRule] | None" = None,
     keep: Literal["last", "states", "all"] = "last",
+    cond: Any = None,
 ) -> "Trajectory":
     """Prompts to latents, as the config says: encode, draw x_T (stream "x_T" of rng), guide, integrate.
 
     `denoiser` is a role of the policy, unguided. grad: default no gradient; x_T: (B, C, h, w) standard normal instead
     of the drawn one; num_calls: end after so many network calls, and read x0_hat, what the last one predicts; step: a
-    step rule in place of the block's. The result's x0 (or x0_hat) goes to `model.codec.decode`.
+    step rule in place of the block's; cond: the prompts as they are encoded already, also with a graph. The result's x0
+    (or x0_hat) goes to `model.codec.decode`.
     """
     import torch
 
     from samplers import NO_GRAD, Grid, sample
 
-    cond = model.text.encode(prompts)
+    cond = model.text.encode(prompts) if cond is None else cond
     dynamic = config.how.dynamic if next(model.network.parameters()).device.type != "meta" else None
     grid = config.grid(model)
     if num_calls is not None:

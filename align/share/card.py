@@ -11,6 +11,7 @@ from align.config import Recipe
 from align.files.output import write as write_file
 from align.models._network import is_file
 from align.models._pipeline import PipelineModel
+from align.policy.soft_prompt import FILE_NAME as TOKENS
 from align.registry import EMBEDDED, model_family
 from align.reports import summary
 from align.reports.summary import Summary
@@ -68,7 +69,7 @@ def text(
         "",
         f"# {found.method} on {_base_name(recipe)}",
         "",
-        f"LoRA, rank {recipe.adapter.rank}, trained by `{found.method}` on the rewards: {rewards}. {found.num_updates} "
+        f"{_what(recipe)}, trained by `{found.method}` on the rewards: {rewards}. {found.num_updates} "
         f"updates of {recipe.train.batch_size} samples; these are the parameters of update {found.chosen_update}."
         + (f" Ended early: {found.stopped}." if found.stopped else ""),
         "",
@@ -171,6 +172,11 @@ def _use(recipe: Recipe, found: Summary, repo: str | None, prompt: str) -> Seque
     ]
 
 
+def _what(recipe: Recipe) -> str:
+    token = getattr(recipe.objective, "token", None)
+    return f"LoRA, rank {recipe.adapter.rank}" if token is None else f"Learnt tokens, {token} in prompts"
+
+
 def _network(source: str, part: str) -> list[str]:
     """The lines that put a network of its own into `pipeline`."""
     if is_file(source):
@@ -188,6 +194,9 @@ def _network(source: str, part: str) -> list[str]:
 
 def _loading(recipe: Recipe, repo: str | None, strength: float) -> list[str]:
     """The adapter onto `pipeline`; a family that diffusers has no LoRA loader for brings its own way."""
+    if token := getattr(recipe.objective, "token", None):
+        place = json.dumps(repo or "THIS_FOLDER")
+        return [f'pipeline.load_textual_inversion({place}, weight_name="{TOKENS}")  # then {token} stands in prompts']
     family = model_family(recipe.model)
     if getattr(family, "load_adapter", PipelineModel.load_adapter) is PipelineModel.load_adapter:
         place = json.dumps(repo or "THIS_FOLDER")

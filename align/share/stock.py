@@ -23,6 +23,7 @@ TABLE = {
     "lcm": "LCMScheduler",
     "heavy_ball": "DDIMScheduler",  # the same times, without the momentum
     "ghvb": "DDIMScheduler",
+    "leapfrog": "DDIMScheduler",
 }
 """The step rules on a table of noise levels, as diffusers' schedulers are called."""
 BY_HAND = "TCDScheduler"  # at eta 0 it steps as DDIM, whose own scheduler takes no timesteps
@@ -151,6 +152,8 @@ def _missing(
         yield "drawn here at Karras' noise levels, which the ancestral scheduler has not"
     if rule in MOMENTUM and on_table:
         yield f"drawn here by {rule} of order {sampling.order} at beta {sampling.beta:g}, which diffusers has not"
+    if rule == "leapfrog" and on_table:
+        yield "drawn here by leapfrog, which diffusers has not"
     if sampling.solver is not None:
         yield "drawn here by learned times and steps, which diffusers has not"
     if sampling.roles is not None:

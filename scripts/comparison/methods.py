@@ -1,5 +1,6 @@
-"""What is compared: a method is a recipe and changes to it. Those of preferences read the pairs that `align pairs` (or
-their first run) has made, and spo-spm the preference model of spm/shapes."""
+"""What is compared: a method is a recipe and changes to it, all for the same reward; what has another aim (unlearn,
+fairness, soft_prompt) is measured by its own recipe's report. Those of preferences read the pairs that `align pairs`
+(or their first run) has made, and spo-spm the preference model of spm/shapes."""
 
 from dataclasses import dataclass
 
@@ -13,10 +14,18 @@ class Method:
     trained: bool = True
 
 
-ALIKE = ("optim.lr=1e-3", "optim.schedule=constant", "train.batch_size=16", "train.num_updates=60")
+PICK = "rewards={pick: {name: clip, model: embedded:shapes-pick, form: logit}}"
+ALIKE = (
+    "optim.lr=1e-3",
+    "optim.schedule=constant",
+    "train.batch_size=16",
+    "train.num_updates=60",
+    "sampling.num_steps=10",
+    PICK,
+)
 """What the other recipes of reward gradients have, and draft/shapes has not: it was searched for more than they."""
 
-BY_GRADIENT = ("draft", "alignprop", "refl", "drtune")
+BY_GRADIENT = ("draft", "alignprop", "refl", "drtune", "adjusted_dft", "leapalign", "flowbp", "srpo")
 
 METHODS = {
     "draft-1": Method("draft/shapes", (*ALIKE, "sampling.last_k=1")),
@@ -30,6 +39,15 @@ METHODS = {
     ),  # the 42 +- 5 of 50 steps, for 10
     "refl": Method("refl/shapes"),
     "drtune": Method("drtune/shapes"),
+    "adjusted-dft": Method("adjusted_dft/shapes"),
+    "leapalign": Method("leapalign/shapes"),
+    "flowbp-sparse": Method("flowbp/shapes"),
+    "flowbp-bridge": Method("flowbp/shapes", ("objective.form=bridge",)),
+    "flowbp-lagrange": Method("flowbp/shapes", ("objective.form=lagrange",)),
+    "adjoint-matching": Method(
+        "adjoint_matching/shapes", (PICK, "hooks.guard.rewards={clip: {model: embedded:shapes-clip}}")
+    ),
+    "srpo": Method("srpo/shapes", ("model.checkpoint=embedded:shapes-sd", "train.batch_size=16")),
     "diffusion-dpo": Method("diffusion_dpo/shapes"),
     "inversion-dpo-anchored": Method("inversion_dpo/shapes"),
     "inversion-dpo-residual": Method("inversion_dpo/shapes_residual"),

@@ -21,6 +21,8 @@ CALLS = {
     "fairness/sd15": 21,
     "unlearn/shapes": 1,
     "unlearn/sd15": 1,
+    "soft_prompt/shapes": 3,
+    "soft_prompt/sd15": 1,
     "adjoint_matching/shapes": 4 + 8,
     "adjoint_matching/sd15": 4 + 42,
 }
@@ -37,7 +39,7 @@ def rehearsed(name: str, folder, **changes) -> Rehearsal:
     recipe = load_recipe(name, changes)
     if not name.endswith("/shapes"):
         changes |= tiny(recipe.model.name, folder / "model") | {"sampling.image_size": None}
-        changes |= {"evaluate.sampling.image_size": None} if recipe.evaluate.sampling else {}
+        changes |= {"evaluate.sampling.image_size": None} if recipe.evaluate and recipe.evaluate.sampling else {}
         recipe = load_recipe(name, changes)
     return rehearse(recipe)
 

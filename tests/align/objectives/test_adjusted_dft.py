@@ -41,7 +41,7 @@ def on(schedule, kind, rule, num_steps=7, **config):
     vp = VPGrids(schedule, TABLE) if isinstance(schedule, VPSchedule) else None
     flow = lambda n, shape, step, spacing: grids.doubled(grids.flow(n)) if step == "heun" else grids.flow(n)  # noqa: E731
     model.schedule, model.kind, model.grids = schedule, kind, vp or flow
-    block = SamplingConfig(num_steps=num_steps, step_rule=rule, guidance_scale=1.0, checkpoint_steps=False)
+    block = SamplingConfig(num_steps=num_steps, step_rule=rule, guidance_scale=1.0, memory="stored")
     rewards = Composite({"brightness": Brightness(BrightnessConfig())})
     made = AdjustedDFT(AdjustedDFTConfig(**config), Parts(model, block, rewards, SEED))
     return made, Outputs(model, block.num_calls)

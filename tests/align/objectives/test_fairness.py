@@ -29,7 +29,7 @@ class Colours(Reward):
 
 def made(reward=None, attributes=("red", "green"), **config):
     attributes = attributes if isinstance(attributes, dict) else list(attributes)
-    block = SamplingConfig(num_steps=8, step_rule="euler", guidance_scale=1.0, checkpoint_steps=False)
+    block = SamplingConfig(num_steps=8, step_rule="euler", guidance_scale=1.0, memory="stored")
     rewards = Composite({"colours": reward or Colours(RewardConfig(), name="colours")})
     config = {"sharpness": 9.0, "num_draws": 30, "attributes": attributes} | config
     return Fairness(FairnessConfig(**config), Parts(Bundle(), block, rewards, SEED))

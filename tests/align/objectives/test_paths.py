@@ -43,7 +43,7 @@ def toy(kind, *, grid=None, network=None, **config):
     model = Bundle()
     times = shift(torch.linspace(1, 0, N + 1, dtype=torch.float64), 3.0)
     model.grids = lambda *_: grid or Grid(times)
-    block = SamplingConfig(num_steps=N, step_rule="euler", guidance_scale=1.0, checkpoint_steps=False, window="full")
+    block = SamplingConfig(num_steps=N, step_rule="euler", guidance_scale=1.0, memory="stored", window="full")
     rewards = Composite({"brightness": Brightness(BrightnessConfig())})
     network = network or Shifted(torch.zeros((), dtype=torch.float64, requires_grad=True))
     model.schedule, model.kind = network.schedule, network.kind

@@ -16,7 +16,7 @@ def draft(how: str = "running", num_noises: int = 0) -> Draft:
         {"a": Brightness(BrightnessConfig()), "b": Brightness(BrightnessConfig(weight=2.0))},
         CombineConfig(normalise=how, decay=0.5),  # type: ignore[arg-type]
     )
-    block = SamplingConfig(num_steps=N, guidance_scale=1.0, checkpoint_steps=False)
+    block = SamplingConfig(num_steps=N, guidance_scale=1.0, memory="stored")
     return Draft(DraftConfig(num_noises=num_noises), Parts(Bundle(), block, rewards, SEED))
 
 

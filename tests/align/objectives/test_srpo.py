@@ -65,7 +65,7 @@ class Network:
 
 
 def made(reward=None, **config):
-    block = SamplingConfig(num_steps=4, step_rule="euler", guidance_scale=1.0, checkpoint_steps=False)
+    block = SamplingConfig(num_steps=4, step_rule="euler", guidance_scale=1.0, memory="stored")
     rewards = Composite({"r": reward or Wordy(RewardConfig(), name="wordy")})
     return SRPO(SRPOConfig(**{"words": WORDS} | config), Parts(Bundle(), block, rewards, SEED))
 

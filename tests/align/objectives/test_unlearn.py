@@ -29,7 +29,7 @@ def made(pipeline, *, b_scale=0.2, **config):
     known = getattr(pipeline.unet, "peft_config", None) or {}
     pipeline.unet.delete_adapters(list(known)) if known else None
     policy = policy_on(pipeline, b_scale=b_scale)
-    block = SamplingConfig(num_steps=4, guidance_scale=1.0, checkpoint_steps=False)
+    block = SamplingConfig(num_steps=4, guidance_scale=1.0, memory="stored")
     objective = Unlearn(UnlearnConfig(**{"concepts": CONCEPTS} | config), Parts(policy.model, block, None, 3))
     gather(policy, objective)
     return objective, policy

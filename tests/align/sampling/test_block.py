@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from align.config import load_recipe
 from align.errors import UserError
 from align.models.sd import SDConfig, StableDiffusion
 from align.sampling import SamplingConfig, rollout
@@ -31,6 +32,10 @@ def model(tiny_sd_factory):
         ({"step_rule": "dpmpp_2m", "eta": 0.5}, r"eta\n  is 0.5, and dpmpp_2m has no eta"),
         ({"order": 3}, r"order\n  is 3, and ddim takes none. Use heavy_ball or ghvb"),
         ({"step_rule": "ghvb", "beta": 0.0}, r"beta"),
+        (
+            {"memory": "reversible"},
+            r"memory\n  is reversible, and ddim cannot be run backwards",
+        ),
         ({"spacing": "karras"}, r"spacing\n  is karras.* Use euler, heun or dpmpp_2m"),
         ({"step_rule": "lcm", "num_steps": 4, "spacing": "trailing"}, r"spacing\n  .* its own times"),
         ({"num_steps": 2, "timesteps": [800]}, r"timesteps\n  are 1, and num_steps is 2"),
@@ -77,13 +82,16 @@ def test_windows(settings, expected):
 
 
 def test_bernoulli_and_the_other_choices_reach_the_policy():
-    config = SamplingConfig(num_steps=50, window="bernoulli", detach_input=True, checkpoint_steps=False)
+    config = SamplingConfig(num_steps=50, window="bernoulli", detach_input=True, memory="stored")
     policy = config.grad_policy()
     assert policy.detach_input and not policy.checkpoint
     assert 15 < sum(policy.decide(50, Rng(0, [0]).shared("grad"))) < 40
 
 
-@pytest.mark.parametrize("rule", ["ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "lcm", "heavy_ball", "ghvb"])
+RULES = ["ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "lcm", "heavy_ball", "ghvb", "leapfrog"]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_every_rule_runs_on_a_model(model, rule):
     config = SamplingConfig(num_steps=4, step_rule=rule, guidance_scale=2.0)
     trajectory = rollout(config, model, model.denoiser(), PROMPTS, Rng(0, [0, 1]))
@@ -186,3 +194,26 @@ def test_a_noise_law_replaces_the_rules_own(model):
         assert named.law()(*levels) == said.law()(*levels) and named.stochastic
     assert not SamplingConfig().stochastic and not SamplingConfig(noise_law="cps", eta=0).stochastic
     assert SamplingConfig(step_rule="euler_ancestral").stochastic and not SamplingConfig(step_rule="lcm").stochastic
+
+
+def test_memory_by_its_old_name():
+    """Runs from before have checkpoint_steps in their recipes."""
+    assert SamplingConfig(checkpoint_steps=False).memory == "stored"
+    assert SamplingConfig(checkpoint_steps=True).memory == "checkpointed"
+    with pytest.raises(ValidationError, match="checkpoint_steps"):
+        SamplingConfig(checkpoint_steps=True, memory="stored")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective.name": "refl"}, "refl does not differentiate a chain whole"),
+        ({"adapter.dropout": 0.1}, "Set that to 0"),
+        ({"objective.kl": 0.1}, "keeps no states to compare"),
+    ],
+)
+def test_what_is_not_reversible_is_refused(changes, message):
+    said = {"sampling.step_rule": "leapfrog", "sampling.memory": "reversible", "sampling.num_steps": 6}
+    load_recipe("draft/shapes", said)
+    with pytest.raises(UserError, match=message):
+        load_recipe("draft/shapes", said | changes)

@@ -106,7 +106,7 @@ def test_gradient_steps_on_the_noise_fool_clip_but_not_the_judge():
     captions = prompts("select", 12)
     model = build(MODELS, MODELS.look_up({"name": "sd", "checkpoint": "embedded:shapes-sd"}))
     clip = build(REWARDS, REWARDS.look_up({"name": "clip", "model": "embedded:shapes-clip"}))
-    config = SamplingConfig(num_steps=5, guidance_scale=2.0, window="full", checkpoint_steps=False)
+    config = SamplingConfig(num_steps=5, guidance_scale=2.0, window="full", memory="stored")
     rng = Rng(0, range(12))
     x_T = torch.randn(12, *model.latent_shape(), generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     optimiser = torch.optim.Adam([x_T], lr=0.05)
