@@ -54,6 +54,8 @@ def evaluate(
     ] = None,
     steps: STEPS = None,
     size: SIZE = None,
+    vote: Annotated[bool, typer.Option("--vote", help="Then choose by eye, blind: an arm or the baseline.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page of --vote; default: a free one.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Compare adapters, mixtures and noise methods with the base: same prompts, same seeds, means with intervals,
@@ -97,6 +99,25 @@ def evaluate(
     if found is not None:
         typer.echo("\n".join(lines(found)))
         typer.echo(f"page  {output / PAGE}")
+        if vote:
+            _vote(session, output, port)
+
+
+def _vote(session: Any, output: Path, port: int) -> None:
+    """Serves the arms' pictures for blind choices, and says how often each arm was chosen."""
+    from align.commands.vote import serve
+    from align.vote.ballots import Votes
+    from align.vote.blind import FOLDER, asked, keep, lines, rates, shuffled
+
+    plan, seed = session.plan, session.plan.recipe.train.seed
+    ballots = asked(session.folder, plan.cast.baseline, plan.cast.arms, plan.items, seed)
+    folder = output.absolute() / FOLDER
+    folder.mkdir(exist_ok=True)
+    votes = Votes(folder, shuffled(ballots, seed), "best")
+    serve(votes, port, browser=True)
+    found = rates(ballots, votes.given)
+    keep(found, plan.cast.baseline.label, folder)
+    typer.echo("\n".join(lines(found, plan.cast.baseline.label)))
 
 
 @contextmanager

@@ -42,12 +42,13 @@ def vote(
     folder = make_folder(output, "--output").absolute()
     votes = Votes(folder, asked, how)
     if not export_only:
-        _serve(votes, port, browser=browser)
+        serve(votes, port, browser=browser)
     for file, count in export(votes.given.values(), folder).items():
         typer.echo(f"{file}  {count} rows")
 
 
-def _serve(votes: object, port: int, *, browser: bool) -> None:
+def serve(votes: object, port: int, *, browser: bool) -> None:
+    """Until Finish or Ctrl-C."""
     from align.vote.server import Server
 
     try:

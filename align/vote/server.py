@@ -1,6 +1,6 @@
 """The page of `align vote`, served to this machine alone.
 
-It listens on the loopback interface. Its address holds a secret of this run, without which everything is not found, so
+It listens on the loopback interface. Its address holds a secret of this run, without which everything is forbidden, so
 that another user or page of the machine cannot read or vote. Requests must name this server as their Host, or a foreign
 name that was made to point here would be as good (DNS rebinding), and what changes something must come from the page
 itself (Origin). Pictures are handed out by their place on the open ballot, drawn anew without what their files say of
@@ -144,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
             return None
         _, secret, *rest = (self.path.partition("?")[0] + "//").split("/", 2)
         if not hmac.compare_digest(secret.encode(), self.server.secret.encode()):
-            self._refuse(HTTPStatus.NOT_FOUND)
+            self._refuse(HTTPStatus.FORBIDDEN)
             return None
         return rest[0].removesuffix("//").removesuffix("/")
 

@@ -239,8 +239,8 @@ def test_it_listens_to_this_machine_alone(served):
 def test_without_the_secret_there_is_nothing(served, name):
     for secret in ("", "x", served.secret[:-1], served.secret.swapcase()):
         status, _, content = ask(served, name, secret=secret)
-        assert status == 404 and content == b"Not Found"
-    assert ask(served, "vote", {"ballot": served.votes.asked[0].key, "choice": 0}, secret="x")[0] == 404
+        assert status == 403 and content == b"Forbidden"
+    assert ask(served, "vote", {"ballot": served.votes.asked[0].key, "choice": 0}, secret="x")[0] == 403
     assert served.votes.done() == 0
 
 
@@ -330,7 +330,7 @@ def test_the_command_reads_prompts_from_the_pictures_and_exports(tmp_path, monke
         for ballot in votes.asked:
             votes.vote(ballot, 1)
 
-    monkeypatch.setattr("align.commands.vote._serve", served)
+    monkeypatch.setattr("align.commands.vote.serve", served)
     done = CliRunner().invoke(app, ["vote", "drawn", "-n", "2"])
     assert done.exit_code == 0 and "pairs.jsonl  2 rows" in done.output
     assert {pair.prompt for pair in read_pairs(tmp_path / "votes")} == {"a cat", "two"}
