@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -26,13 +26,17 @@ OTHERS_SAY = {
 """What other trainers call our keys."""
 
 
+MOST_DIGITS, MOST_VALUES = 400, 100_000
+"""Of a number, and of a whole recipe: more is a mistake or an attack."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers and booleans: 1e-4 is a number; yes, no, on and off are text. A key said twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key: Any = self.construct_object(key_node, deep=True)
             if key in seen:
                 problem = f"the key {key} is given twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
@@ -42,6 +46,8 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """010 is ten."""
         text = node.value.lower()
+        if len(text) > MOST_DIGITS:
+            raise yaml.constructor.ConstructorError(None, None, "a number of so many digits", node.start_mark)
         return int(text, 16 if "0x" in text else 8 if "0o" in text else 10)
 
 
@@ -83,10 +89,8 @@ class Source:
             raise UserError(f"{name}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
         except Unreadable as error:
             raise UserError(str(error)) from None
-        loader = _Loader(text)
         try:
-            node = loader.get_single_node()
-            tree = loader.construct_document(node) if node is not None else {}
+            tree, node = _composed(text)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             where = f"{name}:{mark.line + 1}" if mark else name
@@ -94,7 +98,8 @@ class Source:
         except yaml.YAMLError as error:
             raise UserError(f"{name}: not valid YAML: {str(error).splitlines()[0]}. Correct the file.") from None
         if not isinstance(tree, dict):
-            raise UserError(f"{name}: a recipe is a mapping (model: ..., objective: ...), not {tree!r}. Correct it.")
+            shown = f"{repr(tree)[:80]}"
+            raise UserError(f"{name}: a recipe is a mapping (model: ..., objective: ...), not {shown}. Correct it.")
         source = cls(tree, name)
         source._record(node, (), lambda mark: f"{name}:{mark.line + 1}")
         source._texts.clear()  # who writes a file sees what is a number in it
@@ -172,16 +177,51 @@ def _parsed(text: str) -> tuple[str, Any, yaml.Node | None]:
     quoted = len(value) > 1 and value[0] in "\"'" and value[-1] == value[0]
     if value[:1] in ("[", "{") or quoted:
         try:
-            loader = _Loader(value)
-            node = loader.get_single_node()
-            return key, loader.construct_document(node), node
+            return key, *_composed(value)
         except yaml.YAMLError as error:
             if not quoted:
                 said = str(error).replace("\n", " ")
                 raise UserError(f'override "{text}": {value!r} is not valid YAML ({said}). Quote it.') from None
     loader = _Loader("")
     plain = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, value, (True, False)), value)
-    return key, loader.construct_document(plain), plain
+    try:
+        return key, loader.construct_document(plain), plain
+    except yaml.YAMLError as error:
+        raise UserError(f"override {key}: {getattr(error, 'problem', error)}. Correct it.") from None
+
+
+def _composed(text: str) -> tuple[Any, yaml.Node | None]:
+    """(the value, its node) of a YAML text; a YAMLError also for what is nested too deep or grows by its aliases."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return {}, None
+        _size(node, {})
+        return loader.construct_document(node), node
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deep") from None
+    except ValueError as error:
+        raise yaml.YAMLError(str(error)) from None
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, every alias written out."""
+
+    def refuse(why: str, where: yaml.Node = node) -> NoReturn:
+        raise yaml.constructor.ConstructorError(None, None, why, where.start_mark)
+
+    if (before := known.get(id(node))) is not None:
+        return before or refuse("an alias stands inside what it names")
+    known[id(node)] = 0
+    parts: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                refuse("a key is a list or a mapping", key)
+        parts = [value for _, value in node.value]
+    known[id(node)] = size = 1 + sum(_size(part, known) for part in parts)
+    return size if size <= MOST_VALUES else refuse(f"its aliases stand for more than {MOST_VALUES} values")
 
 
 def _shown(path: Path) -> str:

@@ -129,7 +129,7 @@ ARROWS = {
         "models._identity",
         "models._step_aware",
     ),
-    "align.models": ("models", "registry", "errors", "files.weights"),
+    "align.models": ("models", "registry", "errors", "files.texts", "files.weights"),
     "align.data": (
         "data",
         "registry",

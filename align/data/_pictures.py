@@ -31,7 +31,10 @@ class Picture:
         if isinstance(value, dict):  # `datasets` saves an Image() as {bytes, path}
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str) and value:
-            return (self.path.parent / value).read_bytes()
+            file = self.path.parent / value
+            if not file.resolve().is_relative_to(self.path.parent.resolve()):
+                raise OSError(f"row {self.row} names {value}, outside the folder of {self.path.name}")
+            return file.read_bytes()
         if not value:
             raise OSError(f"row {self.row} holds no {self.column}")
         return value

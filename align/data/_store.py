@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -46,8 +46,11 @@ class TensorStore:
                 say(f"{path} is damaged: it is removed, and what it held is made again")
                 path.unlink()
                 continue
-            with safe_open(path, framework="pt") as shard:
-                self._add(path, list(shard.keys()))
+            try:
+                with safe_open(path, framework="pt") as shard:
+                    self._add(path, list(shard.keys()))
+            except SafetensorError as error:
+                say(f"{path} is no shard that was written here ({error}): it is left out")
 
     def write(self, rows: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Adds one shard with these rows."""

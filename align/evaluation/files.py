@@ -117,7 +117,7 @@ class Folder:
                 if said["drawn"] != drawn:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # safe_open is no mapping
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):  # not there, or damaged: it is made anew
             return None
         if said.get("pixels") != self.digest(arm, chunk, count):
             return None
@@ -152,8 +152,11 @@ class Folder:
     def note(self, arm: Arm, name: str, key: str) -> Any:
         """What `keep` has kept under this name, if it was under the same key."""
         path = self.path / "parts" / arm.slug / f"{name}.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return found.get("value") if found.get("key") == key else None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found.get("value") if isinstance(found, dict) and found.get("key") == key else None
 
     def keep(self, arm: Arm, name: str, key: str, value: Any) -> None:
         """Keeps a value of an arm."""

@@ -136,8 +136,11 @@ def read(path: Any) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, without a last line that a crash cut short."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError as error:
+        raise UserError(f"{path}: a line is no record of an update ({error}). Remove it.") from None
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """A diffusers pipeline from a Hub id, a local folder or one .safetensors file; what goes wrong is said in one line."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from pydantic import Field
 
 from align.errors import UserError
+from align.files.texts import Unreadable, json_value, read_text
 from align.models._base import Dtypes
 from align.models._network import dtype_keyword, is_file
 from align.models._options import Attention, missing_package
@@ -178,8 +178,11 @@ def _index(config: CheckpointConfig) -> dict[str, Any]:
                 f"{_where(config)}: no model_index.json in this folder: it is not a diffusers pipeline. "
                 "Give the folder that save_pretrained wrote, or the .safetensors file itself."
             )
-        read: dict[str, Any] = json.loads(index.read_text())
-        return read
+        try:
+            read: Any = json_value(read_text(index), str(index))
+        except Unreadable as error:
+            raise UserError(f"{_where(config)}: {error}") from None
+        return read if isinstance(read, dict) else {}
     if _nowhere(config.checkpoint):
         raise UserError(f"{_where(config)}: {NOWHERE}")
     reach(config.checkpoint, config.revision, _where(config))

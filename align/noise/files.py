@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -129,7 +129,14 @@ def read(folder: Path) -> list[Outcome]:
     path = folder / LINES
     if not path.is_file():
         return []
-    return [Outcome.model_validate_json(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    try:
+        return [Outcome.model_validate_json(line) for line in lines]
+    except ValidationError as error:
+        said = error.errors()[0]["msg"]
+        raise UserError(
+            f"{path}: a line is no image of align reno ({said}). Remove it, or choose another folder."
+        ) from None
 
 
 def read_noise(path: Path) -> tuple[Tensor, dict[str, str]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from align.errors import UserError
 from align.files import weights
 from align.files.output import write as write_file
+from align.files.texts import Unreadable, json_value, read_text
 from align.policy.adapter_state import read_state
 from align.policy.adapter_tensors import ALPHA, DOWN, MAGNITUDE, UP, AdapterFile, assembled
 
@@ -195,7 +196,11 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path}: its {METADATA_KEY} is no JSON object. Make it again.") from None
     settings = path.parent / "adapter_config.json"  # PEFT's own folder says it beside the file
     if not said and settings.is_file() and any(name.startswith("base_model.model.") for name in tensors):
-        config = json.loads(settings.read_text(encoding="utf-8"))
+        try:
+            config = json_value(read_text(settings), str(settings))
+            assert isinstance(config, dict)
+        except (Unreadable, AssertionError) as error:
+            raise UserError(f"{settings}: is no JSON object that can be read ({error}). Make it again.") from None
         said = {f"{component}.{key}": value for component in NETWORKS for key, value in config.items()}
     elif not said and any(name.startswith("base_model.model.") for name in tensors):
         raise UserError(f"{path}: PEFT's file without the adapter_config.json that says its alpha. Put it beside.")

@@ -27,7 +27,7 @@ def read_state(path: Path, component: str | None) -> AdapterFile:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             names = [f"/{name}" for name, _ in state[result["part"]]["$dict"]]
             tensors = {name: shadow[f"/shadow/{place}"] for place, name in enumerate(names)}
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{folder}: the checkpoint is damaged ({error}). Give another.") from None
     parts = {}
     for name, value in tensors.items():

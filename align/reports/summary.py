@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.config import Recipe
 from align.data.prompts import load_prompts
+from align.errors import UserError
 from align.figures.statistics import Comparison
 from align.files.output import write as write_file
 from align.hooks import metrics
@@ -168,7 +169,12 @@ def held_out(report_seen: Mapping[str, int]) -> str:
 
 def read(output: Path) -> Summary:
     """The summary in a run's folder."""
-    return Summary.model_validate_json((output / FILE_NAME).read_text(encoding="utf-8"))
+    path = output / FILE_NAME
+    try:
+        return Summary.model_validate_json(path.read_text(encoding="utf-8", errors="replace"))
+    except ValidationError as error:
+        said = f"{error.errors()[0]['msg']}, at {'.'.join(map(str, error.errors()[0]['loc'])) or 'its start'}"
+        raise UserError(f"{path}: is no summary that a run has written ({said}). Train again to write it.") from None
 
 
 def lines(summary: Summary, output: Path) -> Iterator[str]:

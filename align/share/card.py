@@ -1,6 +1,7 @@
 """The adapter's card, adapter/README.md: what it was trained on, what it reached, at which strength to use it."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,15 +64,15 @@ def text(
     said = yaml.safe_dump(
         metadata(recipe, found, repo, shown, licence), sort_keys=False, allow_unicode=True, width=1000
     )
-    rewards = ", ".join(f"{label} x {reward.weight:g}" for label, reward in recipe.rewards.items()) or "none"
+    rewards = ", ".join(f"{plain(label)} x {reward.weight:g}" for label, reward in recipe.rewards.items()) or "none"
     lines = [
         f"---\n{said}---",
         "",
-        f"# {found.method} on {_base_name(recipe)}",
+        f"# {plain(found.method)} on {plain(_base_name(recipe))}",
         "",
         f"{_what(recipe)}, trained by `{found.method}` on the rewards: {rewards}. {found.num_updates} "
         f"updates of {recipe.train.batch_size} samples; these are the parameters of update {found.chosen_update}."
-        + (f" Ended early: {found.stopped}." if found.stopped else ""),
+        + (f" Ended early: {plain(found.stopped)}." if found.stopped else ""),
         "",
         *(["<Gallery />", ""] if shown.images else []),
         *_use(recipe, found, repo, next(iter(shown.images.values()), "a red circle")),
@@ -109,6 +110,11 @@ def metadata(
         name = repo.rpartition("/")[2] if repo else f"{found.method}-{_base_name(recipe)}"
         said["model-index"] = [{"name": name, "results": [result]}]
     return said
+
+
+def plain(text: str) -> str:
+    """Text that Markdown and HTML take for nothing else: no tags, links, emphasis, cells or lines of its own."""
+    return re.sub(r"([\\`*\[\]|<>~])", r"\\\1", " ".join(text.split()))
 
 
 def recommended_strength(found: Summary) -> float:
@@ -220,8 +226,8 @@ def _scores(found: Summary, grid: str | None) -> list[str]:
     if grid:
         lines += [f"![The same prompts and seeds before and after training]({grid})", ""]
     lines += [
-        f"At strength {found.strength:g}, on {summary.held_out(found.report_seen)} ({found.report_prompts}), at the "
-        "same seeds, with 95 % intervals over prompts:",
+        f"At strength {found.strength:g}, on {summary.held_out(found.report_seen)} "
+        f"({plain(str(found.report_prompts))}), at the same seeds, with 95 % intervals over prompts:",
         "",
         "| score | trained on | before | after | change | better on |",
         "|---|---|---|---|---|---|",
@@ -229,7 +235,8 @@ def _scores(found: Summary, grid: str | None) -> list[str]:
     for label, score in found.scores.items():
         trained = "yes" if label in found.trained_on else "no"
         lines.append(
-            f"| {label} | {trained} | {score.before} | {score.after} | {score.difference} | {score.win_rate:.0%} |"
+            f"| {plain(label)} | {trained} | {score.before} | {score.after} | {score.difference} "
+            f"| {score.win_rate:.0%} |"
         )
     return [*lines, "", "A score that was trained on rises by itself; whether images got better, the others say.", ""]
 
@@ -248,7 +255,6 @@ def _sweep(found: Summary) -> list[str]:
 
 def _made(recipe: Recipe, found: Summary) -> list[str]:
     rows = {
-        "recipe": "`recipe.yaml`; `align train recipe.yaml` makes this adapter again",
         "seed": str(found.seed),
         "licences of the rewards": "; ".join(f"{k}: {r.licence_text()}" for k, r in recipe.rewards.items()) or "none",
         "hardware": f"{found.hardware}; {found.num_processes} process" + ("es" if found.num_processes != 1 else ""),
@@ -257,4 +263,6 @@ def _made(recipe: Recipe, found: Summary) -> list[str]:
         + (f", {found.peak_gpu_mib / 1024:.1f} GiB on the GPU" if found.peak_gpu_mib is not None else ""),
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }
-    return ["## How it was made", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    told = {"recipe": "`recipe.yaml`; `align train recipe.yaml` makes this adapter again"}
+    told |= {name: plain(value) for name, value in rows.items()}
+    return ["## How it was made", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in told.items())]

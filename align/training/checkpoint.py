@@ -159,9 +159,12 @@ def verify(path: Path) -> None:
     """Raises Damaged unless the folder holds exactly what its manifest says."""
     try:
         sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        assert isinstance(sums, dict)
+    except (OSError, ValueError, AssertionError):
         raise Damaged(f"{MANIFEST} is missing or unreadable") from None
     for name, expected in sums.items():
+        if Path(name).name != name:
+            raise Damaged(f"{MANIFEST} names {name!r}, which is no file of the folder")
         if not (path / name).is_file():
             raise Damaged(f"{name} is missing")
         if _sha256(path / name) != expected:
@@ -171,12 +174,16 @@ def verify(path: Path) -> None:
 def load(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """(states, meta) of a checkpoint, as they were given to `save`; tensors on the CPU."""
     verify(path)
-    meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-    plain = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    states = {}
-    for name, value in plain.items():
-        file = path / f"{name}.safetensors"
-        states[name] = decode(value, load_file(file) if file.is_file() else {})
+    try:
+        listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        plain = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        states = {}
+        for name, value in plain.items():
+            file = f"{name}.safetensors"
+            states[name] = decode(value, load_file(path / file) if file in listed else {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise Damaged(f"its files are whole, and no checkpoint that was written here: {error}") from None
     return states, meta
 
 

@@ -63,7 +63,14 @@ def find(
 
 def meta(path: Path) -> dict[str, Any]:
     """What a checkpoint says of the run that wrote it."""
-    return json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    try:
+        found = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        if isinstance(found["recipe"], dict) and isinstance(found["step"], int):
+            return found
+        said = "no recipe, or no step"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = str(error)
+    raise UserError(f"{path}: its meta.json is not what a run writes ({said}). Give another, or --resume never.")
 
 
 def same_contents(path: Path, written: Mapping[str, Any], now: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from pydantic import Field, model_validator
 
 from align.data._base import BatchSource, micro_batches
+from align.errors import UserError
 from align.hooks._base import Hook, State, running
 from align.interrupt import Interrupt
 from align.objectives._base import Move, Objective
@@ -228,11 +229,21 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _restore(self, path: Path, parts: dict[str, Any], policy: Policy, state: State) -> None:
-        states, meta = checkpoint.load(path)
+        try:
+            states, meta = checkpoint.load(path)
+        except checkpoint.Damaged as error:
+            raise UserError(f"{path}: {error}. Give another checkpoint, or start over with --resume never.") from None
         if self.accelerator.is_main_process:  # what all had counted is counted once
             policy.calls.load_state_dict(states["calls"])
         for name in parts.keys() & states.keys():  # hooks without a state may come and go
-            parts[name].load_state_dict(states[name])
+            try:
+                parts[name].load_state_dict(states[name])
+            except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+                said = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise UserError(
+                    f"{path}: its {name} does not fit this run ({said}). Give another checkpoint, or start over with "
+                    "--resume never."
+                ) from None
         state.step, state.base = meta["step"], path
         self.checkpoints.base = meta.get("base")
         if self.accelerator.is_main_process:

@@ -31,6 +31,14 @@ def test_the_card_says_how_to_use_the_adapter_and_what_it_reached(tmp_path):
     assert "a machine; 1 process" in body and "torch 2.6" in body
 
 
+def test_what_a_run_says_is_no_markup():
+    nasty = "<script>x</script> [a](javascript:b) | `c` *d*"
+    text = card.text(load_recipe("draft/shapes"), summary(stopped=nasty, hardware=nasty, report_prompts=nasty))
+    _, body = read(text)
+    assert r"\<script\>x\</script\> \[a\](javascript:b) \| \`c\` \*d\*" in body
+    assert "<script" not in body.replace(r"\<", "") and "](javascript" not in body.replace(r"\]", "")
+
+
 def test_without_a_guard_the_strength_is_one():
     text = card.text(load_recipe("draft/shapes"), summary(findings={}, scores={}))
     assert 'set_adapters("align", 1)' in text and "Recommended" not in text and "| score |" not in text
