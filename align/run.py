@@ -8,6 +8,7 @@ A run's folder holds recipe.yaml (resolved), metrics.jsonl, checkpoints/, adapte
 its hooks write.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -160,6 +161,8 @@ class _Session:
         objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, rewards, seed))
         cast = gather(policy, objective, of_guidance(recipe))
         trainable, result = getattr(objective, "trainable", adapter), exported(policy, objective)
+        if getattr(recipe.objective, "few_step", False):
+            result.said[adapter_file.SAMPLING_KEY] = json.dumps(recipe.sampling.of_images(), sort_keys=True)
         batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
         painter = Painter(policy, recipe.sampling, accelerator, seed=seed)
         for block in (recipe.sampling, recipe.evaluate and recipe.evaluate.sampling):

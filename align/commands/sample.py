@@ -141,13 +141,14 @@ def _behind(
         file, beside = adapter_file.locate(path)  # a run without one is not drawn by its base
         if recipe is None and beside is None:
             raise UserError(f"{source}: there is no recipe.yaml beside this adapter. Give --recipe, for its model.")
-        return file, load_recipe(recipe or str(beside), overrides, on_disk=False)
+        return file, _loaded(recipe, file, overrides) if recipe else load_recipe(beside, overrides, on_disk=False)
     try:
         found = recipes.find(source)
     except UserError:
         if recipe is None:
             raise
-        return adapter_file.find(locate(source).adapter), load_recipe(recipe, overrides, on_disk=False)
+        file = adapter_file.find(locate(source).adapter)
+        return file, _loaded(recipe, file, overrides)
     beside = found.parent / adapter_file.FOLDER / adapter_file.FILE_NAME
     return beside if beside.is_file() else None, load_recipe(source, overrides, on_disk=False)
 
@@ -170,6 +171,13 @@ def _denoiser(model: Any, recipe: Recipe, adapter: Path | None, strength: float)
     denoiser = model.denoiser()
     branch = None if other is None else Branch(mixer, denoiser, other)
     return Branched(denoiser, branch, Branch(mixer, denoiser, {}))
+
+
+def _loaded(recipe: str, file: Path, overrides: Sequence[str]) -> Recipe:
+    """A recipe that is named for its model: a few-step student is drawn as it says itself, unless the call says it."""
+    said = adapter_file.drawn_by(file)
+    loaded = load_recipe(recipe, {} if said is None else {"sampling": said}, on_disk=False)
+    return load_recipe(loaded, overrides, on_disk=False)
 
 
 def _texts(prompts: Sequence[str]) -> list[str]:

@@ -83,7 +83,7 @@ def _draw(
         Rng(around.seed, indices.tolist(), plan.number),
         x_T=start.normal("group/x_T" if shared_noise else "x_T", like),
         step=Windowed(sampling.law(), plan.steps) if wanted.transitions else None,
-        keep="all" if wanted.transitions else "last",
+        keep="all" if wanted.transitions else "states" if wanted.states else "last",
     )
     pixels = model.codec.decode(found.x0_hat if on_x0_hat else found.x0)
     images = (pixels.float() * 255).round() / 255  # what is judged is what would be seen
@@ -99,7 +99,9 @@ def _draw(
         times = found.times[first : last + 2]
         if wanted.means:
             means = torch.stack([step.mean for step, _ in pairs], 1).cpu()
-    x0 = empty if wanted.transitions else found.x0.cpu()
+    elif wanted.states:
+        states, times = torch.stack(list(found.states), 1).cpu(), found.times
+    x0 = empty if wanted.transitions or wanted.states else found.x0.cpu()
     return Rollout(prompts, groups, indices, {}, x0, states, log_probs, means, times), images
 
 

@@ -1,4 +1,4 @@
-"""Rows of an update that trains on the policy's own images: one a step of an image's window, or one a look at it."""
+"""Rows of an update that trains on the policy's own images: a step of an image's window or way, or a look at it."""
 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ class Rollout(NamedTuple):
     x0: Tensor
     """(n, C, h, w)"""
     states: Tensor
-    """(n, W + 1, C, h, w): the window's, from noise to data."""
+    """(n, W + 1, C, h, w): the window's, or all, from noise to data."""
     log_probs: Tensor
     """(n, W): mean over dimensions, as drawn."""
     means: Tensor

@@ -11,6 +11,8 @@ class Wanted:
     """Keep x_t, x_s and log p(x_s | x_t) of the window's steps; else the finished latents alone."""
     means: bool = False
     """Keep the transitions' means too."""
+    states: bool = False
+    """Keep all states of deterministic steps; a row is one of them, as many an image as data.train_fraction says."""
     draws: int = 1
     """Without transitions: rows of an image."""
     role: str = "train"

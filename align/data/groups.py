@@ -61,7 +61,7 @@ class GroupsConfig(ComponentConfig):
     window: WindowConfig = WindowConfig()
     """The steps that are stochastic and trained, for objectives that train steps."""
     train_fraction: float = Field(default=1.0, gt=0, le=1)
-    """Share of the window's steps that an image is trained on, drawn for each (DanceGRPO: 0.6)."""
+    """Share of the window's steps (TDM-R1: of all) that an image is trained on, drawn for each (DanceGRPO: 0.6)."""
     shared_noise: bool = False
     """Start a group from one x_T (DanceGRPO); its images then differ by their steps' noise alone."""
     reward_on: Literal["x0", "x0_hat"] = "x0"
@@ -131,7 +131,7 @@ class Groups:
         self.drawing = self.batch_size * sampling.num_rows
 
         def roll(plan: Plan) -> Rollout:
-            n, steps = len(plan.prompts), sum(plan.steps)
+            n, steps = len(plan.prompts), sampling.num_steps if self.wanted.states else sum(plan.steps)
             x = torch.empty(n, steps + 1, *shape, device=device)
             times = torch.linspace(0.8, 0.2, steps + 1, dtype=torch.float64)
             scores = {"": torch.arange(n).double()}
@@ -213,9 +213,9 @@ class Groups:
 
     def _slots(self, found: Rollout, images: torch.Tensor) -> torch.Tensor:
         """(len(images), rows of an image): which steps of the window, or which looks, an image is trained on."""
-        if not self.wanted.transitions:
+        if not (self.wanted.transitions or self.wanted.states):
             return torch.arange(self.wanted.draws).expand(len(images), -1)
-        steps = found.log_probs.shape[1]
+        steps = found.states.shape[1] - 1
         count = max(1, round(self.config.train_fraction * steps))
         if count == steps:
             return torch.arange(steps).expand(len(images), -1)

@@ -13,6 +13,7 @@ from align.evaluation.prompts import load, shares
 from align.evaluation.questions import Examination, examination
 from align.evaluation.score_inputs import reward_configs
 from align.noise.recipe import recipe_of
+from align.policy.adapter_file import drawn_by, find
 from align.registry import EMBEDDED, RewardConfig
 
 ANY = "reno/any"  # what recipe_of says of a model that no recipe was made for
@@ -73,6 +74,8 @@ def plan(
     said: dict[str, Any] = {} if seed is None else {"train.seed": seed}
     if model is not None:
         said |= recipe_of(model)[1]
+    if recipe is not None or model is not None:
+        said |= _students(chosen)
     loaded = load_recipe(_behind(chosen, recipe, model, noisy), said, on_disk=False)
     loaded = load_recipe(loaded, [c for c in changes if c not in of_rewards], on_disk=False)
     if any(arm.noise == "reno" for arm in everyone) and getattr(loaded.objective, "trains", "adapter") != "noise":
@@ -114,6 +117,19 @@ def _shortened(exam: Examination, count: int | None) -> Examination:
         return exam
     places = shares([Item(one.prompt, one.category) for one in exam.asked], count)
     return replace(exam, asked=[exam.asked[place] for place in places])
+
+
+def _students(chosen: Cast) -> dict[str, Any]:
+    """{"sampling": as the few-step students among the adapters say that they are drawn}, before what a recipe says that
+    is named for its model. All arms are drawn alike."""
+    found = {p.name: drawn_by(find(p.adapter)) for p in chosen.adapters.values()}
+    blocks = {name: said for name, said in found.items() if said is not None}
+    if any(said != next(iter(blocks.values())) for said in blocks.values()):
+        raise UserError(
+            f"{' and '.join(blocks)} are few-step students that are drawn by different sampling blocks. Evaluate each "
+            "by itself, against base."
+        )
+    return {"sampling": next(iter(blocks.values()))} if blocks else {}
 
 
 def _behind(chosen: Cast, recipe: str | None, model: str | None, noisy: bool) -> Any:

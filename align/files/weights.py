@@ -19,6 +19,13 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise _broken(path, error) from None
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """The header's metadata alone; no tensor is read."""
+    check(path)
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def check(path: Path) -> None:
     """Raises a UserError unless the file can be opened as .safetensors; its tensors are not read."""
     try:

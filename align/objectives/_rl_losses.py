@@ -15,7 +15,8 @@ all three methods are made of the same two numbers, means over the dimensions of
 so all climb along <d, e>; NFT's |d|^2 holds the policy to the old one, AWM's has the sign of A.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,3 +51,24 @@ def forward_terms(v_theta: Tensor, v_old: Tensor, u: Tensor) -> Terms:
     """v_theta with graph, v_old and u without: (B, ...) each, in any space that is affine in the network's output."""
     d, e = v_theta - v_old, v_old - u
     return Terms(*(x.flatten(1).mean(1) for x in (d * e, d.square(), e.square())))
+
+
+Margins = dict[tuple[int, int], float]
+"""(group, look) -> S"""
+
+
+def margins(found: Sequence[tuple[Any, Tensor]], beta: float, gather: Callable[[Tensor], Tensor]) -> Margins:
+    """S = (beta/G) sum_i A_i delta_i of every group and look, whatever processes and micro-batches its rows lie in.
+
+    found: (micro-batch, delta (b,)), delta the error less the reference's.
+    """
+    rows = [torch.empty(0, 3, dtype=torch.float64)]
+    for batch, delta in found:
+        gain = batch.advantage.double() * delta.double().cpu()
+        rows.append(torch.stack([torch.tensor(batch.groups).double(), batch.slot.double(), gain], 1))
+    everywhere = gather(torch.cat(rows))
+    said: Margins = {}
+    for key in everywhere[:, :2].unique(dim=0):
+        own = everywhere[(everywhere[:, :2] == key).all(1), 2]
+        said[int(key[0]), int(key[1])] = float(beta * own.sum() / len(own))
+    return said

@@ -17,11 +17,8 @@ from torch import Tensor
 
 from align.objectives._base import Loss
 from align.objectives._forward import Forward, ForwardConfig
-from align.objectives._rl_losses import forward_terms
+from align.objectives._rl_losses import Margins, forward_terms, margins
 from align.policy.roles import Policy
-
-Margins = dict[tuple[int, int], float]
-"""(group, look) -> S"""
 
 
 class DGPOConfig(ForwardConfig):
@@ -48,19 +45,13 @@ class DGPO(Forward):
         self, policy: Policy, micro_batches: Sequence[Any], gather: Callable[[Tensor], Tensor]
     ) -> Margins:
         """Every group's S, from all of its rows on all processes."""
-        found = [torch.empty(0, 3, dtype=torch.float64)]
+        found = []
         for batch in micro_batches:
             rows, cond = self.noised(batch), self.model.text.encode(batch.prompts)
             reference, out = (self.out(policy, role, rows, cond) for role in ("reference", "train"))
             terms = forward_terms(out, reference, rows.u)
-            gain = batch.advantage.double() * (terms.error - terms.error_old).double().cpu()
-            found.append(torch.stack([torch.tensor(batch.groups).double(), batch.slot.double(), gain], 1))
-        everywhere = gather(torch.cat(found))
-        margins: Margins = {}
-        for key in everywhere[:, :2].unique(dim=0):
-            own = everywhere[(everywhere[:, :2] == key).all(1), 2]
-            margins[int(key[0]), int(key[1])] = float(self.config.beta * own.sum() / len(own))
-        return margins
+            found.append((batch, terms.error - terms.error_old))
+        return margins(found, self.config.beta, gather)
 
     def __call__(self, policy: Policy, batch: Any, context: Margins | None = None) -> Loss:
         rows, cond = self.noised(batch), self.model.text.encode(batch.prompts)

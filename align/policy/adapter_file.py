@@ -23,6 +23,7 @@ from align.policy.adapter_tensors import ALPHA, DOWN, MAGNITUDE, UP, AdapterFile
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' load_lora_weights looks for in a folder
 METADATA_KEY = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
+SAMPLING_KEY = "diffalign_sampling"  # of a few-step student: the sampling block that it was trained to be drawn by
 RECIPE, FOLDER = "recipe.yaml", "adapter"  # in a run's folder, and in that of a pulled adapter
 STEPS = ("adapters", "checkpoints")  # in a run's folder, with step-000050 in them: exported on the way, and kept
 STATE, MANIFEST = "trainable.safetensors", "manifest.json"  # in a checkpoint's
@@ -140,6 +141,20 @@ def read(path: Path, component: str | None = None) -> AdapterFile:
             parts[f"{module}.0", end] = parts.pop((module, end))
     settings = {key.removeprefix(f"{found}."): value for key, value in said.items() if key.startswith(f"{found}.")}
     return assembled(path, found, parts, settings)
+
+
+def drawn_by(path: Path) -> dict[str, Any] | None:
+    """The sampling block that an adapter's file says it is drawn by; None: it says nothing. A UserError where what it
+    says is none."""
+    if path.name == STATE or path.suffix != ".safetensors":  # a checkpoint's recipe is beside it
+        return None
+    text = weights.metadata(path).get(SAMPLING_KEY)
+    try:
+        said = None if text is None else json.loads(text)
+        assert said is None or isinstance(said, dict)
+    except (ValueError, AssertionError):
+        raise UserError(f"{path}: its {SAMPLING_KEY} is no JSON object. Export it again.") from None
+    return said
 
 
 def _place(name: str) -> tuple[str, str, str] | None:

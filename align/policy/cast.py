@@ -26,6 +26,8 @@ class Trained:
 
     optim: Mapping[str, Any] = field(default_factory=dict)
     """What differs from the recipe's `optim` block."""
+    rate: float = 1.0
+    """Its learning rate in units of the recipe's, where `optim` gives none."""
     max_grad_norm: float | str | None = "recipe"
     """Its clip; "recipe": as `train.max_grad_norm` says."""
     copy: str | None = None

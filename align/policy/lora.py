@@ -154,8 +154,16 @@ def delta_norm(layers: list[Any], name: str = NAME) -> Tensor:
     return total.clamp(min=0).sqrt()  # rounding may leave -1e-12
 
 
-def save(network: nn.Module, path: Path, *, component: str = "unet", name: str = NAME) -> Path:
-    """Writes the adapter into the folder `path` as diffusers' file; `component` is its pipeline's name for `network`.
+def save(
+    network: nn.Module,
+    path: Path,
+    *,
+    component: str = "unet",
+    name: str = NAME,
+    more: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes the adapter into the folder `path` as diffusers' file; `component` is its pipeline's name for `network`,
+    `more` what else its metadata say.
 
     The file appears whole or not at all.
     """
@@ -176,7 +184,7 @@ def save(network: nn.Module, path: Path, *, component: str = "unet", name: str =
         "use_rslora": False,
     }
     metadata = {METADATA_KEY: json.dumps({f"{component}.{k}": v for k, v in said.items()})}
-    return adapter_file.write(path / FILE_NAME, tensors, metadata)
+    return adapter_file.write(path / FILE_NAME, tensors, {**metadata, **(more or {})})
 
 
 def load(network: nn.Module, source: str | Path, *, component: str = "unet", into: str = NAME) -> None:

@@ -66,6 +66,7 @@ class Adapter:
     ):
         self.config, self.network, self.targets = config, network, targets
         self.component, self.seed, self.name = component, seed, name
+        self.said: dict[str, str] = {}  # what the metadata of an exported file say besides
         self.layers = lora.inject(network, config, targets, seed=seed, name=name)
         if config.init is not None:
             lora.load(network, config.init, component=component, into=name)
@@ -122,7 +123,7 @@ class Adapter:
             value.copy_(state[name])
 
     def export(self, path: Path) -> None:
-        lora.save(self.network, path, component=self.component, name=self.name)
+        lora.save(self.network, path, component=self.component, name=self.name, more=self.said)
 
 
 class Module:

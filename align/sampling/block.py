@@ -102,6 +102,10 @@ class SamplingConfig(ComponentConfig):
         """Whether a network call is made again in the backward pass."""
         return self.memory != "stored"
 
+    def of_images(self) -> dict[str, Any]:
+        """The settings that images depend on, JSON-able: how a few-step student is drawn."""
+        return self.model_dump(mode="json", exclude=set(OF_GRADIENTS))
+
     @property
     def num_calls(self) -> int:
         """Network calls of one rollout: what the gradient window counts."""

@@ -72,7 +72,8 @@ def text(
         "",
         f"{_what(recipe)}, trained by `{found.method}` on the rewards: {rewards}. {found.num_updates} "
         f"updates of {recipe.train.batch_size} samples; these are the parameters of update {found.chosen_update}."
-        + (f" Ended early: {plain(found.stopped)}." if found.stopped else ""),
+        + (f" Ended early: {plain(found.stopped)}." if found.stopped else "")
+        + _student(recipe),
         "",
         *(["<Gallery />", ""] if shown.images else []),
         *_use(recipe, found, repo, next(iter(shown.images.values()), "a red circle")),
@@ -181,6 +182,17 @@ def _use(recipe: Recipe, found: Summary, repo: str | None, prompt: str) -> Seque
 def _what(recipe: Recipe) -> str:
     token = getattr(recipe.objective, "token", None)
     return f"LoRA, rank {recipe.adapter.rank}" if token is None else f"Learnt tokens, {token} in prompts"
+
+
+def _student(recipe: Recipe) -> str:
+    """Of a few-step student: how it must be drawn."""
+    if not getattr(recipe.objective, "few_step", False):
+        return ""
+    sampling = recipe.sampling
+    return (
+        f" It is a student of {sampling.num_steps} steps without guidance: draw it with {sampling.num_steps} steps of "
+        f"{sampling.step_rule} at guidance 1, at the times below; it was trained for no others."
+    )
 
 
 def _network(source: str, part: str) -> list[str]:

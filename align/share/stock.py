@@ -89,8 +89,10 @@ class Stock:
 
 
 def stock(recipe: Recipe) -> Stock:
-    """Of a recipe's model, sampling as its scores are made: by `evaluate.sampling` where there is one."""
-    sampling = (recipe.evaluate.sampling if recipe.evaluate else None) or recipe.sampling
+    """Of a recipe's model, sampling as its scores are made: by `evaluate.sampling` where there is one; a
+    few-step student as it was trained."""
+    reported = None if getattr(recipe.objective, "few_step", False) else recipe.evaluate
+    sampling = (reported.sampling if reported else None) or recipe.sampling
     family = model_family(recipe.model)
     published = getattr(family, "published", ())
     own: Mapping[str, Any] = published[0].scheduler if published else {}

@@ -65,7 +65,7 @@ def movers(config: Any, base: OptimConfig, trainable: Trainable, cast: Cast, acc
     built = []
     for name, (one, kind) in {MAIN: (trainable, Trained()), **cast.trained}.items():
         one.prepare(accelerator)
-        own = OptimConfig.model_validate({**base.model_dump(), **kind.optim})
+        own = OptimConfig.model_validate({**base.model_dump(), "lr": base.lr * kind.rate, **kind.optim})
         limit: Any = config.max_grad_norm if kind.max_grad_norm == "recipe" else kind.max_grad_norm
         scaler = config.scaler(accelerator.device)
         built.append(Mover(name, one, own, limit, optim.build(own, one.parameters()), scaler))

@@ -25,9 +25,22 @@ CALLS = {
     "soft_prompt/sd15": 1,
     "adjoint_matching/shapes": 4 + 8,
     "adjoint_matching/sd15": 4 + 42,
+    "tdm/shapes": 2,
+    "tdm/sd15": 2,
+    "tdm/sdxl": 2,
+    "tdm/sd35": 2,
+    "tdm/flux2_klein": 2,
+    "tdm/z_image": 2,
+    "diff_instruct/shapes": 2 + 3,
+    "diff_instruct/sd15": 2 + 3,
+    "diff_instruct/sdxl": 2 + 3,
+    "tdm_r1/shapes": 3,
+    "tdm_r1/sd15": 3,
+    "tdm_r1/sd35": 3,
 }
 """Recipe -> network calls of a sample that carry gradient; guidance makes two rows of each, unless it acts in the
-rollouts alone. Adjoint matching's adjoint passes back through the base, from the image to the first trained step."""
+rollouts alone. Adjoint matching's adjoint passes back through the base, from the image to the first trained step. A
+few-step student and what it learns with make one each; Diff-Instruct*'s score form passes guided reference and fake."""
 UNGUIDED = ("adjoint_matching", "unlearn")
 METHODS = sorted({name.split("/")[0] for name in CALLS})
 RECIPES = {name: path for name, path in recipes.names().items() if name.split("/")[0] in METHODS}

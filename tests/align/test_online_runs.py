@@ -1,4 +1,4 @@
-"""Whole runs of online RL: two processes are one, and a run that was ended goes on bit for bit."""
+"""Whole runs of online RL and of few-step students: two processes are one, and an ended run goes on bit for bit."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from align.training.checkpoint import Checkpoints
 
 WORKER = Path(__file__).with_name("preference_worker.py")
 DATA = {"name": "groups", "prompts": ["a cat", "two", "x", "abc"], "group_size": 3, "rollout_size": 4}
+PROMPTS = {"name": "prompts", "prompts": DATA["prompts"]}
 STEPS = {"num_steps": 4, "guidance_scale": 2.0, "eta": 1.0}
 PLAIN = {"num_steps": 3, "guidance_scale": 1.0}
 METHODS = {
@@ -36,6 +37,13 @@ METHODS = {
     },
     "awm": {"objective": {"name": "awm", "num_draws": 2, "old_rate": 0.1}, "data": DATA, "sampling": PLAIN},
     "dgpo": {"objective": {"name": "dgpo", "num_draws": 2}, "data": DATA | {"overlap": True}, "sampling": PLAIN},
+    "tdm": {"objective": {"name": "tdm", "fake_updates": 2}, "data": PROMPTS, "sampling": PLAIN},
+    "diff_instruct": {"objective": {"name": "diff_instruct", "form": "score"}, "data": PROMPTS, "sampling": PLAIN},
+    "tdm_r1": {
+        "objective": {"name": "tdm_r1", "beta": 50.0, "clip": 0.5},
+        "data": DATA | {"train_fraction": 0.7},
+        "sampling": PLAIN,
+    },
 }
 UNEQUAL = ("seconds", "outcome", "rollout_seconds", "reward_seconds")
 
@@ -113,6 +121,29 @@ def test_a_run_that_was_ended_goes_on_bit_for_bit(recipes, whole, tmp_path, name
     assert numbers(run) == numbers(whole[name]), "the record is of what led to the adapter"
     first, second = trained(whole[name]), trained(run)
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", ["tdm"])
+def test_a_run_killed_in_the_middle_of_a_round_begins_that_round_again(recipes, whole, tmp_path, name):
+    """In the third round fake has moved, the student has not: nothing of that round is kept."""
+    from align.objectives.tdm import TDM
+
+    known, done = TDM.student, []
+
+    def failing(self, policy, batch, context=None):
+        done.append(batch.step)
+        if batch.step == 2:
+            raise KeyboardInterrupt
+        return known(self, policy, batch, context)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TDM, "student", failing)
+        with pytest.raises(KeyboardInterrupt):
+            align.train(recipes[name], output=str(tmp_path / "run"))
+    assert 2 in done
+    run = align.train(recipes[name], output=str(tmp_path / "run"))
+    assert numbers(run)[2:] == numbers(whole[name])[2:]
+    assert all(torch.equal(tensor, trained(whole[name])[key]) for key, tensor in trained(run).items())
 
 
 @pytest.mark.parametrize("name", ["ddpo", "nft"])
