@@ -1,4 +1,4 @@
-"""Two processes are one: the same gradients, metrics and decisions on the same global batch."""
+"""Two processes are one, and so are three: the same gradients, metrics and decisions on the same global batch."""
 
 import json
 import math
@@ -40,19 +40,35 @@ def test_there_were_two(reports):
     assert [report["num_processes"] for report in reports] == [1, 2, 2]
 
 
+def same_run(mine, other, whole):
+    """Two processes' reports of one case, and that of one process alone."""
+    assert mine["weights"] == other["weights"]
+    assert mine["weights"] == pytest.approx(whole["weights"], rel=1e-5, abs=1e-6)
+    for record, its, alone in zip(mine["records"], other["records"], whole["records"], strict=True):
+        assert str(record) == str(its)  # nan equals nan here
+        assert record.keys() == alone.keys()
+        for key, value in alone.items():
+            if isinstance(value, str) or math.isnan(value):
+                assert str(record[key]) == str(value)
+            elif key != "rows":  # the size of a micro-batch, which is what differs
+                assert record[key] == pytest.approx(value, rel=1e-5, abs=1e-6)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_give_the_run_of_one(reports, case):
     one, first, second = (report["cases"][case] for report in reports)
-    assert first["weights"] == second["weights"]
-    assert first["weights"] == pytest.approx(one["weights"], rel=1e-5, abs=1e-6)
-    for mine, other, whole in zip(first["records"], second["records"], one["records"], strict=True):
-        assert str(mine) == str(other)  # nan equals nan here
-        assert mine.keys() == whole.keys()
-        for key, value in whole.items():
-            if isinstance(value, str) or math.isnan(value):
-                assert str(mine[key]) == str(value)
-            elif key != "rows":  # the size of a micro-batch, which is what differs
-                assert mine[key] == pytest.approx(value, rel=1e-5, abs=1e-6)
+    same_run(first, second, one)
+
+
+@pytest.mark.slow
+def test_three_processes_give_it_too(reports, tmp_path):
+    """Shares of 3, 3 and 2 rows, of 2, 2 and 1, and of one row for one process alone."""
+    together(WORKER, tmp_path, num_processes=3, folders=(WORKER.parent,))
+    three = reported(tmp_path, 3)
+    assert [report["num_processes"] for report in three] == [3, 3, 3]
+    for case in CASES:
+        for other in three[1:]:
+            same_run(three[0]["cases"][case], other["cases"][case], reports[0]["cases"][case])
 
 
 def test_the_cases_are_what_they_say(reports):
