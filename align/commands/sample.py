@@ -22,7 +22,7 @@ from align.noise.text import TOWER, TextSteps, Towards
 from align.policy import adapter_file, soft_prompt
 from align.policy.branches import NEGATIVE, Branch, Branched, opposite
 from align.policy.mix import Mixer, locate
-from align.registry import MODELS, REWARDS, build
+from align.registry import MODELS, REWARDS, build, resolve_embedded
 from align.sampling import rollout
 from rewards import Composite
 from samplers import Rng, generator, last
@@ -50,7 +50,7 @@ class Text:
         if (self.towards is None) == (not self.rewards):
             raise UserError("--text-steps: by what? Give one of --towards FOLDER of pictures, and --reward NAME.")
         if self.towards is not None:
-            loss: Any = Towards(model, self.towards, self.tower or TOWER)
+            loss: Any = Towards(model, self.towards, resolve_embedded(self.tower or TOWER))
         else:
             loss = _rewarded(model, recipe, self.rewards, seed)
         return TextSteps(model, loss, num_steps=self.num_steps, lr=self.lr)
