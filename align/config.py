@@ -12,7 +12,7 @@ import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from align import recipes
+from align import presets, recipes
 from align.errors import UserError
 from align.files import code
 from align.files.schema import shared
@@ -133,7 +133,7 @@ def load_recipe(
         said.tree.setdefault("output", f"runs/{_run_name(path)}")
         if (folder := recipes.run_folder(source, path)) is not None:
             said.tree["output"] = str(folder)
-    said.override(overrides)
+    presets.spelled_out(said, overrides)
     recipe, parts, problems = _validated(said, trains=on_disk)
     if on_disk:
         problems += _conflicts(said.tree, parts)

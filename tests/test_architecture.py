@@ -89,7 +89,7 @@ def test_heavy_libraries_stay_in_their_files():
         "align.policy.adapter_tensors",
         "rewards",
         "align.shapes",
-        "align.plan",
+        "align.plan.networks",
     )
     homes += ("align.commands.doctor", "align.share.stock")
     assert not broken(lambda file, module: module.split(".")[0] in HEAVY and not within(file, *homes))
@@ -180,8 +180,8 @@ def test_the_loop_knows_no_method_family_or_reward_by_name(file):
 
 
 ORDER = (
-    "commands vote evaluation noise run plan share reports config training objectives hooks policy data sampling "
-    "models registry shapes figures source recipes versions shadow interrupt processes files errors"
+    "commands vote evaluation noise run plan share reports config presets training objectives hooks policy data "
+    "sampling models registry shapes figures source recipes versions shadow interrupt processes files errors"
 ).split()
 """The rooms and single files of align/ from the top down: each imports only what stands after it."""
 

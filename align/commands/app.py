@@ -110,6 +110,9 @@ def train(
         str, typer.Option(help="auto: go on from the run's last good checkpoint, if any; a checkpoint; or never.")
     ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the plan, no more.")] = False,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="With --dry-run: say whether it fits a GPU of so many GB, and what to set.")
+    ] = None,
 ) -> None:
     """Train what a recipe says, and write the run's folder: adapter, metrics, samples, summary."""
     with _reading():
@@ -118,14 +121,30 @@ def train(
         loaded = load_recipe(recipe, overrides or ())
     if dry_run:
         from align.plan import plan
+        from align.plan.propose import gigabytes
 
-        typer.echo(plan(loaded))
+        typer.echo(plan(loaded, gpu_memory=gigabytes(gpu_memory) if gpu_memory else None))
         return
     from align.run import train as start
 
     run = start(loaded, resume=resume)
     if run.interrupted:
         raise typer.Exit(130 if run.interrupted == "SIGINT" else 143)
+
+
+@app.command()
+@_plainly
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    memory: Annotated[str, typer.Option(help="Of the GPU: 24GB, 16GB, 8GB ...")] = "24GB",
+) -> None:
+    """Say what to change so that a recipe fits a GPU, cheapest first, as overrides to paste."""
+    with _reading():
+        from align.config import load_recipe
+        from align.plan.propose import described, gigabytes
+
+    typer.echo(described(load_recipe(recipe, overrides or ()), gigabytes(memory)))
 
 
 @app.command()

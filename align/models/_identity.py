@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 FREE = ("checkpoint", "config_dir", "revision", "variant", "network", "base_adapter")  # what they name is hashed itself
-FREE += ("offload_text", "checkpoint_blocks", "decode_chunk")
+FREE += ("offload_text", "text_on_cpu", "checkpoint_blocks", "decode_chunk")
 LIBRARIES = ("diffusers", "transformers")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,7 +13,7 @@ from align.files.texts import Unreadable, json_value, read_text
 from align.models._base import Dtypes
 from align.models._network import dtype_keyword, is_file
 from align.models._options import Attention, missing_package
-from align.models._quantize import Quantize, missing
+from align.models._quantize import Quantize
 from align.models._reach import reach
 from align.registry import EMBEDDED, ComponentConfig
 
@@ -41,11 +41,16 @@ class CheckpointConfig(ComponentConfig):
     base_adapter: str | None = None
     """An adapter that becomes part of the frozen base, such as a few-step one (LCM-LoRA, Hyper-SD): a folder, a file,
     a Hub id, or `owner/name:file.safetensors`. What is trained comes on top, and is used with it."""
+    preset: Literal["24gb", "16gb", "8gb"] | None = None
+    """Settings for a GPU of so much memory, spelled out when the recipe is read: recomputation, micro-batch, rewards
+    and text encoders off the GPU, and where it must be a quantised base. What is set beside it stays."""
     quantize: Quantize | None = None
     """How the network's frozen linear weights are kept: nf4 (4.5 bits each) or int8 of bitsandbytes, or torchao's int8.
     Adapters, activations and gradients are not quantised. Needs the package: diffalign[bnb] or diffalign[torchao]."""
     offload_text: bool = False
     """Keep the text encoders in CPU memory but while they encode prompts that were not encoded before."""
+    text_on_cpu: bool = False
+    """Keep the text encoders in CPU memory and encode there: no GPU memory, seconds to a minute a prompt, once each."""
     checkpoint_blocks: bool = False
     """Also recompute each block of the network and of the decoder in the backward pass: less memory, more time."""
     decode_chunk: int | None = Field(default=None, ge=1)
@@ -58,8 +63,6 @@ class CheckpointConfig(ComponentConfig):
             yield ".network", f"{self.network}: {NOWHERE}"
         if problem := self.attention_problem():
             yield ".attention", problem
-        if self.quantize is not None and (problem := missing(self.quantize)):
-            yield ".quantize", problem
 
     def attention_problem(self) -> str | None:
         """What stands in the way of the kernel asked for, as far as the family and the packages go."""

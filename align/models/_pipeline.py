@@ -13,7 +13,7 @@ from align.models._load import CheckpointConfig, load_pipeline
 from align.models._network import is_file, load_network, load_weights
 from align.models._options import merge_adapter, set_attention
 from align.models._published import Published
-from align.models._quantize import quantise
+from align.models._quantize import missing, quantise
 from align.models._text import CachedTextEncoder
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
@@ -46,6 +46,8 @@ class PipelineModel(DiffusionModel):
         if problem := config.attention_problem():  # a recipe's check knows the family only where it is named
             raise UserError(f"model.attention={config.attention}: {problem}")
         if pipeline is None:
+            if config.quantize is not None and (problem := missing(config.quantize)):  # a plan needs no package
+                raise UserError(f"model.quantize={config.quantize}: {problem}")
             pipeline = self._loaded(config)
         if config.base_adapter is not None:
             merge_adapter(pipeline, config.base_adapter)
@@ -59,7 +61,8 @@ class PipelineModel(DiffusionModel):
         self.assemble(config, pipeline)
         if getattr(pipeline, self.text_names[0], None) is not None:  # without: prompts come encoded, as in a benchmark
             self.text = self.encoder(config, pipeline)
-            self.text.offloaded = config.offload_text
+            self.text.offloaded = config.offload_text or config.text_on_cpu
+            self.text.stays = config.text_on_cpu
         self.freeze()
         set_attention(self.network, config.attention)
         if config.checkpoint_blocks:

@@ -25,6 +25,10 @@ class Published:
     """Arguments of the network's class that differ from its defaults."""
     vae: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the autoencoder's class that differ from its defaults."""
+    text: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """{component of the pipeline: (class of transformers, arguments of its config)} of the text encoders."""
+    billions: float = 0.0
+    """Parameters of the network, in 1e9."""
 
 
 KL_VAE: dict[str, Any] = {

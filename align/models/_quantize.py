@@ -28,6 +28,7 @@ class Method(NamedTuple):
     extra: str  # of this project, that installs the package
     quantise: Callable[[Tensor], tuple[Tensor, ...]]
     dequantise: Callable[[tuple[Tensor, ...], tuple[int, int], torch.dtype], Tensor]
+    bits: float  # kept of a weight, scales included
 
 
 def _to_nf4(weight: Tensor) -> tuple[Tensor, ...]:
@@ -73,9 +74,9 @@ def _from_torchao(kept: tuple[Tensor, ...], shape: tuple[int, int], dtype: torch
 
 
 METHODS: dict[str, Method] = {
-    "nf4": Method("bitsandbytes", "bnb", _to_nf4, _from_nf4),
-    "int8": Method("bitsandbytes", "bnb", _to_int8, _from_int8),
-    "torchao-int8": Method("torchao", "torchao", _to_torchao, _from_torchao),
+    "nf4": Method("bitsandbytes", "bnb", _to_nf4, _from_nf4, 4.5),
+    "int8": Method("bitsandbytes", "bnb", _to_int8, _from_int8, 8),
+    "torchao-int8": Method("torchao", "torchao", _to_torchao, _from_torchao, 8),
 }
 
 
@@ -87,11 +88,14 @@ class QuantisedLinear(nn.Linear):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.method, self.dtype = method, layer.weight.dtype
         weight = layer.weight.detach()
-        self.kept = method.quantise(weight.float() if weight.dtype == torch.float64 else weight)
+        plain = weight.float() if weight.dtype == torch.float64 else weight
+        self.kept = _sizes(weight, method.bits) if weight.is_meta else method.quantise(plain)
         self.bias = layer.bias
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
+        if self.kept[0].is_meta:
+            return torch.empty(self.out_features, self.in_features, dtype=self.dtype, device="meta")
         dtype = torch.float32 if self.dtype == torch.float64 else self.dtype  # the packages know none wider
         return self.method.dequantise(self.kept, (self.out_features, self.in_features), dtype).to(self.dtype)
 
@@ -130,6 +134,11 @@ class _Product(torch.autograd.Function):
         return grads[0] @ ctx.layer.weight.to(grads[0].dtype), None
 
 
+def _sizes(weight: Tensor, bits: float) -> tuple[Tensor, ...]:
+    """Without data, as many bytes as are kept."""
+    return (torch.empty(round(weight.numel() * bits / 8), dtype=torch.uint8, device="meta"),)
+
+
 def missing(method: str) -> str | None:
     """What stands in the way of this method on this machine."""
     wanted = METHODS[method]
@@ -157,7 +166,8 @@ def _parts(tensor: Tensor) -> list[Tensor]:
 
 def quantise(network: Any, method: str) -> None:
     """Quantises every linear layer of a diffusers network, in place, but those that diffusers keeps in float32."""
-    if problem := missing(method):
+    device = next(network.parameters()).device
+    if device.type != "meta" and (problem := missing(method)):
         raise UserError(f"model.quantize={method}: {problem}")
     exempt = getattr(network, "_keep_in_fp32_modules", None) or ()
     for path, parent in list(network.named_modules()):

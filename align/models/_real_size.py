@@ -4,11 +4,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 
 from align.models._pipeline import PipelineModel
 from align.models._published import Published
 from align.models._quantize import Quantize
+from align.registry import MODELS
 from samplers import TensorCond
+
+
+def find(checkpoint: str) -> tuple[type[PipelineModel], Published] | None:
+    """The family of a Hub id and what is known of it; None where it is not listed."""
+    families = [MODELS.get(name) for name in MODELS.names()]
+    known = {one.checkpoint: (family, one) for family in families for one in getattr(family, "published", ())}
+    return known.get(checkpoint)
 
 
 def real_size(
@@ -17,22 +26,46 @@ def real_size(
     *,
     device: str = "meta",
     dtype: torch.dtype = torch.float32,
+    vae: torch.dtype | None = None,
     quantize: Quantize | None = None,
+    config: Any = None,
 ) -> PipelineModel:
-    """The bundle with random weights on `device` (meta: none at all) and without text encoders: see `example_cond`."""
+    """The bundle with random weights on `device` (meta: none at all) and without text encoders: see `example_cond`.
+
+    `vae`: the autoencoder's dtype, where it is not `dtype`. `config`: the family's settings, in place of `quantize`.
+    """
     import diffusers
 
+    network: Any = made(getattr(diffusers, family.network_class), published.network, device, dtype)
+    codec = made(getattr(diffusers, family.vae_class), published.vae, device, vae or dtype)
+    scheduler = SimpleNamespace(config=dict(published.scheduler))
+    pipeline = SimpleNamespace(**{family.network_name: network}, vae=codec, scheduler=scheduler)
+    return family(config or family.Config(checkpoint=published.checkpoint, quantize=quantize), pipeline)
+
+
+def text_encoders(
+    published: Published, *, device: str = "meta", dtype: torch.dtype = torch.float32
+) -> dict[str, nn.Module]:
+    """{component of the pipeline: text encoder} with random weights."""
+    import transformers
+
+    found = {}
+    for name, (kind, settings) in published.text.items():
+        encoder: Any = getattr(transformers, kind)
+        with torch.device(device):
+            found[name] = encoder(encoder.config_class(**settings)).to(dtype)
+    return found
+
+
+def made(kind: Any, settings: Any, device: str, dtype: torch.dtype) -> nn.Module:
+    """A diffusers network with random weights, made where and as it is kept."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            network: Any = getattr(diffusers, family.network_class)(**published.network)
-            vae = getattr(diffusers, family.vae_class)(**published.vae)
+            return kind(**settings)
     finally:
         torch.set_default_dtype(default)
-    scheduler = SimpleNamespace(config=dict(published.scheduler))
-    pipeline = SimpleNamespace(**{family.network_name: network}, vae=vae, scheduler=scheduler)
-    return family(family.Config(checkpoint=published.checkpoint, quantize=quantize), pipeline)
 
 
 def example_cond(published: Published, rows: int = 1, *, device: str = "meta") -> TensorCond:

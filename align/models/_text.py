@@ -21,6 +21,7 @@ class CachedTextEncoder:
     def __init__(self, *modules: nn.Module):
         self.modules = modules
         self.offloaded = False
+        self.stays = False  # off-loaded for good: they encode where they are
         self.target: torch.device | None = None  # where off-loaded encoders encode, and their results are wanted
         self._cache: OrderedDict[tuple[str, str], dict[str, Tensor]] = OrderedDict()
         self._bytes = 0
@@ -51,7 +52,7 @@ class CachedTextEncoder:
     @contextmanager
     def _loaded(self, needed: bool) -> Iterator[None]:
         """Off-loaded encoders on their device; their hash stays that of before, since their weights do."""
-        if not (self.offloaded and needed and self.target is not None):
+        if self.stays or not (self.offloaded and needed and self.target is not None):
             yield
             return
         for module in self.modules:

@@ -16,13 +16,18 @@ from align.models._pack import pack, unpack
 from align.models._pipeline import PipelineModel
 from align.models._published import Published, flow_vae
 from align.models._text import CachedTextEncoder
+from align.models._text_sizes import CLIP_L, T5_XXL
 from align.models._tokens import Tokenizer
 from samplers import FlowSchedule, Prediction
 
 SAMPLE_SIZE = 128  # latents a side that it was trained at: FluxPipeline.default_sample_size
 SHIFT = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, **SHIFT}
-COMMON: dict[str, Any] = {"latent": (16, 128, 128), "vae": flow_vae(0.3611, 0.1159)}
+COMMON: dict[str, Any] = {
+    "latent": (16, 128, 128),
+    "vae": flow_vae(0.3611, 0.1159),
+    "text": {"text_encoder": CLIP_L, "text_encoder_2": T5_XXL},
+}
 
 
 class FluxConfig(CheckpointConfig):
@@ -74,6 +79,7 @@ class Flux(PipelineModel):
         Published(
             "black-forest-labs/FLUX.1-dev",
             "flux-1-dev-non-commercial-license",
+            billions=11.9014,
             scheduler={**FLOW, "shift": 3.0, "use_dynamic_shifting": True},
             sampling={"num_steps": 28, "step_rule": "euler", "guidance_scale": 1.0},
             cond={"text": (512, 4096), "pooled": (768,)},
@@ -83,6 +89,7 @@ class Flux(PipelineModel):
         Published(
             "black-forest-labs/FLUX.1-schnell",
             "apache-2.0",
+            billions=11.8914,
             scheduler={**FLOW, "shift": 1.0, "use_dynamic_shifting": False},
             sampling={"num_steps": 4, "step_rule": "euler", "guidance_scale": 1.0},
             cond={"text": (256, 4096), "pooled": (768,)},

@@ -17,6 +17,7 @@ from align.models._load import CheckpointConfig
 from align.models._pipeline import PipelineModel
 from align.models._published import Published
 from align.models._text import CachedTextEncoder
+from align.models._text_sizes import QWEN3_4B_CAUSAL
 from samplers import FlowSchedule, Prediction
 
 SAMPLE_SIZE = 128  # of the autoencoder's latents a side: Flux2KleinPipeline.default_sample_size
@@ -37,6 +38,7 @@ COMMON: dict[str, Any] = {
     },
     "latent": (128, 64, 64),
     "cond": {"text": (512, 7680)},
+    "text": {"text_encoder": QWEN3_4B_CAUSAL},
     "network": SMALL,
 }
 
@@ -104,11 +106,13 @@ class Flux2(PipelineModel):
     published = (
         Published(
             "black-forest-labs/FLUX.2-klein-4B",
+            billions=3.8755,
             sampling={"num_steps": 4, "step_rule": "euler", "guidance_scale": 1.0},
             **COMMON,
         ),
         Published(
             "black-forest-labs/FLUX.2-klein-base-4B",
+            billions=3.8755,
             sampling={"num_steps": 50, "step_rule": "euler", "guidance_scale": 4.0},
             **COMMON,
         ),

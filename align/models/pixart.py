@@ -17,6 +17,7 @@ from align.models._pipeline import PipelineModel
 from align.models._plain_adapter import attach
 from align.models._published import KL_VAE, Published
 from align.models._text import CachedTextEncoder
+from align.models._text_sizes import T5_XXL
 from align.models._tokens import Tokenizer
 from align.models._vp import vp_kind
 from samplers import VPSchedule
@@ -37,6 +38,7 @@ COMMON: dict[str, Any] = {
     },
     "sampling": {"num_steps": 20, "step_rule": "dpmpp_2m", "guidance_scale": 4.5},
     "latent": (4, 128, 128),
+    "text": {"text_encoder": T5_XXL},
 }
 
 
@@ -75,6 +77,7 @@ class PixArt(PipelineModel):
     published = (
         Published(
             "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+            billions=0.6109,
             cond={"text": (300, 4096), "mask": (300,)},
             network={"caption_channels": 4096, "interpolation_scale": 2, "use_additional_conditions": False},
             vae={**KL_VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
@@ -82,6 +85,7 @@ class PixArt(PipelineModel):
         ),
         Published(
             "PixArt-alpha/PixArt-XL-2-1024-MS",
+            billions=0.6114,
             cond={"text": (120, 4096), "mask": (120,)},
             network={"caption_channels": 4096},
             vae={**KL_VAE, "scaling_factor": 0.18215},

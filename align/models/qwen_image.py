@@ -18,6 +18,7 @@ from align.models._pack import pack, unpack
 from align.models._pipeline import PipelineModel
 from align.models._published import Published
 from align.models._text import CachedTextEncoder
+from align.models._text_sizes import QWEN25_VL_7B
 from align.models._tokens import Tokenizer
 from samplers import FlowSchedule, Prediction
 
@@ -87,6 +88,7 @@ class QwenImage(PipelineModel):
         Published(
             "Qwen/Qwen-Image",
             "apache-2.0",
+            billions=20.4304,
             scheduler={
                 "_class_name": "FlowMatchEulerDiscreteScheduler",
                 "num_train_timesteps": 1000,
@@ -101,6 +103,7 @@ class QwenImage(PipelineModel):
             sampling={"num_steps": 50, "step_rule": "euler", "guidance_scale": 4.0},
             latent=(16, 128, 128),
             cond={"text": (512, 3584), "mask": (512,)},
+            text={"text_encoder": QWEN25_VL_7B},
         ),
     )
 

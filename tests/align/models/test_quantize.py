@@ -203,7 +203,10 @@ def test_an_adapter_is_merged_into_the_whole_weights():
 
 def test_without_its_package_it_is_refused_in_one_line(method, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    [(where, what)] = FluxConfig(checkpoint="a/b", quantize=method).conflicts({})
-    assert where == ".quantize" and METHODS[method].package in what and "diffalign[" in what
+    config = FluxConfig(checkpoint="a/b", quantize=method)
+    assert not [*config.conflicts({})], "a plan needs no package"
+    with pytest.raises(UserError, match=f"model.quantize={method}: {method} needs the package") as caught:
+        Flux(config)  # before anything is loaded
+    assert METHODS[method].package in str(caught.value) and "diffalign[" in str(caught.value)
     with pytest.raises(UserError, match=f"model.quantize={method}: {method} needs the package"):
         tiny_flux(quantize=method)

@@ -8,7 +8,8 @@ import align
 from align.config import load_recipe
 from align.errors import UserError
 from align.objectives._base import Parts
-from align.plan import Peak, _MeanPixel, plan, rehearse
+from align.plan import Peak, plan, rehearse
+from align.plan.rehearsal import MeanPixel as _MeanPixel
 from align.policy.lora import FILE_NAME
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter

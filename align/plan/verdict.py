@@ -1,0 +1,94 @@
+"""The plan of a recipe as text: what it will do and need, whether that fits, and what to set where it does not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from align.config import Recipe
+from align.errors import UserError
+from align.models._base import Dtypes
+from align.plan import propose
+from align.plan.budget import CONTEXT, GIB, SLACK, Budget, budget, hours
+from align.plan.networks import model_of
+from align.plan.rehearsal import Rehearsal, plain_dtypes, rehearse
+from align.policy.roles import Calls
+
+RATE = 80.0
+"""TFLOP/s at which hours are reckoned: about half of what a card of 24 GB promises for dense bfloat16."""
+
+
+def plan(recipe: Recipe, *, gpu_memory: float | None = None) -> str:
+    """The plan as text; no weights are read or downloaded. What training would refuse raises its UserError here.
+
+    `gpu_memory` in GiB: planned for a GPU that has so much, whatever this machine has. Default: this machine's.
+    """
+    lines = _intent(recipe)
+    gpu = gpu_memory is not None or torch.cuda.is_available()
+    dtypes = plain_dtypes(getattr(recipe.model, "dtype", Dtypes()), gpu=True if gpu_memory is not None else None)
+    try:
+        model = model_of(recipe.model, dtypes)
+    except UserError as error:  # its configs cannot be had, or it is made for another machine
+        return _table(lines | {"parameters": f"unknown: {error}"})
+    for block in (recipe.sampling, recipe.evaluate and recipe.evaluate.sampling):
+        if block is not None:
+            block.grid(model)
+    found = rehearse(recipe, model=model, with_rewards=True)
+    needed = budget(recipe, found, gpu=gpu)
+    lines |= _costs(recipe, found, dtypes, needed, gpu)
+    if gpu_memory is None and torch.cuda.is_available():
+        gpu_memory = torch.cuda.get_device_properties(0).total_memory / GIB
+    if gpu_memory is not None:
+        lines[f"fits {gpu_memory:g} GiB"] = propose.verdict(recipe, needed, gpu_memory)
+    return _table(lines)
+
+
+def _intent(recipe: Recipe) -> dict[str, str]:
+    train, sampling = recipe.train, recipe.sampling
+    return {
+        "writes to": recipe.output,
+        "model": f"{_name(recipe.model)} {getattr(recipe.model, 'checkpoint', '')}".rstrip(),
+        "rewards": ", ".join(f"{label} x {reward.weight:g}" for label, reward in recipe.rewards.items()) or "none",
+        "updates": f"{train.num_updates} of {train.batch_size} samples by {_name(recipe.objective)}, "
+        f"{sampling.num_steps} steps of {sampling.step_rule}, {sampling.how.described()}",
+    }
+
+
+def _costs(recipe: Recipe, found: Rehearsal, dtypes: Dtypes, needed: Budget, gpu: bool) -> dict[str, str]:
+    updates = found.total / found.rows
+    calls = Calls(*(round(updates * n) for n in (found.calls.forward, found.calls.recompute, found.calls.backward)))
+    calls.forward += found.drawing
+    each = ", ".join(f"{name} {number / 1e6:.1f} M" for name, number in found.parameters.items())
+    kept = getattr(recipe.model, "quantize", None)
+    precision = f"network {dtypes.network}{f' kept in {kept}' if kept else ''}, text {dtypes.text}, vae {dtypes.vae}"
+    work, time = hours(recipe, found, RATE)
+    beside = f", the runtime {CONTEXT / GIB:.1f} and {SLACK:.0%} for gaps (both reckoned)" if gpu else ""
+    unknown = f"; without {', '.join(needed.unknown)}, whose size is not known" if needed.unknown else ""
+    return {
+        "precision": precision + ("" if gpu else " (this machine has no GPU; --gpu-memory 24 plans for one)"),
+        "parameters": f"{sum(found.parameters.values()) / 1e6:.1f} M ({each})",
+        "trainable": f"{found.trainable / 1e6:.3f} M (rank {recipe.adapter.rank})",
+        "network calls": f"{calls.forward + calls.recompute} rows an update: {calls.forward} forward, of which "
+        f"{calls.backward} with gradient, and {calls.recompute} recomputed: {calls.forward_equivalents} "
+        "forward-equivalents",
+        "memory": f"about {needed.total / GIB:.1f} GiB a process, most in {needed.where}: weights "
+        f"{needed.weights / GIB:.1f}, rewards {needed.rewards / GIB:.1f}, adapter and optimiser "
+        f"{needed.moments / GIB:.1f}, activations of {found.rows} samples at once "
+        f"{needed.activations / GIB:.1f}{beside}{unknown}",
+        "phases": ", ".join(f"{phase} {size / GIB:.1f} GiB" for phase, size in needed.phases.items()),
+        "time": f"{work:.3g} PFLOP an update; about {_hours(time)} for all of them at {RATE:g} TFLOP/s (reckoned; "
+        "hooks and the report come on top)",
+    }
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.2g} min"
+
+
+def _name(config: Any) -> str:
+    return str(getattr(config, "name", type(config).__name__))
+
+
+def _table(lines: Mapping[str, str]) -> str:
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())

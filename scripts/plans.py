@@ -1,0 +1,82 @@
+"""What recipes need with each preset, planned on the meta device: python scripts/plans.py ROWS.jsonl [RECIPE ...]
+
+Adds a line for every (recipe, preset) that ROWS.jsonl has not, and writes all of them into docs/models/index.md.
+Nothing is downloaded; a large network takes half a minute.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from align.config import load_recipe
+from align.errors import UserError
+from align.plan import rehearse
+from align.plan.budget import GIB, budget, hours
+from align.plan.verdict import RATE
+from align.presets import NAMES
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "models" / "index.md"
+BEGIN, END = "<!-- written by scripts/plans.py -->", "<!-- end -->"
+RECIPES = [
+    f"draft/{name}"
+    for name in ("sd15_hpsv2", "sdxl", "sd35", "flux", "flux2_klein", "pixart", "sana", "z_image_turbo", "qwen_image")
+]
+
+
+def row(name: str, preset: str) -> dict[str, Any]:
+    """What the recipe needs with the preset."""
+    said: dict[str, Any] = {"recipe": name, "preset": preset}
+    try:
+        recipe = load_recipe(name, {"model.preset": preset}, on_disk=False)
+    except UserError:
+        return said | {"gib": None}
+    found = rehearse(recipe, with_rewards=True, gpu=True)
+    needed = budget(recipe, found, gpu=True)
+    network = next(number for part, number in found.parameters.items() if part in ("unet", "transformer"))
+    said |= {"parameters": network, "lora": found.trainable, "kept": getattr(recipe.model, "quantize", None)}
+    said |= {"gib": needed.total / GIB, "most": needed.where, "hours": hours(recipe, found, RATE)[1]}
+    return said | {"updates": recipe.train.num_updates}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line a recipe, a column a preset."""
+    titles = ["recipe", "network", "LoRA", *(f"{preset}, GiB" for preset in NAMES), f"hours at {RATE:g} TFLOP/s"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name in dict.fromkeys(one["recipe"] for one in rows):
+        own = {one["preset"]: one for one in rows if one["recipe"] == name}
+        first = next(one for one in own.values() if one["gib"] is not None)
+        cells = [f"`{name}`", f"{first['parameters'] / 1e6:,.0f} M", f"{first['lora'] / 1e6:.1f} M"]
+        cells += [_cell(own[preset], preset) if preset in own else "" for preset in NAMES]
+        cells.append(f"{first['hours']:.1f} for {first['updates']:,} updates")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(one: dict[str, Any], preset: str) -> str:
+    if one["gib"] is None:
+        return "refused"
+    fits = "" if one["gib"] <= float(preset.removesuffix("gb")) else ", does not fit"
+    kept = f" ({one['kept']})" if one["kept"] else ""
+    return f"{one['gib']:.1f}{kept}{fits}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("recipes", nargs="*", default=RECIPES)
+    arguments = parser.parse_args()
+    there = [json.loads(line) for line in arguments.rows.read_text().splitlines()] if arguments.rows.exists() else []
+    for preset in NAMES:
+        for name in arguments.recipes:
+            if not any((one["recipe"], one["preset"]) == (name, preset) for one in there):
+                there.append(row(name, preset))
+                with arguments.rows.open("a") as file:
+                    file.write(json.dumps(there[-1]) + "\n")
+    text = PAGE.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{table(there)}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

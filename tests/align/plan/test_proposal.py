@@ -1,0 +1,86 @@
+"""Whether a recipe fits, and what is proposed where not: on a tiny model, with budgets taken from its own plan."""
+
+import pytest
+from typer.testing import CliRunner
+
+from align.commands.app import app
+from align.config import load_recipe
+from align.errors import UserError
+from align.plan.budget import CONTEXT, GIB, budget
+from align.plan.meter import Peak
+from align.plan.propose import described, gigabytes, propose
+from align.plan.rehearsal import rehearse
+from align.plan.rewards import Need, need
+from align.registry import REWARDS
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, tiny_sd_factory):
+    folder = tmp_path_factory.mktemp("plan") / "model"
+    tiny_sd_factory().save_pretrained(folder)
+    return load_recipe(
+        {
+            "model": {"name": "sd", "checkpoint": str(folder)},
+            "objective": "draft",
+            "data": {"name": "prompts", "prompts": ["a", "b"]},
+            "rewards": {"brightness": {}},
+            "sampling": {"num_steps": 3, "image_size": [128, 128]},
+            "train": {"batch_size": 8},
+        }
+    )
+
+
+def test_the_cheapest_changes_that_fit_are_proposed_and_no_more(recipe):
+    whole = budget(recipe, rehearse(recipe, with_rewards=True, gpu=True), gpu=True).total
+    assert whole > CONTEXT
+    assert propose(recipe, whole / GIB).changes == ()
+    found = propose(recipe, (whole - 1) / GIB)
+    assert found.fits and [list(change.overrides) for change in found.changes] == [["model.decode_chunk"]]
+    assert "to paste: model.decode_chunk=1" in described(recipe, (whole - 1) / GIB)
+    again = load_recipe(recipe, found.overrides())
+    assert budget(again, rehearse(again, with_rewards=True, gpu=True), gpu=True).total == found.needed.total
+
+
+def test_what_fits_by_no_change_is_said(recipe):
+    assert not propose(recipe, 0.1).fits
+    assert "nothing more is known here" in described(recipe, 0.1)
+
+
+def test_the_command_and_a_size_that_is_none(recipe, tmp_path):
+    (tmp_path / "own.yaml").write_text(recipe.yaml())
+    said = CliRunner().invoke(app, ["plan", str(tmp_path / "own.yaml"), "--memory", "24GB"])
+    assert said.exit_code == 0 and "fits 24 GiB as it is" in said.output
+    with pytest.raises(UserError, match="--memory lots"):
+        gigabytes("lots")
+    assert gigabytes("16GB") == gigabytes("16 GiB") == gigabytes("16") == 16
+
+
+def test_a_reward_at_its_published_size_is_weighed_without_its_checkpoint():
+    config = REWARDS.config_class("clip")(model="openai/clip-vit-base-patch32")
+    found = need(config, (64, 64), 2)
+    assert found.known and found.weights == pytest.approx(4 * 151.28e6, rel=0.01)
+    assert 0 < found.kept <= found.peak and found.flops > 0
+    away = need(config.model_copy(update={"offload": True}), (64, 64), 2)
+    assert away.offload and away.kept == 4 * 2 * 3 * 64 * 64 and away.peak == found.peak
+
+
+def test_rewards_spike_where_they_score(recipe, monkeypatch):
+    """One that is off-loaded comes with its weights and leaves no graph."""
+    from align.plan import rehearsal
+
+    plain = rehearse(recipe, with_rewards=True, gpu=True).peak
+    costs = {"brightness": Need(weights=GIB, kept=0, peak=GIB, offload=True)}
+    monkeypatch.setattr(rehearsal, "needs", lambda *_: costs)
+    assert 2 * GIB < rehearse(recipe, with_rewards=True, gpu=True).peak < 2 * GIB + plain
+
+
+def test_a_stretch_is_what_a_part_costs_beside_the_rest():
+    import torch
+
+    with Peak() as meter:
+        held = torch.zeros(1000)
+        with meter.stretch() as found:
+            left = torch.zeros(100)
+            torch.zeros(500)
+        assert (found.bytes, found.kept) == (2400, 400) and meter.peak == held.nbytes + found.bytes
+        del left
