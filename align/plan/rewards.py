@@ -2,15 +2,17 @@
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from align.plan.meter import Peak, fused_attention
-from align.registry import REWARDS, RewardConfig, build
+from align.registry import EMBEDDED, REWARDS, RewardConfig, build
 from rewards._card import UNKNOWN
 from rewards._errors import RewardError
 from rewards._unloaded import real, without_checkpoints
@@ -53,7 +55,9 @@ def need(config: RewardConfig, size: tuple[int, int], rows: int) -> Need:
 @functools.lru_cache(maxsize=256)
 def _measured(said: str, stated: str, size: tuple[int, int], rows: int) -> Need:
     settings = json.loads(said)
-    known = real(settings["name"], settings.get("model"))
+    known, model = real(settings["name"], settings.get("model")), str(settings.get("model"))
+    if known is None and not (model.startswith(EMBEDDED) or Path(model).expanduser().exists()):
+        return Need(_of_card(stated), known=False)  # to build it would be to download it
     try:
         config: Any = REWARDS.config_class(settings["name"]).model_validate(settings)
         with torch.device("meta") if known else nullcontext(), without_checkpoints(known) if known else nullcontext():
@@ -81,5 +85,5 @@ def _one_batch(reward: Any, size: tuple[int, int], rows: int) -> Need:
 
 def _of_card(size: str) -> int:
     """Bytes of the weights in float32 by the size that a card says: "986 M (ViT-H/14)"."""
-    number, unit = size.split()[:2]
-    return int(4 * float(number) * {"M": 1e6, "B": 1e9}.get(unit[:1], 0.0))
+    found = re.match(r"([\d.]+) ([MB])", size)
+    return int(4 * float(found[1]) * {"M": 1e6, "B": 1e9}[found[2]]) if found else 0
