@@ -37,9 +37,9 @@ def test_there_are_recipes_of_every_method_and_family():
 
 
 def test_the_plan_counts_the_images_that_are_drawn(tmp_path):
-    """64 images of 10 steps and 2 trained steps of each: 640 + 128 rows forward, 128 of them with gradient."""
+    """64 images of 6 steps and 2 trained steps of each: 384 + 128 rows forward, 128 of them with gradient."""
     text = plan(load_recipe("grpo/shapes", {"output": str(tmp_path / "run")}))
-    assert "768 forward, of which 128 with gradient" in text
+    assert "512 forward, of which 128 with gradient" in text
 
 
 @pytest.mark.parametrize("name", METHODS)
