@@ -1,7 +1,7 @@
 """What recipes need with each preset, planned on the meta device: python scripts/plans.py ROWS.jsonl [RECIPE ...]
 
-Adds a line for every (recipe, preset) that ROWS.jsonl has not, and writes all of them into docs/models/index.md.
-Nothing is downloaded; a large network takes half a minute.
+Adds a line for every (recipe, preset) that ROWS.jsonl has not, and prints all of them as a table. Nothing is downloaded;
+a large network takes half a minute.
 """
 
 import argparse
@@ -16,8 +16,6 @@ from align.plan.budget import GIB, budget, hours
 from align.plan.verdict import RATE
 from align.presets import NAMES
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "models" / "index.md"
-BEGIN, END = "<!-- written by scripts/plans.py -->", "<!-- end -->"
 RECIPES = [
     f"draft/{name}"
     for name in ("sd15_hpsv2", "sdxl", "sd35", "flux", "flux2_klein", "pixart", "sana", "z_image_turbo", "qwen_image")
@@ -73,9 +71,7 @@ def main() -> None:
                 there.append(row(name, preset))
                 with arguments.rows.open("a") as file:
                     file.write(json.dumps(there[-1]) + "\n")
-    text = PAGE.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{table(there)}\n{END}{after}", encoding="utf-8")
+    print(table(there))
 
 
 if __name__ == "__main__":
