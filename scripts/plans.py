@@ -1,6 +1,6 @@
 """What recipes need with each preset, planned on the meta device: python scripts/plans.py ROWS.jsonl [RECIPE ...]
 
-Adds a line for every (recipe, preset) that ROWS.jsonl has not, and prints all of them as a table. Nothing is downloaded;
+Adds a line for every (recipe, preset) that ROWS.jsonl has not, and prints all as a table. Nothing is downloaded;
 a large network takes half a minute.
 """
 
