@@ -40,15 +40,15 @@ def init(
         goal = typer.prompt(f"More of what ({', '.join(f'{k}: {v}' for k, v in GOALS.items())}; or file.py:function)")
     if goal not in GOALS and ":" not in str(goal):
         raise UserError(f"--goal {goal}: is none. Choose {', '.join(GOALS)}, or a function: my_rewards.py:warmth.")
-    if gpu_memory is None:
-        gpu_memory = typer.prompt("GPU memory in GiB", default=24.0, type=float)
-    write(output, recipe(str(model), found, str(goal), gpu_memory), "--output")
+    gib: float = typer.prompt("GPU memory in GiB", default=24.0, type=float) if gpu_memory is None else gpu_memory
+    write(output, recipe(str(model), found, str(goal), gib), "--output")
     typer.echo(f"{output}\nnext:  align train {output} --dry-run   then without --dry-run")
 
 
 def recipe(model: str, family_name: str, goal: str, gib: float) -> str:
     """The text of a recipe; `goal` is one of GOALS, or the path of a function."""
-    embedded, published = model.startswith(EMBEDDED), getattr(MODELS.get(family_name), "published", ())
+    embedded = model.startswith(EMBEDDED)
+    published: Any = getattr(MODELS.get(family_name), "published", ())
     known: Any = next((one for one in published if one.checkpoint == model), published[0])
     steps = {"num_steps": 6, "step_rule": "ddim", "guidance_scale": 2.0} if embedded else known.sampling
     sampling = ", ".join(f"{key}: {value}" for key, value in steps.items())

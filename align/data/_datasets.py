@@ -179,7 +179,7 @@ def _rows(source: str, config: DatasetConfig, *, hub: bool) -> Iterable[Mapping[
         found = found[config.split] if isinstance(found, datasets.DatasetDict) else found
     elif path.is_file():
         kind = {".jsonl": "json", ".tsv": "csv", ".tar": "webdataset"}.get(path.suffix, path.suffix[1:])
-        more = {"sep": "\t"} if path.suffix == ".tsv" else {}
+        more: Any = {"sep": "\t"} if path.suffix == ".tsv" else {}
         found = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True, **more)
     else:
         found = datasets.load_dataset(str(path), split=config.split, streaming=True)

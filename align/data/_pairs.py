@@ -138,8 +138,10 @@ def _pictures(file: Path, row: int, record: Mapping[str, Any], held: Columns, in
     found: dict[str, Picture | None] = {}
     for ours, theirs in held.items():
         name = record.get(theirs)
-        is_file = inside and isinstance(name, str)
-        found[ours] = Picture(_within(file.parent, inside, name)) if is_file else Picture(file, row, theirs)
+        if inside and isinstance(name, str):
+            found[ours] = Picture(_within(file.parent, inside, name))
+        else:
+            found[ours] = Picture(file, row, theirs)
     return found
 
 

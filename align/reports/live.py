@@ -72,7 +72,7 @@ def page(live: Live, every: int) -> str:
         facts=live.facts(),
         note=note,
         training=curves.training(live.records, list(live.tree.get("rewards") or {}), {}),
-        sheets=curves.sheets(live.output, last)[-4:],
+        sheets=curves.sheets(live.output, last)[::-1][:4],  # the latest first
         guard=curves.guard(live.records, {}),
         gradients=curves.gradients(live.records),
         recipe=live.recipe,

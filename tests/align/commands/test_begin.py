@@ -56,7 +56,7 @@ def test_three_answers_make_a_recipe_that_dry_runs(tmp_path, monkeypatch, goal):
     assert done.exit_code == 0 and "align train mine.yaml --dry-run" in done.stdout, done.output
     loaded = load_recipe("mine.yaml")
     if goal == "people":  # the others differ in rewards alone, which a plan does not build
-        said = plan(loaded)
+        said = plan(load_recipe(loaded, ["train.batch_size=1", "train.micro_batch_size=1", "sampling.num_steps=1"]))
         assert "unknown" not in said and "memory" in said
     again = CliRunner().invoke(app, ["init", "--model", "embedded:shapes-sd", "--goal", goal, "--gpu-memory", "24"])
     assert again.exit_code == 2 and "there is something already" in again.stderr
