@@ -141,7 +141,7 @@ def _behind(
         file, beside = adapter_file.locate(path)  # a run without one is not drawn by its base
         if recipe is None and beside is None:
             raise UserError(f"{source}: there is no recipe.yaml beside this adapter. Give --recipe, for its model.")
-        return file, _loaded(recipe, file, overrides) if recipe else load_recipe(beside, overrides, on_disk=False)
+        return file, _loaded(recipe, file, overrides) if recipe else load_recipe(str(beside), overrides, on_disk=False)
     try:
         found = recipes.find(source)
     except UserError:
