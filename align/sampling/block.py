@@ -13,6 +13,7 @@ from align.errors import UserError
 from align.registry import ComponentConfig
 from align.sampling import problems, solver
 from align.sampling.guidance import GuidanceConfig
+from align.sampling.levers import LeversConfig
 from align.sampling.problems import STOCHASTIC
 from align.sampling.times import by_hand
 from align.sampling.windows import policy
@@ -68,6 +69,8 @@ class SamplingConfig(ComponentConfig):
     """Hand-over: [[train, 0.4], [reference, 0]] draws with the adapter until t = 0.4 and goes on with the base. Each
     role with the time until which it draws, the last 0; 1 is pure noise."""
 
+    levers: LeversConfig | None = None
+    """Cheaper steps before those that carry gradient; in training alone. Default: none of them."""
     window: Literal["last", "contiguous", "bernoulli", "normal", "subset", "full"] = "last"
     """Which steps carry gradient: samplers/grad.py has the laws."""
     last_k: int = Field(default=1, ge=0)

@@ -70,6 +70,8 @@ def of_window(block: "SamplingConfig") -> Iterator[tuple[str, str]]:
             "roles",
             "end with the base, and the last step is the one that is trained. Widen the window.",
         )
+    if block.levers is not None:
+        yield from block.levers.problems(block)
     calls, named = block.num_calls, "network calls" if block.step_rule == "heun" else "num_steps"
     counts = {"last": "last_k", "contiguous": "max_k", "subset": "subset_k"}
     if block.window in counts and (count := getattr(block, counts[block.window]) or 0) > calls:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.sampling.block import SamplingConfig
+from align.sampling.levers import prefixed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,9 +46,12 @@ def rollout(
     if x_T is None:
         device = next(model.network.parameters()).device
         x_T = rng.normal("x_T", torch.empty(len(prompts), *model.latent_shape(config.image_size), device=device))
+    x_T, levers = x_T * grid.init_scale, config.levers
+    if levers is not None and levers.any and grad is not None and grad is not NO_GRAD and num_calls is None:
+        x_T, grid = prefixed(config, denoiser, model.text.encode([""]), x_T, grid, cond)
     return sample(
         config.guided(denoiser, model.text.encode([""]), judge=dynamic.judge(model, prompts) if dynamic else None),
-        x_T * grid.init_scale,
+        x_T,
         grid,
         cond,
         step=config.step() if step is None else step,

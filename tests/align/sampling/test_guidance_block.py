@@ -151,3 +151,34 @@ def test_dynamic_guidance_judges_what_a_step_predicts(tiny_sd_factory):
         SamplingConfig(guidance={"scale": 3.0, "dynamic": {"rewards": bright}})
     with pytest.raises(ValidationError, match="goes by one scale"):
         SamplingConfig(guidance={"skip": "adaptive", "dynamic": {"rewards": bright}})
+
+
+def test_levers_act_on_the_prefix_alone_and_a_full_one_changes_nothing(tiny_sd_factory):
+    model = StableDiffusion(SDConfig(checkpoint="tiny"), tiny_sd_factory())
+    rows = []
+
+    class Counted:
+        schedule, kind, rescale = model.schedule, model.kind, None
+
+        def __call__(self, x_t, t, cond):
+            rows.append(len(x_t))
+            return model.denoiser()(x_t, t, cond)
+
+    def drawn(levers=None, *, trained=True):
+        rows.clear()
+        block = SamplingConfig(num_steps=5, last_k=1, guidance_scale=3.0, levers=levers)
+        grad = block.grad_policy() if trained else None
+        return rollout(block, model, Counted(), ["a star"], Rng(0, [0]), grad=grad).x0.detach()
+
+    plain = drawn()
+    assert torch.equal(drawn({"steps": 4}), plain) and rows == [2] * 5
+    assert not torch.allclose(drawn({"steps": 2}), plain) and rows == [2] * 3
+    assert not torch.allclose(drawn({"guidance": "none"}), plain) and rows == [1] * 4 + [2]
+    assert not torch.allclose(drawn({"guidance": "refresh"}), plain) and rows == [2, 1, 2, 1, 2]
+    half = drawn({"precision": "bf16"})
+    assert not torch.equal(half, plain) and (half - plain).abs().mean() < 0.1 * plain.abs().mean()
+    assert torch.equal(drawn({"guidance": "none"}, trained=False), drawn(trained=False))  # pictures are in full
+    with pytest.raises(ValidationError, match="window=last"):
+        SamplingConfig(window="full", levers={"guidance": "none"})
+    with pytest.raises(ValidationError, match="the prefix has 4"):
+        SamplingConfig(num_steps=5, levers={"steps": 5})

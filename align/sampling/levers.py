@@ -1,0 +1,86 @@
+"""sampling.levers: what makes the steps cheaper that carry no gradient (the prefix), each at a price in the gradient.
+
+They act in training alone, where the last steps carry the gradient: pictures and evaluations are drawn in full.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from align.registry import ComponentConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.sampling.block import SamplingConfig
+    from samplers import Denoiser, Grid
+
+RULES = ("ddim", "euler")
+
+
+class LeversConfig(ComponentConfig):
+    """Cheaper steps before the window; scripts/bench/levers.py measures what they do to the gradient."""
+
+    guidance: Literal["full", "refresh", "none"] = "full"
+    """Of the prefix. refresh: the unprompted branch at each second step, its difference carried on between; none: no
+    guidance."""
+    steps: int | None = Field(default=None, ge=1)
+    """Network calls of the prefix, spread over its times, in place of all."""
+    precision: Literal["full", "bf16"] = "full"
+    """bf16: the prefix under autocast."""
+
+    @property
+    def any(self) -> bool:
+        return self != type(self)()
+
+    def problems(self, block: "SamplingConfig") -> Iterator[tuple[str, str]]:
+        """(key, what is wrong) beside the rest of the block."""
+        prefix = block.num_calls - block.last_k
+        plain = block.step_rule in RULES and not block.stochastic and block.solver is None
+        if self.any and (block.window != "last" or not plain):
+            yield "levers", "are for window=last and deterministic ddim or euler. Remove them, or change those."
+        elif self.any and block.how.of_trajectory:
+            yield "levers", "act on one scale or {t: w}, and guidance goes by its calls already. Remove one of the two."
+        elif self.any and prefix < 1:
+            yield "levers", f"have no steps to act on: last_k={block.last_k} of {block.num_calls}. Remove them."
+        elif self.steps is not None and self.steps > prefix:
+            yield "levers", f"ask for {self.steps} steps, and the prefix has {prefix}. Lower levers.steps."
+
+
+def prefixed(
+    block: "SamplingConfig", denoiser: "Denoiser", uncond: Any, x_T: "Tensor", grid: "Grid", cond: Any
+) -> "tuple[Tensor, Grid]":
+    """The state where the window begins, and the rest of the grid; without gradient."""
+    import torch
+
+    from samplers import Grid, sample
+
+    levers, n = block.levers, block.num_calls - block.last_k
+    assert levers is not None
+    times = grid.times[: n + 1]
+    if levers.steps is not None:
+        times = times[torch.linspace(0, n, levers.steps + 1).round().long()]
+    guided = denoiser
+    if levers.guidance != "none":
+        how = block.how
+        if levers.guidance == "refresh":
+            how = how.model_copy(update={"skip": "refresh", "every": 2, "reuse": "delta2"})
+        changes = {"guidance": how, "num_steps": len(times) - 1}
+        guided = block.model_copy(update=changes).guided(denoiser, uncond)
+    with torch.no_grad(), torch.autocast(x_T.device.type, torch.bfloat16, enabled=levers.precision == "bf16"):
+        x = sample(guided, x_T, Grid(times, grid.init_scale), cond, step=block.step()).x0
+    return x.to(x_T.dtype), Grid(grid.times[n:], grid.init_scale)
+
+
+def savings(block: "SamplingConfig") -> str:
+    """What each would save of the rows of network calls without gradient, for a plan; "" where none can."""
+    prefix, free = block.num_calls - block.last_k, block.model_copy(update={"levers": LeversConfig(guidance="none")})
+    if prefix < 2 or block.stochastic or any(free.levers.problems(free)):  # type: ignore[union-attr]
+        return ""
+    guided = block.how.calls_in_full(block.num_calls) > 0
+    rows = (2 if guided else 1) * prefix
+    said = [f"steps {prefix // 2}: {rows - (2 if guided else 1) * (prefix // 2)}"]
+    if guided:
+        said = [f"guidance refresh: {prefix // 2}", f"guidance none: {prefix}", *said]
+    return f"{rows} rows an image before the window; of these would save " + ", ".join(said)
