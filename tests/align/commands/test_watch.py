@@ -73,7 +73,7 @@ def test_the_page_is_for_this_machine_and_only_to_be_read(run):
         assert code == 200 and "of 40 updates" in text
         assert headers["Content-Security-Policy"].startswith("default-src 'none'; img-src data:")
         base = server.address.rsplit("/", 2)[0]
-        assert status(base + "/guessed/")[0] == 404 and status(server.address + "recipe.yaml")[0] == 404
+        assert status(base + "/guessed/")[0] == 403 and status(server.address + "recipe.yaml")[0] == 404
         assert status(server.address, headers={"Host": "evil.example"})[0] == 421
         assert status(server.address, data=b"{}", method="POST")[0] == 405
         assert server.server_address[0] == "127.0.0.1"
