@@ -13,6 +13,7 @@ from align.plan.budget import CONTEXT, GIB, SLACK, Budget, budget, hours
 from align.plan.networks import model_of
 from align.plan.rehearsal import Rehearsal, plain_dtypes, rehearse
 from align.policy.roles import Calls
+from align.sampling.levers import savings
 
 RATE = 80.0
 """TFLOP/s at which hours are reckoned: about half of what a card of 24 GB promises for dense bfloat16."""
@@ -36,6 +37,8 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None) -> str:
     found = rehearse(recipe, model=model, with_rewards=True)
     needed = budget(recipe, found, gpu=gpu)
     lines |= _costs(recipe, found, dtypes, needed, gpu)
+    if saves := savings(recipe.sampling):
+        lines["levers"] = saves
     if gpu_memory is None and torch.cuda.is_available():
         gpu_memory = torch.cuda.get_device_properties(0).total_memory / GIB
     if gpu_memory is not None:
