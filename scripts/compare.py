@@ -135,10 +135,15 @@ def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path
 
 @app.command()
 def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results.md") -> None:
-    """Write the page and its figures from what has been measured."""
+    """Write the page, that of the learning curves beside it, and their figures from what has been measured."""
+    from scripts.comparison import curves
     from scripts.comparison.page import write as write_page
 
-    typer.echo(write_page(output, page))
+    written = [made for made in (write_page(output, page), curves.write(output, page.with_name("curves.md"))) if made]
+    if not written:
+        raise typer.BadParameter(f"{output} holds no measurements: python scripts/compare.py run")
+    for made in written:
+        typer.echo(made)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ SPIKE = 5.0
 """A gradient is one where its norm is above this many times the run's median."""
 LABELS = ("judge", "judge_graded", "gold")
 
-HEAD = """## Learning curves
+HEAD = """# Learning curves on the shapes world
+
+Written by `python scripts/compare.py write` from measured runs; not edited by hand.
 
 Each method by its own recipe, to its end, the last adapter, no guard. A change is of {prompts:,} report prompts a seed
 at the same noise, the model sampled as the recipe samples it ({steps} steps), the mean of the seeds with its 95 %
@@ -54,11 +56,13 @@ def train(
     return run
 
 
-def section(output: Path, images: Path) -> str:
-    """The part of the page, and its figures, from the runs that have ended; "" where there are none."""
+def write(output: Path, page: Path) -> Path | None:
+    """Writes the page and docs/lab/img/curves-*.svg from the runs that have ended; None where there are none."""
     found = {name: runs for name in CURVES if (runs := _ended(output / FOLDER / name))}
     if not found:
-        return ""
+        return None
+    images = page.parent / "img"
+    images.mkdir(parents=True, exist_ok=True)
     first = next(iter(found.values()))[0]
     panel = first.recipe.hooks["panel"].num_prompts
     prompts = first.report.scores["judge"].num_prompts
@@ -67,10 +71,11 @@ def section(output: Path, images: Path) -> str:
     for axis, label, place in (("seconds", "seconds in updates", _seconds), ("asked", "images asked about", asked)):
         series = {name: line for name, runs in found.items() if (line := _curve(runs, place))}
         if series:
-            figure = f"results-curves-{axis}.svg"
+            figure = f"curves-{axis}.svg"
             (images / figure).write_text(lines(series, label, {}), encoding="utf-8")
             parts.append(f"![Share that the judge passes, over {label}](img/{figure})\n")
-    return "\n".join(parts)
+    page.write_text("\n".join(parts), encoding="utf-8")
+    return page
 
 
 def asked(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[float]:

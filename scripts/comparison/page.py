@@ -10,7 +10,7 @@ import torch
 
 from align.figures import charts
 from align.figures.statistics import Interval, over_seeds
-from scripts.comparison import curves, hacking
+from scripts.comparison import hacking
 from scripts.comparison.figures import forest, lines, points
 from scripts.comparison.measure import COLUMNS
 from scripts.comparison.methods import FRONT
@@ -18,12 +18,12 @@ from scripts.comparison.methods import FRONT
 LABELS = ("gold", "judge", "judge_graded", "pick", "clip")
 
 
-def write(output: Path, page: Path) -> Path:
-    """Writes the page and docs/lab/img/results-*.svg; raises if nothing has been measured."""
+def write(output: Path, page: Path) -> Path | None:
+    """Writes the page and docs/lab/img/results-*.svg; None if nothing has been measured."""
     found = {column: gains for column in COLUMNS if (gains := _gains(output, column))}
     images = page.parent / "img"
     images.mkdir(parents=True, exist_ok=True)
-    parts = [curves.section(output, images), *([HEAD] if found else [])]
+    parts = [HEAD] if found else []
     for column, gains in found.items():
         figure = f"results-{column}.svg"
         (images / figure).write_text(forest(gains, column), encoding="utf-8")
@@ -36,7 +36,7 @@ def write(output: Path, page: Path) -> Path:
     parts += [_against(output), _front(output, images), _speed(output, images), _variance(output)]
     parts += [hacking.section(output, images), _reno(output)]
     if not any(parts):
-        raise SystemExit(f"{output} holds no measurements: python scripts/compare.py run")
+        return None
     told = (TITLE, *([_verdict(found[COLUMNS[0]])] if COLUMNS[0] in found else []), WRITTEN, *parts)
     page.write_text("\n".join(part for part in told if part), encoding="utf-8")
     return page

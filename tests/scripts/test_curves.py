@@ -39,7 +39,7 @@ def test_every_method_is_a_recipe_whose_learning_is_watched():
         load_recipe(method.recipe, method.changes)
 
 
-def test_the_section_is_of_runs_that_have_ended(tmp_path, monkeypatch):
+def test_the_page_is_of_runs_that_have_ended(tmp_path, monkeypatch):
     """Two methods, two seeds each: the better first, its seconds and seeds told, both axes drawn."""
 
     def ended(folder: Path) -> list[SimpleNamespace]:
@@ -56,10 +56,10 @@ def test_the_section_is_of_runs_that_have_ended(tmp_path, monkeypatch):
         return SimpleNamespace(recipe=recipe, metrics=records, report=SimpleNamespace(scores=scores, num_updates=2))
 
     monkeypatch.setattr(curves, "_ended", ended)
-    told = curves.section(tmp_path, tmp_path)
+    told = curves.write(tmp_path, tmp_path / "curves.md").read_text()
     assert told.index("| nft | 2 | 4 | 128 | 25.0% | **+0.410**") < told.index("| grpo | 2 | 4 | 128 |")
     assert "(+0.400 +0.420)" in told and "40 report prompts" in told and "(6 steps)" in told
     for axis in ("seconds", "asked"):
-        xml.dom.minidom.parse(str(tmp_path / f"results-curves-{axis}.svg"))
+        xml.dom.minidom.parse(str(tmp_path / "img" / f"curves-{axis}.svg"))
     monkeypatch.setattr(curves, "_ended", lambda folder: [])
-    assert curves.section(tmp_path, tmp_path) == ""
+    assert curves.write(tmp_path, tmp_path / "curves.md") is None
