@@ -23,13 +23,15 @@ LABELS = ("judge", "judge_graded", "gold")
 
 HEAD = """# Learning curves on the shapes world
 
+{verdict}
+
 Written by `python scripts/compare.py write` from measured runs; not edited by hand.
 
 Each method by its own recipe, to its end, the last adapter, no guard. A change is of {prompts:,} report prompts a seed
 at the same noise, the model sampled as the recipe samples it ({steps} steps), the mean of the seeds with its 95 %
 t-interval over seeds; in brackets the seeds themselves. *Asked*: images that a reward was asked about in training.
-*Seconds*: in updates, one thread. *Spikes*: the share of updates whose gradient's norm is above {spike:g} times the
-run's median. Curves: {panel} select prompts, the mean of the seeds.
+*Seconds*: in updates, one thread, on a machine that did other work beside. *Spikes*: the share of updates whose
+gradient's norm is above {spike:g} times the run's median. Curves: {panel} select prompts, the mean of the seeds.
 """
 
 
@@ -67,7 +69,8 @@ def write(output: Path, page: Path) -> Path | None:
     panel = first.recipe.hooks["panel"].num_prompts
     prompts = first.report.scores["judge"].num_prompts
     steps = first.recipe.sampling.num_steps
-    parts = [HEAD.format(prompts=prompts, steps=steps, spike=SPIKE, panel=panel), _table(found)]
+    told = {"prompts": prompts, "steps": steps, "spike": SPIKE, "panel": panel, "verdict": _verdict(found)}
+    parts = [HEAD.format(**told), _table(found)]
     for axis, label, place in (("seconds", "seconds in updates", _seconds), ("asked", "images asked about", asked)):
         series = {name: line for name, runs in found.items() if (line := _curve(runs, place))}
         if series:
@@ -91,22 +94,31 @@ def spikes(norms: Sequence[float]) -> float:
     return sum(norm > SPIKE * middle for norm in norms) / max(1, len(norms))
 
 
-def over_seeds(gains: Sequence[float]) -> str:
+def over_seeds(each: Sequence[float]) -> str:
     """ "+0.31 [+0.27, +0.35] (+0.30 +0.33 +0.30)"; one seed has no interval."""
-    mean, each = statistics.fmean(gains), " ".join(f"{gain:+.3f}" for gain in gains)
-    if len(gains) < 2:
-        return f"{mean:+.3f} ({each})"
-    half = statistics.stdev(gains) / len(gains) ** 0.5 * float(stats.t.ppf(0.975, len(gains) - 1))
-    return f"**{mean:+.3f}** [{mean - half:+.3f}, {mean + half:+.3f}] ({each})"
+    mean, told = statistics.fmean(each), " ".join(f"{gain:+.3f}" for gain in each)
+    if len(each) < 2:
+        return f"{mean:+.3f} ({told})"
+    half = statistics.stdev(each) / len(each) ** 0.5 * float(stats.t.ppf(0.975, len(each) - 1))
+    return f"**{mean:+.3f}** [{mean - half:+.3f}, {mean + half:+.3f}] ({told})"
+
+
+def gains(runs: Sequence[Run], label: str) -> list[float]:
+    """The mean gain of each seed."""
+    return [run.report.scores[label].difference.mean for run in runs]
+
+
+def _verdict(found: Mapping[str, Sequence[Run]]) -> str:
+    """The page in two lines."""
+    means = {name: statistics.fmean(gains(runs, "judge")) for name, runs in found.items()}
+    best, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+    first = f"**Verdict.** {best} raises the share that the judge passes most, by {100 * means[best]:.1f} points,"
+    return f"{first}\nand {least} least, by {100 * means[least]:.1f}."
 
 
 def _table(found: Mapping[str, Sequence[Run]]) -> str:
     rows = ["| method | updates | seconds | asked | judge before | judge | gold | spikes |", "|---" * 8 + "|"]
-
-    def gain(runs: Sequence[Run], label: str) -> list[float]:
-        return [run.report.scores[label].difference.mean for run in runs]
-
-    for name, runs in sorted(found.items(), key=lambda item: -statistics.fmean(gain(item[1], "judge"))):
+    for name, runs in sorted(found.items(), key=lambda item: -statistics.fmean(gains(item[1], "judge"))):
         records = [run.metrics for run in runs]
         trained = [[record for record in each if "seconds" in record] for each in records]
         counts = [asked(run.recipe, each) for run, each in zip(runs, trained, strict=True)]
@@ -116,7 +128,7 @@ def _table(found: Mapping[str, Sequence[Run]]) -> str:
         norms = [record["grad_norm"] for each in trained for record in each if record.get("grad_norm") is not None]
         rows.append(
             f"| {name} | {runs[0].report.num_updates} | {seconds:.0f} | {told} | {before:.1%} "
-            f"| {over_seeds(gain(runs, 'judge'))} | {over_seeds(gain(runs, 'gold'))} | {spikes(norms):.1%} |"
+            f"| {over_seeds(gains(runs, 'judge'))} | {over_seeds(gains(runs, 'gold'))} | {spikes(norms):.1%} |"
         )
     return "\n".join(rows) + "\n"
 

@@ -58,6 +58,10 @@ def test_the_page_is_of_runs_that_have_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(curves, "_ended", ended)
     told = curves.write(tmp_path, tmp_path / "curves.md").read_text()
     assert told.index("| nft | 2 | 4 | 128 | 25.0% | **+0.410**") < told.index("| grpo | 2 | 4 | 128 |")
+    assert (
+        "**Verdict.** nft raises the share that the judge passes most, by 41.0 points,\nand grpo least, by 21.0."
+        in told
+    )
     assert "(+0.400 +0.420)" in told and "40 report prompts" in told and "(6 steps)" in told
     for axis in ("seconds", "asked"):
         xml.dom.minidom.parse(str(tmp_path / "img" / f"curves-{axis}.svg"))
