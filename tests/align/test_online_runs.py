@@ -1,14 +1,12 @@
 """Whole runs of online RL and of few-step students: two processes are one, and an ended run goes on bit for bit."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from two_processes import together
 
 import align
 from align.run import Run
@@ -85,15 +83,7 @@ def test_two_processes_give_the_run_of_one(recipes, whole, tmp_path):
     """A group's images lie on both: advantages, DGPO's margins and the gradient are of all rows."""
     file = tmp_path / "recipes.json"
     file.write_text(json.dumps(recipes))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER)]
-    done = subprocess.run(
-        [*command, str(file), str(tmp_path / "two")],
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    together(WORKER, file, tmp_path / "two")
     for name, one in whole.items():
         two = Run(tmp_path / "two" / name)
         assert (one.report.num_processes, two.report.num_processes) == (1, 2)
