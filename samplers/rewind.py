@@ -111,10 +111,14 @@ def _observed(chain: _Chain, i: int, y: Tensor, kept: bool, leaves: dict[int, Te
     if not kept:
         with torch.no_grad():
             return chain.velocity(i, y)
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_forgotten, _forgotten):
         f = chain.velocity(i, y)
     _collect(f.grad_fn, leaves)
     return f.detach()
+
+
+def _forgotten(_: Any) -> Any:
+    """What is kept for a tensor that the graph would keep: nothing."""
 
 
 def _collect(node: Any, leaves: dict[int, Tensor]) -> None:

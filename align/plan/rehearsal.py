@@ -161,7 +161,7 @@ class _Noise:
         """Nothing is chosen in a rehearsal."""
 
 
-def _parts(recipe: Recipe, model: Any) -> tuple[Policy, Any, dict[str, Trainable], int]:
+def _parts(recipe: Recipe, model: Any) -> tuple[Policy, Any, dict[str, Any], int]:
     """Policy, objective, what is trained by name, and numbers of adapters that are only kept."""
     if _of_noise(recipe):
         policy, rewards = Policy(model), MeanPixel(recipe.rewards)

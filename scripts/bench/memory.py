@@ -66,8 +66,12 @@ class Chain:
 
     def forward(self, mode: str, num_steps: int) -> torch.Tensor:
         config = SamplingConfig(
-            num_steps=num_steps, step_rule="leapfrog", guidance_scale=2.0, window="full", memory=mode
-        )  # type: ignore[arg-type]
+            num_steps=num_steps,
+            step_rule="leapfrog",
+            guidance_scale=2.0,
+            window="full",
+            memory=mode,  # type: ignore[arg-type]
+        )
         rng = Rng(0, range(len(self.prompts)))
         role, grad = self.policy.role("train"), config.grad_policy()
         return rollout(config, self.model, role, self.prompts, rng, grad=grad).x0.mean()

@@ -4,7 +4,7 @@ recipe was chosen by, and on the way there over seconds and over the images that
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from scipy import stats
@@ -12,6 +12,7 @@ from scipy import stats
 import align
 from align.config import Recipe
 from align.figures import charts
+from align.hooks.panel import PanelConfig
 from align.run import Run
 from scripts.comparison.figures import lines
 from scripts.comparison.methods import CURVES, Method
@@ -66,7 +67,7 @@ def write(output: Path, page: Path) -> Path | None:
     images = page.parent / "img"
     images.mkdir(parents=True, exist_ok=True)
     first = next(iter(found.values()))[0]
-    panel = first.recipe.hooks["panel"].num_prompts
+    panel = cast(PanelConfig, first.recipe.hooks["panel"]).num_prompts
     prompts = first.report.scores["judge"].num_prompts
     steps = first.recipe.sampling.num_steps
     told = {"prompts": prompts, "steps": steps, "spike": SPIKE, "panel": panel, "verdict": _verdict(found)}
