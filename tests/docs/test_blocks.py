@@ -111,6 +111,7 @@ def stood_in(code: str) -> str:
     for folder in re.findall(r'load_lora_weights\("([^"]+)/adapter"', code):
         align.train("draft/shapes", output=folder)
     code = re.sub(r'from_pretrained\("[^"]+"', f'from_pretrained("{resolve("embedded:shapes-sd")}"', code)
+    code = re.sub(r'("train\.num_updates"): \d+', r"\1: 2", code)
     return code.replace('"cuda"', '"cpu"').replace("torch.float16", "torch.float32")
 
 
