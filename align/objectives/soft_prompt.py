@@ -133,7 +133,7 @@ class SoftPromptObjective(RewardObjective):
         drawn = [torch.rand(1, generator=generator(self.seed, "soft_prompt/t", i)) for i in batch.indices]
         t = low + (high - low) * torch.cat(drawn).to(x0)
         x_t = add_noise(self.model.schedule, x0, eps, t)
-        u = target(x0, eps, *self.model.schedule(t), self.model.kind)
+        u = target(x0, eps, *self.model.schedule(t), self.model.kind)  # type: ignore[call-arg]
 
         def losses() -> Tensor:
             cond = self.model.text.encode(prompts, grad=True)

@@ -49,7 +49,7 @@ def _published(config: Any, family: Any, published: Any) -> Any:
     absent = model.left_out(config)
     encoders = text_encoders(published, dtype=named[config.dtype.text])
     model.components().update({name: module for name, module in encoders.items() if name not in absent})
-    model.text = _Told(published)
+    model.text = _Told(published)  # type: ignore[assignment]
     return model
 
 
