@@ -1,0 +1,178 @@
+"""A recipe rehearsed for real: its checkpoint at the published size with random weights, trained, saved and used.
+
+    python scripts/rehearse.py draft/sd15_hpsv2 --dtype bfloat16 sampling.num_steps=3 train.batch_size=1
+    python scripts/rehearse.py draft/sd15_hpsv2 --fraction 1/10           # a small network of the same form, in seconds
+
+The pipeline's folder is written (scripts/bench/random_pipeline.py), the recipe runs for `--updates` with its rewards at
+their published size, hooks and report left out; the adapter is loaded into the stock pipeline, which then draws, and is
+exported in every form that the family has. Prints one JSON line: seconds of each update, peak memory (of the process;
+on a GPU what torch has allocated), GiB. What is learned means nothing.
+"""
+
+import argparse
+import gc
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "bench"))
+
+from random_rewards import fill
+
+import align
+from align import run as runs
+from align.config import load_recipe
+from align.models._real_size import find
+from align.registry import REWARDS, build, model_family
+from align.share.export import export
+from align.share.stock import stock
+from rewards._unloaded import real, without_checkpoints
+
+
+@contextmanager
+def random_rewards(*, small: bool) -> Iterator[None]:
+    """Rewards are built at their published size without their checkpoints; `small`: as the mean pixel."""
+    from transformers.initialization import no_init_weights
+
+    def built(registry: Any, config: Any, *parts: Any, **more: Any) -> Any:
+        if registry is not REWARDS or small:
+            return build(registry, _mean_pixel(config) if registry is REWARDS else config, *parts, **more)
+        known = real(config.name, getattr(config, "model", None))
+        with without_checkpoints(known) if known else nullcontext(), no_init_weights():
+            reward: Any = build(registry, config)
+            if known:
+                fill(reward)
+        return reward
+
+    runs.build = built  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        runs.build = build  # type: ignore[attr-defined]
+
+
+def _mean_pixel(config: Any) -> Any:
+    return REWARDS.config_class("brightness")(weight=config.weight)  # type: ignore[call-arg]
+
+
+def peak_gib() -> float:
+    """Of this process since it began; on a GPU of torch's allocations."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def rehearse(
+    recipe: str, words: list[str], folder: Path, *, dtype: str, fraction: Fraction, updates: int
+) -> dict[str, Any]:
+    """What is printed; `folder` is filled with the pipeline, the run and its exports."""
+    loaded = load_recipe(recipe, words, on_disk=False)
+    checkpoint = str(getattr(loaded.model, "checkpoint", ""))
+    if find(checkpoint) is None:
+        raise SystemExit(f"{recipe}: {checkpoint} is not a checkpoint whose sizes are known. See `align models`.")
+    place, started = folder / "pipeline", time.perf_counter()
+    told = [sys.executable, str(HERE / "bench" / "random_pipeline.py"), checkpoint, str(place)]
+    told += ["--dtype", dtype, "--fraction", str(fraction)]
+    said = subprocess.run(told, capture_output=True, text=True, check=False, cwd=HERE.parent)  # its memory is not ours
+    if said.returncode:
+        raise SystemExit(said.stderr)
+    wrote = time.perf_counter() - started
+    tree = loaded.dump()
+    short = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
+    tree["model"] |= {
+        "checkpoint": str(place),
+        "base_adapter": None,
+        "network": None,
+        "revision": None,
+        "variant": None,
+    }
+    tree["model"]["dtype"] = {"network": short, "text": short, "vae": short}
+    tree["hooks"], tree["evaluate"] = {"progress": {}, "metrics": {}}, None
+    tree["train"] |= {"num_updates": updates}
+    with random_rewards(small=fraction != 1):
+        run = align.train(tree, output=str(folder / "run"))
+    found = {
+        "recipe": recipe,
+        "checkpoint": checkpoint,
+        "fraction": str(fraction),
+        "millions": round(int(said.stdout.split()[-1]) / 1e6, 1),
+        "dtype": dtype,
+        "settings": words,
+        "seconds": [round(record["seconds"], 1) for record in run.metrics],
+        "outcomes": [record["outcome"] for record in run.metrics],
+        "peak_gib": round(peak_gib(), 2),
+        "written_seconds": round(wrote, 1),
+    }
+    gc.collect()
+    return found | used(run, place, dtype) | {"exports": exported(run, folder / "exports")}
+
+
+def used(run: Any, place: Path, dtype: str) -> dict[str, Any]:
+    """The adapter in the stock pipeline: how many tensors came over, none of them changed, and that it draws."""
+    import diffusers
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    file = load_file(run.output / runs.ADAPTER / "pytorch_lora_weights.safetensors")
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(place, dtype=getattr(torch, dtype), local_files_only=True)
+    pipeline.load_lora_weights(str(run.output / runs.ADAPTER), adapter_name="align")
+    network = getattr(pipeline, "unet", None) or pipeline.transformer
+    held = get_peft_model_state_dict(network, adapter_name="align")
+    same = sum(
+        torch.equal(file[f"{part}.{name}"].to(value.dtype), value.cpu())
+        for name, value in held.items()
+        for part in ("unet", "transformer")
+        if f"{part}.{name}" in file
+    )
+    if same != len(file):
+        raise SystemExit(f"{same} of {len(file)} tensors of the adapter are in the stock pipeline as they were saved.")
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = stock(run.recipe).put_on(pipeline)("a red star", num_inference_steps=2, output_type="latent").images
+    moved = sum(bool(value.any()) for name, value in file.items() if "lora_B" in name)
+    return {"adapter_tensors": len(file), "moved": moved, "drawn": bool(torch.isfinite(torch.as_tensor(drawn)).all())}
+
+
+def exported(run: Any, folder: Path) -> list[str]:
+    """The forms that the adapter was written in; all but the merged one, which is a second network."""
+    forms = [*model_family(run.recipe.model).layouts, "peft"]
+    for form in forms:
+        export(run.output, form, folder / form)
+    return forms
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", help="settings, as `align train` takes them")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--fraction", type=Fraction, default=Fraction(1), help="of the network, such as 1/10")
+    parser.add_argument("--updates", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="a new folder for all that is written; default: one that is removed")
+    arguments = parser.parse_intermixed_args()
+    if arguments.keep and arguments.keep.exists():
+        parser.error(f"--keep {arguments.keep}: there is something already. Name another folder.")
+    folder = arguments.keep or Path(tempfile.mkdtemp(prefix="rehearsal-"))
+    told = {name: getattr(arguments, name) for name in ("dtype", "fraction", "updates")}
+    try:
+        print(json.dumps(rehearse(arguments.recipe, arguments.overrides, folder, **told)), flush=True)
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

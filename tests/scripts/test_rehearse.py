@@ -1,0 +1,61 @@
+"""A rehearsal at a small fraction: written as published, trained, loaded by the stock pipeline, exported."""
+
+import json
+import runpy
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from align.models._real_size import find
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+@pytest.fixture(scope="module")
+def writer():
+    return runpy.run_path(str(SCRIPTS / "bench" / "random_pipeline.py"))
+
+
+def test_a_fraction_is_of_layers_and_widths_and_the_whole_is_what_was_published(writer):
+    known = find(SD15)
+    assert known is not None
+    network, text = known[1].network, dict(known[1].text)["text_encoder"][1]
+    assert writer["shrunk"](network, Fraction(1)) == dict(network)
+    small = writer["shrunk"](network, Fraction(1, 10))
+    assert small["block_out_channels"] == (32, 64, 128, 128) and small["sample_size"] == 8
+    assert writer["shrunk"](text, Fraction(1, 6))["num_hidden_layers"] == 2
+    assert writer["shrunk"](text, Fraction(1, 6))["hidden_size"] == text["hidden_size"]
+
+
+def test_a_checkpoint_that_is_not_listed_is_a_line(writer, tmp_path):
+    with pytest.raises(SystemExit, match="someone/else: its configs are not known"):
+        writer["write"]("someone/else", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_last_sign_of_a_text_stands_where_clip_looks_for_it(writer):
+    tokenizer = writer["_clip_tokenizer"]()
+    ids = tokenizer("a red star").input_ids
+    assert (ids[0], ids[-1], len(tokenizer)) == (49406, 49407, 49408)
+    assert max(ids[1:-1]) < 49406
+
+
+@pytest.mark.slow
+def test_a_recipe_is_rehearsed(tmp_path):
+    words = ["sampling.num_steps=2", "train.batch_size=1", "train.micro_batch_size=1"]
+    command = [sys.executable, "-P", str(SCRIPTS / "rehearse.py"), "draft/sd15_hpsv2", "--fraction", "1/20", *words]
+    done = subprocess.run([*command, "--keep", str(tmp_path / "kept")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (found,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert found["outcomes"] == ["applied"]
+    assert found["adapter_tensors"] == 256 and found["moved"] > 100 and found["drawn"]
+    assert found["peak_gib"] > 0.3
+    assert found["exports"] == ["kohya", "comfyui", "peft"]
+    index = json.loads((tmp_path / "kept" / "pipeline" / "model_index.json").read_text())
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"] and index["scheduler"][1] == "PNDMScheduler"
+    again = subprocess.run([*command, "--keep", str(tmp_path / "kept")], capture_output=True, text=True, check=False)
+    assert again.returncode == 2 and "there is something already" in again.stderr
