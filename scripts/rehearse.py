@@ -25,8 +25,7 @@ from typing import Any
 
 import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE / "bench"))
+sys.path.insert(0, str(Path(__file__).parent / "bench"))
 
 from random_rewards import fill
 
@@ -38,6 +37,8 @@ from align.registry import REWARDS, build, model_family
 from align.share.export import export
 from align.share.stock import stock
 from rewards._unloaded import real, without_checkpoints
+
+HERE = Path(__file__).resolve().parent
 
 
 @contextmanager
