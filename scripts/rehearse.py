@@ -27,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 
-from random_rewards import fill
+from random_rewards import fill  # type: ignore[import-not-found]
 
 import align
 from align import run as runs
@@ -124,10 +124,11 @@ def rehearse(
 
 def used(run: Any, place: Path, dtype: str) -> dict[str, Any]:
     """The adapter in the stock pipeline: how many tensors came over, none of them changed, and that it draws."""
-    import diffusers
+    import diffusers as typed
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
+    diffusers: Any = typed
     file = load_file(run.output / runs.ADAPTER / "pytorch_lora_weights.safetensors")
     pipeline = diffusers.DiffusionPipeline.from_pretrained(place, dtype=getattr(torch, dtype), local_files_only=True)
     pipeline.load_lora_weights(str(run.output / runs.ADAPTER), adapter_name="align")

@@ -71,9 +71,12 @@ def shrunk(settings: Mapping[str, Any], fraction: Fraction) -> dict[str, Any]:
     """`settings` with so many of the layers and of the widths that are counted in blocks; all of them at 1."""
     if fraction == 1:
         return dict(settings)
-    found = {name: shrunk(value, fraction) if isinstance(value, Mapping) else value for name, value in settings.items()}
+    found: dict[str, Any] = {
+        name: shrunk(value, fraction) if isinstance(value, Mapping) else value for name, value in settings.items()
+    }
     found |= {name: max(1, round(found[name] * fraction)) for name in DEEP if isinstance(found.get(name), int)}
-    if isinstance(widths := found.get("block_out_channels"), Iterable) or "cross_attention_dim" in found:
+    widths: Any = found.get("block_out_channels")
+    if widths or "cross_attention_dim" in found:
         widths = widths or (320, 640, 1280, 1280)  # the default of UNet2DConditionModel
         found["block_out_channels"] = tuple(32 * math.ceil(width * fraction / 32) for width in widths)
         found["sample_size"] = max(8, 8 * round(found["sample_size"] * fraction / 8))
