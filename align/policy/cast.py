@@ -161,7 +161,7 @@ def gather(policy: Policy, objective: Any, beside: Mapping[str, Kind] | None = N
         policy.define(role, weights)
     name = getattr(objective, "exports", MAIN)
     policy.define("result", policy.roles["train"] if name == MAIN else {name: 1.0})
-    if getattr(policy.adapter, "name", None) == NEGATIVE:  # the base, drawn against what is trained
+    if getattr(getattr(policy, "adapter", None), "name", None) == NEGATIVE:  # the base, drawn against what is trained
         policy.define("result", {})
     if name in cast.frozen:
         raise ValueError(f'exports="{name}", which is frozen: there would be nothing new in it.')

@@ -82,7 +82,7 @@ def test_what_other_trainers_call_it_is_understood():
 
 def test_a_recipe_is_found_by_its_beginning():
     with pytest.raises(UserError, match='Did you mean "draft/sdxl_lightning"'):
-        load_recipe("draft/sdxl")
+        load_recipe("draft/sdxl_light")
 
 
 def test_a_hook_that_cannot_be_null_says_how_it_is_left_out():

@@ -1,6 +1,7 @@
 """Pairs as people's tools leave them: missing labels, splits, image columns, odd pictures; and what is said of them."""
 
 import json
+import shutil
 import struct
 from collections import Counter
 
@@ -138,10 +139,11 @@ def test_image_columns_as_datasets_saves_them(policy, tmp_path):
     images = pngs(tmp_path, 3)
     for folder, cells in (
         ("bytes", [{"bytes": data, "path": None} for data in images]),
-        ("paths", [{"bytes": None, "path": f"../made/{i}.png"} for i in range(3)]),
-        ("text", [f"../made/{i}.png" for i in range(3)]),
+        ("paths", [{"bytes": None, "path": f"made/{i}.png"} for i in range(3)]),
+        ("text", [f"made/{i}.png" for i in range(3)]),
     ):
         write_parquet(tmp_path / folder / "a.parquet", cells, [(1.0, 0.0), (0.0, 1.0)])
+        shutil.copytree(tmp_path / "made", tmp_path / folder / "made")
         pairs = read_pairs(tmp_path / folder)
         assert [pair.winner.read() for pair in pairs] == [images[0], images[2]]
         assert len(prepared(policy, tmp_path / folder).pairs) == 2

@@ -29,6 +29,7 @@ FILES = {
         "gviz/tq?tqx=out:csv&sheet=Sheet1": table([["Prompts", "Category", ""], ["a red, red hut", "Colors", ""]])
     },
     "geneval": {"evaluation_metadata.jsonl": '{"tag": "counting", "include": [{"class": "hut"}], "prompt": "huts"}\n'},
+    "geneval2": {"geneval2_data.jsonl": '{"prompt": "two huts", "atom_count": 3}\n'},
     "t2i-compbench": {f"{kind}_val.txt": f"a {kind} hut\nanother\n" for kind in benchmarks._COMPBENCH},
     "hpdv2": {
         f"{style}.json": json.dumps([f"a {style} hut"]) for style in ("anime", "concept-art", "paintings", "photo")
@@ -49,6 +50,7 @@ WANTED = {
     "parti": [Item('"B Y E" on a box', "Arts"), Item("a hut", "Food")],
     "drawbench": [Item("a red, red hut", "Colors")],
     "geneval": [Item("huts", "counting")],
+    "geneval2": [Item("two huts", "3 atoms")],
     "t2i-compbench": [i for k in benchmarks._COMPBENCH for i in (Item(f"a {k} hut", k), Item("another", k))],
     "hpdv2": [Item(f"a {style} hut", style) for style in ("anime", "concept-art", "paintings", "photo")],
     "dpg": [Item("a long, long hut", "numbered"), Item("a hut", "COCOval"), Item("huts", "vrd")],
@@ -116,6 +118,7 @@ BROKEN = {
     "parti": "Text\tCategory\nx\ty\n",
     "drawbench": "<!doctype html><html>Sign in</html>",
     "geneval": '{"prompt": "a hut"}\n',
+    "geneval2": '{"prompt": "a hut"}\n',
     "t2i-compbench": "<html>\nnot found\n",
     "hpdv2": '{"prompts": ["a hut"]}',
     "dpg": table([DPG, ["1", "", "k", "1", "0", "entity"]]),

@@ -219,7 +219,7 @@ def test_the_progress_bar_counts_on_a_terminal_and_is_silent_elsewhere(folder, m
 
 def test_every_reward_has_a_card_and_the_list_shows_it():
     listed = CliRunner().invoke(app, ["rewards"]).stdout.splitlines()
-    assert listed[0].split() == ["reward", "gradient", "size", "licence", "range"]
+    assert listed[0].split() == ["reward", "gradient", "size", "memory", "licence", "range"]
     assert [line.split()[0] for line in listed[1:]] == REWARDS.names()
     for name, line in zip(REWARDS.names(), listed[1:], strict=True):
         config = default_settings(name)
