@@ -100,8 +100,17 @@ def over_seeds(each: Sequence[float]) -> str:
     mean, told = statistics.fmean(each), " ".join(f"{gain:+.3f}" for gain in each)
     if len(each) < 2:
         return f"{mean:+.3f} ({told})"
-    half = statistics.stdev(each) / len(each) ** 0.5 * float(stats.t.ppf(0.975, len(each) - 1))
+    half = _half(each)
     return f"**{mean:+.3f}** [{mean - half:+.3f}, {mean + half:+.3f}] ({told})"
+
+
+def _half(each: Sequence[float]) -> float:
+    """Half the width of Student's 95 % interval."""
+    return statistics.stdev(each) / len(each) ** 0.5 * float(stats.t.ppf(0.975, len(each) - 1))
+
+
+def _told_from_none(each: Sequence[float]) -> bool:
+    return len(each) > 1 and abs(statistics.fmean(each)) > _half(each)
 
 
 def gains(runs: Sequence[Run], label: str) -> list[float]:
@@ -114,7 +123,10 @@ def _verdict(found: Mapping[str, Sequence[Run]]) -> str:
     means = {name: statistics.fmean(gains(runs, "judge")) for name, runs in found.items()}
     best, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     first = f"**Verdict.** {best} raises the share that the judge passes most, by {100 * means[best]:.1f} points,"
-    return f"{first}\nand {least} least, by {100 * means[least]:.1f}."
+    unsure = (
+        "" if any(_told_from_none(gains(runs, "judge")) for runs in found.values()) else " No interval leaves 0 out."
+    )
+    return f"{first}\nand {least} least, by {100 * means[least]:.1f}.{unsure}"
 
 
 def _table(found: Mapping[str, Sequence[Run]]) -> str:
