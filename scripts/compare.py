@@ -102,15 +102,15 @@ def overoptimise(
     output: Output = OUTPUT,
     seed: int = 11,
 ) -> None:
-    """Train too fast and for too long on one reward, with the guard and without it."""
+    """Train on one reward, too fast or for too long, with the guard and without it."""
     import align
-    from scripts.comparison.methods import HACKED, OVEROPTIMISED
+    from scripts.comparison.methods import HACKED
 
     for name in names or HACKED:
         for kind, changes in (("free", ("hooks.guard.patience=null", "evaluate=null")), ("guarded", ())):
             folder = output / "overoptimised" / name / kind
-            settings = (*HACKED[name], *changes, f"train.seed={seed}", f"output={folder}")
-            if align.train(OVEROPTIMISED, settings).interrupted:
+            settings = (*HACKED[name].changes, *changes, f"train.seed={seed}", f"output={folder}")
+            if align.train(HACKED[name].recipe, settings).interrupted:
                 raise SystemExit(130)
 
 
@@ -135,11 +135,12 @@ def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path
 
 @app.command()
 def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results.md") -> None:
-    """Write the page, that of the learning curves beside it, and their figures from what has been measured."""
-    from scripts.comparison import curves
+    """Write the pages and their figures from what has been measured: results, learning curves, hacking."""
+    from scripts.comparison import curves, hacking
     from scripts.comparison.page import write as write_page
 
-    written = [made for made in (write_page(output, page), curves.write(output, page.with_name("curves.md"))) if made]
+    makers = {page.name: write_page, "curves.md": curves.write, "hacking.md": hacking.write}
+    written = [made for name, make in makers.items() if (made := make(output, page.with_name(name)))]
     if not written:
         raise typer.BadParameter(f"{output} holds no measurements: python scripts/compare.py run")
     for made in written:

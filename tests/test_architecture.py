@@ -156,10 +156,11 @@ ARROWS = {
     "align.files.output": ("errors",),
     "align.training.optim": ("registry", "errors"),
     "align.registry": ("shapes.embedded",),
+    "align.files.cache": (),
     "align.errors": (),
     "align.files.texts": (),
     "align.sampling": ("sampling", "registry", "errors", "models._base"),
-    "align.shapes": ("shapes", "errors", "files.texts", "registry", "figures.picture"),
+    "align.shapes": ("shapes", "errors", "files.texts", "files.cache", "registry", "figures.picture"),
 }
 
 

@@ -9,9 +9,9 @@ import urllib.request
 from pathlib import Path
 
 from align.errors import UserError
+from align.files import cache
 from align.files.texts import Unreadable, decode
 
-CACHE = "ALIGN_CACHE"  # environment variable: the folder of what was fetched; default ~/.cache/diffalign
 TIMEOUT = 30.0  # seconds without a byte
 MOST = 64 * 2**20  # bytes; the largest of the known files has 6 MB
 
@@ -24,7 +24,9 @@ def fetch(name: str, file: str, source: str, *, alone: bool) -> tuple[str, str]:
         path = path if alone and path.is_file() else path / _plain(file)
         return _text(_read(path, name), str(path), name), str(path)
     url = source if alone and not source.endswith("/") else urllib.parse.urljoin(source, file)
-    kept = folder() / name / f"{hashlib.blake2b(url.encode(), digest_size=4).hexdigest()}-{_plain(file)}"
+    kept = (
+        cache.folder("benchmarks") / name / f"{hashlib.blake2b(url.encode(), digest_size=4).hexdigest()}-{_plain(file)}"
+    )
     if kept.is_file() and url.startswith("http"):
         return _text(_read(kept, name), str(kept), name), str(kept)
     data = _download(url, name)
@@ -39,11 +41,6 @@ def fetch(name: str, file: str, source: str, *, alone: bool) -> tuple[str, str]:
     except OSError:  # a cache that cannot be written costs the next fetch, no more
         return text, url
     return text, str(kept)
-
-
-def folder() -> Path:
-    """Where fetched files are kept."""
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "diffalign").expanduser() / "benchmarks"
 
 
 def _plain(file: str) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from align.errors import UserError
+from align.shapes import assembled
 
 PREFIX = "embedded:"
 FOLDER = Path(__file__).parent / "checkpoints"
@@ -14,13 +15,14 @@ def names() -> list[str]:
 
 
 def resolve(name: str) -> Path:
-    """The folder of `embedded:NAME`.
+    """The folder of `embedded:NAME`; of one that ships as a LoRA, where it was merged.
 
     Raises:
-        UserError: not of that form, or nothing bundled under that name.
+        UserError: not of that form, nothing bundled under that name, or no room to merge it.
     """
     plain = name.removeprefix(PREFIX)
     if not name.startswith(PREFIX) or plain not in names():
         known = ", ".join(PREFIX + n for n in names()) or "none"
         raise UserError(f"{name}: there is no embedded checkpoint of that name. Known: {known}.")
-    return FOLDER / plain
+    folder = FOLDER / plain
+    return assembled.assemble(folder) if (folder / assembled.BASE).is_file() else folder

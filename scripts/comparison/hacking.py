@@ -1,6 +1,7 @@
-"""What a reward is hacked by: runs that it misleads, with the guard and, the same, without."""
+"""docs/lab/hacking.md: runs that their reward misleads, with the guard and, the same, without."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from align.figures import charts
@@ -9,25 +10,43 @@ from align.reports import summary
 from scripts.comparison.figures import lines
 from scripts.comparison.methods import HACKED
 
+TITLE = """# What a reward is hacked by
 
-def section(output: Path, images: Path) -> str:
-    """Runs that their reward misleads, with the guard and, the same, without."""
-    ended = {name: _hacked(output / "overoptimised" / name, name, images) for name in HACKED}
-    told = [text for text in ended.values() if text]
-    return "\n".join([HACKING, *told]) if told else ""
+{verdict}
 
+Written by `python scripts/compare.py write` from measured runs; not edited by hand.
 
-HACKING = """## Over-optimisation, and the guard
-
-DRaFT-5 too fast and for too long, on one reward. The guard, which sees neither judge nor gold, holds another reward
-out.
+Runs on one reward: DRaFT-5 too fast and for too long, and NFT by its recipe, one seed each. The guard, which sees
+neither judge nor gold, holds another reward out. Judge and gold: 96 select prompts.
 """
 
 
-def _hacked(folder: Path, name: str, images: Path) -> str:
+def write(output: Path, page: Path) -> Path | None:
+    """Writes the page and its figures from the runs that have ended; None where there are none."""
+    images = page.parent / "img"
+    images.mkdir(parents=True, exist_ok=True)
+    found = {name: told for name in HACKED if (told := _hacked(output / "overoptimised" / name, name, images))}
+    if not found:
+        return None
+    lost, kept = ([told[k] for _, told in found.values()] for k in (0, 1))
+    verdict = (
+        f"**Verdict.** Gold at the end, less its best on the way: {_each(found, lost)};\n"
+        f"where the guard chooses: {_each(found, kept)}."
+    )
+    texts = [text for text, _ in found.values()]
+    page.write_text("\n".join([TITLE.format(verdict=verdict), *texts]), encoding="utf-8")
+    return page
+
+
+def _each(found: Iterable[str], values: Iterable[float]) -> str:
+    return ", ".join(f"{name} {value:+.3f}" for name, value in zip(found, values, strict=True))
+
+
+def _hacked(folder: Path, name: str, images: Path) -> tuple[str, tuple[float, float]] | None:
+    """(text, what gold is below its best at the end, and where the guard chooses)."""
     guarded, free = folder / "guarded", folder / "free"
     if not (guarded / summary.FILE_NAME).is_file() or not (free / summary.FILE_NAME).is_file():
-        return ""
+        return None
     found, records = summary.read(guarded), metrics.read(free / metrics.FILE_NAME)
     trained = [(r["step"], r["reward/total"]) for r in records if "reward/total" in r]
     curves = {"trained reward": charts.running_mean(trained)}
@@ -37,25 +56,24 @@ def _hacked(folder: Path, name: str, images: Path) -> str:
     }
     marks = {float(found.chosen_update): "kept", float(found.num_updates): "stopped"}
     drawn = {label: _own_range(points) for label, points in curves.items()}
-    (images / f"results-hacked-{name}.svg").write_text(lines(drawn, "update", marks), encoding="utf-8")
+    (images / f"hacking-{name}.svg").write_text(lines(drawn, "update", marks), encoding="utf-8")
     gold, judge, chosen = dict(curves["gold"]), dict(curves["judge"]), found.chosen_update
     last = max(gold)
     reward = [_at(curves["trained reward"], step) for step in (chosen or trained[0][0], last)]
     best = {"gold": max(gold.values()), "judge": max(judge.values())}
+    ended = f"ends the run after update {found.num_updates}" if found.num_updates < last else "lets the run go on"
     text = (
-        f"### {name}\n\n"
+        f"## {name}\n\n"
         f"Gold utility starts at {gold[0]:.3f}, is {best['gold']:.3f} at its best and {gold[last]:.3f} at the end; "
-        f"the judge passes {judge[0]:.0%}, {best['judge']:.0%} and {judge[last]:.0%}. The guard ends the run after "
-        f"update {found.num_updates} and keeps update {chosen}: gold {gold[chosen]:.3f}, judge {judge[chosen]:.0%}. "
+        f"the judge passes {judge[0]:.0%}, {best['judge']:.0%} and {judge[last]:.0%}. The guard {ended} "
+        f"and keeps update {chosen}: gold {gold[chosen]:.3f}, judge {judge[chosen]:.0%}. "
         f"The trained reward (running mean) is {reward[0]:.3f} there and {reward[1]:.3f} at the end.\n\n"
-        f"![{name}: each curve on its own range](img/results-hacked-{name}.svg)\n"
+        f"![{name}: each curve on its own range](img/hacking-{name}.svg)\n"
     )
     if sheets := sorted((free / "samples").glob("*.png")):
-        shutil.copyfile(sheets[-1], images / f"results-hacked-{name}.png")
-        text += (
-            f"\n![What {name} is hacked by: the last pictures of the unguarded run](img/results-hacked-{name}.png)\n"
-        )
-    return text
+        shutil.copyfile(sheets[-1], images / f"hacking-{name}.png")
+        text += f"\n![What {name} is hacked by: the last pictures of the unguarded run](img/hacking-{name}.png)\n"
+    return text, (gold[last] - best["gold"], gold[chosen] - best["gold"])
 
 
 def _at(points: charts.Points, x: float) -> float:

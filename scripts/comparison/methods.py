@@ -65,15 +65,27 @@ CURVES = {
 }
 """Those whose learning is drawn: each as its recipe says."""
 OVEROPTIMISED = "draft/shapes_overoptimised"
-HACKED: dict[str, tuple[str, ...]] = {
-    "pick": (),
-    "clip": (
-        "rewards={clip: {model: embedded:shapes-clip}}",
-        "hooks.guard.rewards={pick: {name: clip, model: embedded:shapes-pick, form: logit}}",
+HACKED = {
+    "pick": Method(OVEROPTIMISED),
+    "clip": Method(
+        OVEROPTIMISED,
+        (
+            "rewards={clip: {model: embedded:shapes-clip}}",
+            "hooks.guard.rewards={pick: {name: clip, model: embedded:shapes-pick, form: logit}}",
+        ),
     ),
-    "eye": ("rewards={eye: {}}",),
+    "eye": Method(OVEROPTIMISED, ("rewards={eye: {}}",)),
+    "pick-nft": Method(
+        "nft/shapes",
+        (
+            PICK,
+            "hooks={samples: {prompts: shapes:select, num_images: 8, every: 50}, panel: {prompts: shapes:select, "
+            "num_prompts: 96, rewards: {gold: {}, judge: {}}, every: 20}, guard: {prompts: shapes:select, "
+            "num_prompts: 32, rewards: {clip: {model: embedded:shapes-clip}}, every: 20}}",
+        ),
+    ),
 }
-"""Rewards that are climbed too far, and what that changes in the recipe; the guard holds another one out."""
+"""Rewards that are climbed too far or for long; the guard holds another one out."""
 REWARD_GRADIENTS = [
     name for name, method in METHODS.items() if method.trained and method.recipe.split("/")[0] in BY_GRADIENT
 ]

@@ -10,7 +10,6 @@ import torch
 
 from align.figures import charts
 from align.figures.statistics import Interval, over_seeds
-from scripts.comparison import hacking
 from scripts.comparison.figures import forest, lines, points
 from scripts.comparison.measure import COLUMNS
 from scripts.comparison.methods import FRONT
@@ -34,7 +33,7 @@ def write(output: Path, page: Path) -> Path | None:
         ]
     parts += [_proxy(found[COLUMNS[0]], images)] if COLUMNS[0] in found else []
     parts += [_against(output), _front(output, images), _speed(output, images), _variance(output)]
-    parts += [hacking.section(output, images), _reno(output)]
+    parts += [_reno(output)]
     if not any(parts):
         return None
     told = (TITLE, *([_verdict(found[COLUMNS[0]])] if COLUMNS[0] in found else []), WRITTEN, *parts)

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, CLIPModel
 from align.shapes import eye
 from align.shapes.captions import SKILLS, alterations, parse, requirements, say
 from align.shapes.compose import compose
+from align.shapes.embedded import PREFIX, resolve
 from align.shapes.judge import judge, judge_reading, read
 from align.shapes.prompts import prompts
 from align.shapes.scene import render_batch
@@ -119,7 +120,7 @@ def load_pipeline(name: str):
     if name == "shapes-flow":
         pipe = StableDiffusion3Pipeline.from_pretrained(CHECKPOINTS / name, text_encoder_3=None, tokenizer_3=None)
     else:
-        pipe = StableDiffusionPipeline.from_pretrained(CHECKPOINTS / name)
+        pipe = StableDiffusionPipeline.from_pretrained(resolve(f"{PREFIX}{name}"))
     return pipe.to(torch.float32)
 
 

@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor
 
+from align.shapes import assembled
 from scripts.pretrain import eye, flow, pick, sd, text, tune, turbo, web
 from scripts.pretrain.common import CHECKPOINTS, WORK
 
@@ -45,6 +47,16 @@ def _clip(name: str, network) -> None:
         shutil.copy(WORK / "out" / "tokenizer" / file, folder / file)
 
 
+def _adapter(name: str, base: str) -> None:
+    """A LoRA, the checkpoint that it is for, and its scheduler: merged where it is first used."""
+    folder = CHECKPOINTS / name
+    shutil.rmtree(folder, ignore_errors=True)
+    turbo.load().scheduler.save_pretrained(folder / "scheduler")
+    half = {k: v.half() for k, v in load_file(WORK / "out" / "turbo" / assembled.ADAPTER).items()}
+    save_file(half, folder / assembled.ADAPTER, metadata={"format": "pt"})
+    (folder / assembled.BASE).write_text(json.dumps({"base": base}) + "\n")
+
+
 def readme() -> str:
     """What each checkpoint is, how it was made, what it reaches, and its files' checksums."""
     figures = json.loads((WORK / "figures.json").read_text())
@@ -70,7 +82,9 @@ def main() -> None:
     """Export whatever stages are finished."""
     CHECKPOINTS.mkdir(parents=True, exist_ok=True)
     text.load()
-    for name, stage in {"sd": sd, "turbo": turbo, "flow": flow}.items():
+    if (WORK / "out" / "turbo").exists():
+        _adapter("shapes-turbo", "shapes-sd")
+    for name, stage in {"sd": sd, "flow": flow}.items():
         if (WORK / "out" / name).exists():
             left = web if name == "sd" and (WORK / "out" / "web").exists() else stage  # shapes-sd is as the web left it
             _pipeline(f"shapes-{name}", left.load())

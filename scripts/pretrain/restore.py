@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel
 
+from align.shapes import assembled
 from scripts.pretrain.common import CHECKPOINTS, WORK
 
 BASE = Path(__file__).parent / "base"
@@ -28,7 +30,7 @@ def main() -> None:
         "pick": lambda to: _clip("shapes-pick", to),
         "sd": lambda to: _pipeline(BASE, to),
         "web": lambda to: _pipeline(CHECKPOINTS / "shapes-sd", to),
-        "turbo": lambda to: _pipeline(CHECKPOINTS / "shapes-turbo", to),
+        "turbo": _turbo,
         "flow": lambda to: _pipeline(CHECKPOINTS / "shapes-flow", to),
     }
     for name, work in todo.items():
@@ -41,6 +43,12 @@ def main() -> None:
 def _clip(name: str, to) -> None:
     CLIPModel.from_pretrained(CHECKPOINTS / name).float().save_pretrained(to)
     shutil.copy(CHECKPOINTS / name / "preprocessor_config.json", to)
+
+
+def _turbo(to) -> None:
+    to.mkdir()
+    lora = load_file(CHECKPOINTS / "shapes-turbo" / assembled.ADAPTER)
+    save_file({k: v.float() for k, v in lora.items()}, to / assembled.ADAPTER, metadata={"format": "pt"})
 
 
 def _pipeline(folder: Path, to: Path) -> None:

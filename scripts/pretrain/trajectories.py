@@ -1,4 +1,4 @@
-"""Guided trajectories of the base model from pure noise, kept at the times where a student's steps begin and end."""
+"""Guided trajectories of shapes-sd from pure noise, kept at the times where a student's steps begin and end."""
 
 import json
 
@@ -9,10 +9,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from align.shapes.prompts import prompts
-from scripts.pretrain import samples, sd
+from scripts.pretrain import samples, sd, web
 from scripts.pretrain.common import WORK, generator
 
-COUNT, STOPS, FINE, BATCH = 8192, 4, 3, 128  # trajectories, kept times, teacher's steps between two of them
+COUNT, STOPS, FINE, BATCH = 6144, 4, 3, 128  # trajectories, kept times, teacher's steps between two of them
 
 
 def scheduler(prediction: str) -> DDIMScheduler:
@@ -34,7 +34,7 @@ def load(seed: int = 0) -> tuple[Tensor, list[str]]:
 
 @torch.no_grad()
 def _make(captions: list[str], seed: int) -> Tensor:
-    pipe, grid = sd.load(), scheduler("epsilon")
+    pipe, grid = web.load(), scheduler("epsilon")
     unet = pipe.unet.to(memory_format=torch.channels_last)
     grid.set_timesteps(STOPS * FINE)
     states, rows = samples.embed(captions, pipe)

@@ -1,4 +1,4 @@
-"""Stage turbo: a few-step student of the base model, guidance included, by regression along its trajectories.
+"""Stage turbo: a few-step student of shapes-sd, guidance included, by regression along its trajectories, as a LoRA.
 
     x_s = a x_t + b v(x_t, t),   a = alpha_s alpha_t + sigma_s sigma_t,   b = sigma_s alpha_t - alpha_s sigma_t
     loss = |v - (x_s* - a x_t)/b|^2,   (x_t, x_s*) on a trajectory of the guided base model
@@ -7,28 +7,33 @@ guidance folded in, Meng et al. 2023, arXiv 2210.03142). It predicts v, so that 
 error of the network. Distribution matching to a single step was tried before: see docs/models/shapes.md.
 """
 
-import copy
-
 import torch
 from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
-from scripts.pretrain import samples, sd, trajectories
-from scripts.pretrain.common import WORK, generator, parameters, record, train
+from scripts.pretrain import samples, sd, trajectories, web
+from scripts.pretrain.common import WORK, generator, record, train
 
 NUM_STEPS = 2  # of the student; a divisor of trajectories.STOPS
+RANK = 32
+LAYERS = (  # every one that has weights to multiply with
+    r".*(to_[qkv]|to_out\.0|proj_in|proj_out|net\.0\.proj|net\.2"
+    r"|time_emb_proj|linear_[12]|conv(1|2|_in|_out|_shortcut)?)"
+)
 
 
 def load() -> StableDiffusionPipeline:
-    """The trained pipeline, fp32."""
-    pipe = StableDiffusionPipeline.from_pretrained(WORK / "out" / "turbo")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    """The trained pipeline, fp32, the LoRA beside the base's weights."""
+    base = web.load()
+    base.load_lora_weights(WORK / "out" / "turbo")
+    return _pipeline(base, base.unet)
 
 
 def main(steps: int = 1500, batch: int = 64, seed: int = 0) -> None:
     torch.manual_seed(seed)
-    base = sd.load()
+    base = web.load()
     states, captions = trajectories.load(seed)
     words, rows = samples.embed(captions, base)
     grid = trajectories.scheduler("v_prediction")
@@ -37,7 +42,8 @@ def main(steps: int = 1500, batch: int = 64, seed: int = 0) -> None:
     signal = torch.cat([grid.alphas_cumprod, torch.ones(1)])[times]  # the last is the data
     alpha, sigma = signal.sqrt()[:, None, None, None], (1 - signal).sqrt()[:, None, None, None]
     stride = trajectories.STOPS // NUM_STEPS
-    student = copy.deepcopy(base.unet).requires_grad_(True).to(memory_format=torch.channels_last)
+    student = base.unet.requires_grad_(False).to(memory_format=torch.channels_last)
+    student.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
 
     def loss(step: int) -> Tensor:
         g = generator(seed, 25, step)
@@ -53,8 +59,9 @@ def main(steps: int = 1500, batch: int = 64, seed: int = 0) -> None:
             print(step + 1, _judged(base, student, 192), flush=True)
 
     figures = train("turbo", {"student": student}, loss, steps=steps, lr=1e-3, ema=0.99, after=look)
-    _pipeline(base, student).save_pretrained(WORK / "out" / "turbo")
-    figures |= {"parameters": parameters([student]), "denoising steps": NUM_STEPS}
+    layers = get_peft_model_state_dict(student)
+    StableDiffusionPipeline.save_lora_weights(WORK / "out" / "turbo", unet_lora_layers=layers)
+    figures |= {"parameters": sum(v.numel() for v in layers.values()), "denoising steps": NUM_STEPS}
     record("turbo", figures | {"judge": _judged(base, student, 768)})
 
 

@@ -18,7 +18,7 @@ from align.figures.statistics import interval
 from align.models._step_aware import StepAwareClip
 from align.reports.summary import Summary
 from align.shapes.embedded import resolve
-from scripts.comparison import counting, draw, measure, page
+from scripts.comparison import counting, draw, hacking, measure, page
 from scripts.comparison.methods import FIRST, METHODS, Method, parse
 
 
@@ -199,13 +199,10 @@ def test_the_page_is_what_was_measured(tmp_path):
         told = {strength: {"pick": float(strength), "judge_graded": norm} for strength in ("0.5", "1")}
         (path.parent / "seed-11").mkdir(exist_ok=True)
         (path.parent / "seed-11" / "sweep.json").write_text(json.dumps(told))
-    overoptimised(tmp_path / "runs" / "overoptimised" / "pick")
     (tmp_path / "runs" / "reno").mkdir()
     (tmp_path / "runs" / "reno" / "table.md").write_text("| score | ReNO |\n")
     written = page.write(tmp_path / "runs", tmp_path / "results.md").read_text()
     assert "LV lower the variance holds here" in written and "grows with K does NOT hold here" in written
-    assert "ends the run after update 60 and keeps update 20: gold 1.400, judge 70%." in written
-    assert "is 2.000 there and 7.000 at the end" in written
     assert "at the strengths 0, 0.5, 1; they were trained at 1." in written and "| score | ReNO |" in written
     files = [tmp_path / "runs" / "draft-1" / f"seed-{s}" / "wall-clock.json" for s in (11, 12)]
     told = [json.loads(file.read_text())["scores"] for file in files]
@@ -231,10 +228,20 @@ def test_the_page_is_what_was_measured(tmp_path):
         "results-wall-clock.svg",
         "results-forward-equivalents.svg",
         "results-speed.svg",
-        "results-hacked-pick.svg",
         "results-proxy.svg",
         "results-front.svg",
     ):
         assert f"img/{figure}" in written
         xml.dom.minidom.parse(str(tmp_path / "img" / figure))
     assert page.write(tmp_path / "nothing", tmp_path / "results.md") is None
+
+
+def test_the_page_of_hacking_says_where_the_guard_stopped_and_what_was_lost_without_it(tmp_path):
+    overoptimised(tmp_path / "runs" / "overoptimised" / "pick")
+    written = hacking.write(tmp_path / "runs", tmp_path / "hacking.md").read_text()
+    assert "less its best on the way: pick -0.450;\nwhere the guard chooses: pick -0.050." in written
+    assert "ends the run after update 60 and keeps update 20: gold 1.400, judge 70%." in written
+    assert "is 2.000 there and 7.000 at the end" in written
+    assert "img/hacking-pick.svg" in written
+    xml.dom.minidom.parse(str(tmp_path / "img" / "hacking-pick.svg"))
+    assert hacking.write(tmp_path / "nothing", tmp_path / "hacking.md") is None

@@ -102,6 +102,7 @@ def test_pick_prefers_the_same_scene_in_better_taste():
     assert share > 0.9
 
 
+@pytest.mark.slow
 def test_gradient_steps_on_the_noise_fool_clip_but_not_the_judge():
     captions = prompts("select", 12)
     model = build(MODELS, MODELS.look_up({"name": "sd", "checkpoint": "embedded:shapes-sd"}))
