@@ -20,6 +20,7 @@ from scripts.comparison.methods import CURVES, Method
 FOLDER = "curves"
 SPIKE = 5.0
 """A gradient is one where its norm is above this many times the run's median."""
+APART = ("rollout_seconds", "reward_seconds")
 LABELS = ("judge", "judge_graded", "gold")
 
 HEAD = """# Learning curves on the shapes world
@@ -31,7 +32,8 @@ Written by `python scripts/compare.py write` from measured runs; not edited by h
 Each method by its own recipe, to its end, the last adapter, no guard. A change is of {prompts:,} report prompts a seed
 at the same noise, the model sampled as the recipe samples it ({steps} steps), the mean of the seeds with its 95 %
 t-interval over seeds; in brackets the seeds themselves. *Asked*: images that a reward was asked about in training.
-*Seconds*: in updates, one thread, on a machine that did other work beside. *Spikes*: the share of updates whose
+*Seconds*: in updates, one thread, on a machine that did other work beside; *parts*: those of the median update, spent
+in drawing + in the reward + in training. *Spikes*: the share of updates whose
 gradient's norm is above {spike:g} times the run's median. Curves: {panel} select prompts, the mean of the seeds.
 """
 
@@ -95,6 +97,16 @@ def spikes(norms: Sequence[float]) -> float:
     return sum(norm > SPIKE * middle for norm in norms) / max(1, len(norms))
 
 
+def parts(runs: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """ "3.1 + 0.1 + 2.0": the median update's seconds of drawing, of the reward and of training; one figure where the
+    update draws and scores with a gradient."""
+    records = [record for each in runs for record in each]
+    middle = {key: statistics.median(r.get(key, 0.0) for r in records) for key in (*APART, "seconds")}
+    apart = [middle[key] for key in APART]
+    told = [*apart, middle["seconds"] - sum(apart)] if any(apart) else [middle["seconds"]]
+    return " + ".join(f"{seconds:.1f}" for seconds in told)
+
+
 def over_seeds(each: Sequence[float]) -> str:
     """ "+0.31 [+0.27, +0.35] (+0.30 +0.33 +0.30)"; one seed has no interval."""
     mean, told = statistics.fmean(each), " ".join(f"{gain:+.3f}" for gain in each)
@@ -130,7 +142,7 @@ def _verdict(found: Mapping[str, Sequence[Run]]) -> str:
 
 
 def _table(found: Mapping[str, Sequence[Run]]) -> str:
-    rows = ["| method | updates | seconds | asked | judge before | judge | gold | spikes |", "|---" * 8 + "|"]
+    rows = ["| method | updates | seconds | parts | asked | judge before | judge | gold | spikes |", "|---" * 9 + "|"]
     for name, runs in sorted(found.items(), key=lambda item: -statistics.fmean(gains(item[1], "judge"))):
         records = [run.metrics for run in runs]
         trained = [[record for record in each if "seconds" in record] for each in records]
@@ -140,7 +152,7 @@ def _table(found: Mapping[str, Sequence[Run]]) -> str:
         before = statistics.fmean(run.report.scores["judge"].before.mean for run in runs)
         norms = [record["grad_norm"] for each in trained for record in each if record.get("grad_norm") is not None]
         rows.append(
-            f"| {name} | {runs[0].report.num_updates} | {seconds:.0f} | {told} | {before:.1%} "
+            f"| {name} | {runs[0].report.num_updates} | {seconds:.0f} | {parts(trained)} | {told} | {before:.1%} "
             f"| {over_seeds(gains(runs, 'judge'))} | {over_seeds(gains(runs, 'gold'))} | {spikes(norms):.1%} |"
         )
     return "\n".join(rows) + "\n"

@@ -34,6 +34,12 @@ def test_what_rewards_were_asked_about():
     assert curves.asked(pairs, [{"step": 1}]) == [] and not pairs.rewards
 
 
+def test_the_parts_of_an_update_are_those_of_the_median_one():
+    online = [[{"seconds": s, "rollout_seconds": 2.0, "reward_seconds": 0.5} for s in (4.0, 5.0, 90.0)]]
+    assert curves.parts(online) == "2.0 + 0.5 + 2.5"
+    assert curves.parts([[{"seconds": 3.0}]]) == "3.0"
+
+
 def test_every_method_is_a_recipe_whose_learning_is_watched():
     for method in CURVES.values():
         load_recipe(method.recipe, method.changes)
@@ -57,7 +63,7 @@ def test_the_page_is_of_runs_that_have_ended(tmp_path, monkeypatch):
 
     monkeypatch.setattr(curves, "_ended", ended)
     told = curves.write(tmp_path, tmp_path / "curves.md").read_text()
-    assert told.index("| nft | 2 | 4 | 128 | 25.0% | **+0.410**") < told.index("| grpo | 2 | 4 | 128 |")
+    assert told.index("| nft | 2 | 4 | 2.0 | 128 | 25.0% | **+0.410**") < told.index("| grpo | 2 | 4 | 2.0 | 128 |")
     assert (
         "**Verdict.** nft raises the share that the judge passes most, by 41.0 points,\nand grpo least, by 21.0."
         in told
