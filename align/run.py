@@ -19,6 +19,7 @@ from align import processes
 from align.config import Recipe, as_yaml, load_recipe
 from align.data._datasets import pinned
 from align.data._make_labels import as_labels
+from align.data._repeated import Repeated
 from align.data._workplace import Workplace
 from align.data.prompts import load_prompts
 from align.errors import UserError
@@ -164,6 +165,8 @@ class _Session:
         if getattr(recipe.objective, "few_step", False):
             result.said[adapter_file.SAMPLING_KEY] = json.dumps(recipe.sampling.of_images(), sort_keys=True)
         batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
+        if recipe.sampling.levers is not None and recipe.sampling.levers.reuse > 1:
+            batches = Repeated(batches, recipe.sampling.levers.reuse)
         painter = Painter(policy, recipe.sampling, accelerator, seed=seed)
         for block in (recipe.sampling, recipe.evaluate and recipe.evaluate.sampling):
             if block is not None:

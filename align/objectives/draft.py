@@ -18,10 +18,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from align.objectives._base import Loss
-from align.objectives._reward import RewardObjective, RewardObjectiveConfig
+from align.objectives._base import Loss, Parts
+from align.objectives._kept import Kept
+from align.objectives._reward import Gather, RewardObjective, RewardObjectiveConfig
 from align.policy.roles import Policy
-from align.sampling import rollout
+from align.sampling import begin, rollout
 from samplers import Grid, Rng, Trajectory, add_noise, last, sample, target
 
 
@@ -30,6 +31,7 @@ class DraftConfig(RewardObjectiveConfig):
 
     name: Literal["draft"] = "draft"
     reversible: ClassVar[bool] = True
+    reuses: ClassVar[bool] = True
     num_noises: int = Field(0, ge=0)
     """n of DRaFT-LV: further noisings of x_0 at the last step (the paper: 2)."""
     kl: float = Field(0.0, ge=0)
@@ -57,6 +59,19 @@ class Draft(RewardObjective):
 
     Config = DraftConfig
 
+    def __init__(self, config: DraftConfig, parts: Parts):
+        super().__init__(config, parts)
+        self.kept = Kept(parts.sampling)
+
+    def before_update(self, policy: Policy, micro_batches: Sequence[Any], gather: Gather) -> None:
+        super().before_update(policy, micro_batches, gather)
+
+        def begun(batch: Any) -> Tensor:
+            rng = Rng(self.seed, batch.indices, batch.step)
+            return begin(self.sampling, self.model, policy.role("train"), batch.prompts, rng)
+
+        self.kept.before_update(micro_batches, begun, gather)
+
     def __call__(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
         rng = Rng(self.seed, batch.indices, batch.step)
         trajectory = rollout(
@@ -67,8 +82,10 @@ class Draft(RewardObjective):
             rng,
             grad=self.sampling.grad_policy(),
             keep="all" if self.config.kl else "last",
+            begun=self.kept.of(batch.indices),
         )
         losses, metrics = self.losses(trajectory.x0, batch.prompts)
+        metrics |= self.kept.said()
         if n := self.config.num_noises:
             predictions = self._renoised(policy, trajectory.x0.detach(), batch.prompts, rng)
             repeated = [prompt for prompt in batch.prompts for _ in range(n)]
@@ -79,6 +96,18 @@ class Draft(RewardObjective):
             losses = losses + self.config.kl * kl
             metrics["kl"] = kl.detach()
         return Loss(losses, torch.ones_like(losses), metrics)
+
+    def after_update(self, gather: Gather) -> None:
+        super().after_update(gather)
+        self.kept.after_update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | self.kept.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept.load_state_dict(state)
+        if rest := {name: held for name, held in state.items() if name != "kept"}:
+            super().load_state_dict(rest)
 
     def _renoised(self, policy: Policy, x0: Tensor, prompts: Sequence[str], rng: Rng) -> Tensor:
         """x0 (B, ...) -> the predictions x0_hat^j, (B n, ...), a sample's n side by side."""

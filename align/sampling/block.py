@@ -13,7 +13,7 @@ from align.errors import UserError
 from align.registry import ComponentConfig
 from align.sampling import problems, solver
 from align.sampling.guidance import GuidanceConfig
-from align.sampling.levers import LeversConfig
+from align.sampling.levers import LeversConfig, of_reuse
 from align.sampling.problems import STOCHASTIC
 from align.sampling.times import by_hand
 from align.sampling.windows import policy
@@ -120,6 +120,7 @@ class SamplingConfig(ComponentConfig):
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from problems.of_memory(self, recipe)
+        yield from of_reuse(self, recipe)
         if self.solver is None:
             return
         try:

@@ -3,7 +3,7 @@
 They act in training alone, where the last steps carry the gradient: pictures and evaluations are drawn in full.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -29,6 +29,10 @@ class LeversConfig(ComponentConfig):
     """Network calls of the prefix, spread over its times, in place of all."""
     precision: Literal["full", "bf16"] = "full"
     """bf16: the prefix under autocast."""
+    reuse: int = Field(default=1, ge=1)
+    """Updates in a row on the same prompts and noises. The first of them runs the prefix; the others begin where it
+    ended, with an adapter that has moved on since: `stale`, in the metrics, is how far, in the last of them, that state
+    is from where the prefix would end now, over its norm."""
 
     @property
     def any(self) -> bool:
@@ -48,10 +52,21 @@ class LeversConfig(ComponentConfig):
             yield "levers", f"ask for {self.steps} steps, and the prefix has {prefix}. Lower levers.steps."
 
 
+def of_reuse(block: "SamplingConfig", recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Between levers.reuse and the rest of a recipe, at the block's own key."""
+    if block.levers is None or block.levers.reuse == 1:
+        return
+    objective, data = recipe.get("objective"), getattr(recipe.get("data"), "name", "prompts")
+    if objective is not None and not getattr(objective, "reuses", False):
+        yield ".levers.reuse", f"keeps a state for several updates, and {objective.name} cannot. Set it to 1."
+    elif data != "prompts":
+        yield ".levers.reuse", f"keeps a state for several updates of the data prompts, not of {data}. Set it to 1."
+
+
 def prefixed(
     block: "SamplingConfig", denoiser: "Denoiser", uncond: Any, x_T: "Tensor", grid: "Grid", cond: Any
-) -> "tuple[Tensor, Grid]":
-    """The state where the window begins, and the rest of the grid; without gradient."""
+) -> "Tensor":
+    """The state where the window begins; without gradient."""
     import torch
 
     from samplers import Grid, sample
@@ -70,7 +85,7 @@ def prefixed(
         guided = block.model_copy(update=changes).guided(denoiser, uncond)
     with torch.no_grad(), torch.autocast(x_T.device.type, torch.bfloat16, enabled=levers.precision == "bf16"):
         x = sample(guided, x_T, Grid(times, grid.init_scale), cond, step=block.step()).x0
-    return x.to(x_T.dtype), Grid(grid.times[n:], grid.init_scale)
+    return x.to(x_T.dtype)
 
 
 def savings(block: "SamplingConfig") -> str:
@@ -83,4 +98,5 @@ def savings(block: "SamplingConfig") -> str:
     said = [f"steps {prefix // 2}: {rows - (2 if guided else 1) * (prefix // 2)}"]
     if guided:
         said = [f"guidance refresh: {prefix // 2}", f"guidance none: {prefix}", *said]
+    said.append(f"reuse 4: {rows - rows / 4:g}")
     return f"{rows} rows an image before the window; of these would save " + ", ".join(said)

@@ -1,11 +1,13 @@
 """What cheaper steps before the window do to DRaFT's gradient: python scripts/bench/levers.py [--images 8] [--steps 10]
 
 On the embedded model with the adapter of a run (or a random one), for each lever the cosine of the gradient to that of
-the recipe as it is, on the same prompts and noises, and the seconds of an update's forward and backward pass.
+the recipe as it is, on the same prompts and noises, and the seconds of an update's forward and backward pass. For
+`reuse`, the same in each further update on the same prompts, the adapter moved by the recipe's optimiser in between.
 """
 
 import argparse
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--adapter", help="of a run, to begin from; default: a random one of small norm")
+    parser.add_argument("--updates", type=int, default=6, help="on the same prompts, for reuse")
     args = parser.parse_args()
     torch.manual_seed(0)
     changes = {"sampling.num_steps": args.steps, "sampling.guidance_scale": args.guidance, "sampling.last_k": 1}
@@ -61,6 +64,30 @@ def main() -> None:
         exact = found if exact is None else exact
         cosine = float(torch.nn.functional.cosine_similarity(found, exact, dim=0))
         print(f"{name:<18} cosine {cosine:.4f}  {policy.calls.forward} rows forward  {seconds:.2f} s CPU", flush=True)
+    again(recipe, Parts(model, recipe.sampling, rewards, 0), policy, batch, args.updates)
+
+
+def again(recipe: Any, parts: Parts, policy: Policy, batch: PromptBatch, updates: int) -> None:
+    """Updates on one batch whose windows all begin where the first one's did, beside gradients that begin anew."""
+    kept = load_recipe(recipe, {"sampling.levers": {"reuse": updates}}, on_disk=False).sampling
+    fresh, reused = (build(OBJECTIVES, recipe.objective, replace(parts, sampling=s)) for s in (recipe.sampling, kept))
+    parameters = list(policy.adapter.parameters())
+    optimiser = torch.optim.AdamW(parameters, recipe.optim.lr, weight_decay=recipe.optim.weight_decay)
+    for number in range(updates):
+        reused.before_update(policy, [batch], lambda rows: rows)
+        found = []
+        for objective in (fresh, reused):
+            loss = objective(policy, batch)
+            found.append(torch.autograd.grad(loss.per_sample.mean(), parameters))
+        reused.after_update(lambda rows: rows)
+        flat = [torch.cat([g.flatten() for g in gradient]) for gradient in found]
+        cosine = float(torch.nn.functional.cosine_similarity(*flat, dim=0))
+        stale = f"  stale {float(loss.metrics['stale']):.3f}" if "stale" in loss.metrics else ""
+        print(f"reuse, update {number + 1:<4} cosine {cosine:.4f}{stale}", flush=True)
+        for parameter, gradient in zip(parameters, found[1], strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.train.max_grad_norm or float("inf"))
+        optimiser.step()
 
 
 if __name__ == "__main__":
