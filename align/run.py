@@ -19,7 +19,7 @@ from align import processes
 from align.config import Recipe, as_yaml, load_recipe
 from align.data._datasets import pinned
 from align.data._make_labels import as_labels
-from align.data._repeated import Repeated
+from align.data._repeated import repeated
 from align.data._workplace import Workplace
 from align.data.prompts import load_prompts
 from align.errors import UserError
@@ -164,9 +164,7 @@ class _Session:
         trainable, result = getattr(objective, "trainable", adapter), exported(policy, objective)
         if getattr(recipe.objective, "few_step", False):
             result.said[adapter_file.SAMPLING_KEY] = json.dumps(recipe.sampling.of_images(), sort_keys=True)
-        batches = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
-        if recipe.sampling.levers is not None and recipe.sampling.levers.reuse > 1:
-            batches = Repeated(batches, recipe.sampling.levers.reuse)
+        batches = repeated(build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed), recipe.sampling)
         painter = Painter(policy, recipe.sampling, accelerator, seed=seed)
         for block in (recipe.sampling, recipe.evaluate and recipe.evaluate.sampling):
             if block is not None:

@@ -108,6 +108,7 @@ ARROWS = {
         "objectives._few",
         "objectives._forward",
         "objectives._inverted",
+        "objectives._kept",
         "objectives._labelled",
         "objectives._losses",
         "objectives._matching",

@@ -36,3 +36,9 @@ class Repeated:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.source.load_state_dict(state["source"])
         self.before, self.used = state["source"], state["used"]
+
+
+def repeated(source: Any, sampling: Any) -> Any:
+    """The source as the sampling block's levers ask for it."""
+    times = sampling.levers.reuse if sampling.levers is not None else 1
+    return Repeated(source, times) if times > 1 else source
