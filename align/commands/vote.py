@@ -1,5 +1,7 @@
 """`align vote`: people choose between pictures on a page of this machine, and the choices become training data."""
 
+import itertools
+import re
 import sys
 import webbrowser
 from pathlib import Path
@@ -19,6 +21,7 @@ def vote(
     how: Annotated[Literal["best", "rank", "thumbs"], typer.Option(help="What is asked of each ballot.")] = "best",
     most: Annotated[int, typer.Option("--images", "-n", min=2, max=8, help="Pictures side by side, at most.")] = 4,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the votes and the data.")] = Path("votes"),
+    voter: Annotated[str | None, typer.Option(help="Your name, where several vote on the same pictures.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random places.")] = 0,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Default: a free one.")] = 0,
     export_only: Annotated[
@@ -29,22 +32,28 @@ def vote(
     """Choose the best of pictures side by side, rank them, or give thumbs; exports pairs and labels for recipes."""
     from align.evaluation.score_inputs import find_images
     from align.files.output import make_folder
-    from align.vote.ballots import Votes, ballots
+    from align.vote.agreement import agreement
+    from align.vote.ballots import Votes, ballots, everyone
     from align.vote.export import export
     from align.vote.prompts import with_prompts
 
+    if voter is not None and not re.fullmatch(r"[\w-]{1,40}", voter):
+        raise UserError(f"--voter {voter}: is part of a file's name. Use letters, digits, - and _, at most 40.")
     rows = with_prompts(find_images(images), prompts)
-    asked = ballots(rows, how=how, most=most, seed=seed)
+    asked = ballots(rows, how=how, most=most, seed=seed, voter=voter)
     if not asked:
         raise UserError(
             f"{images[0]}: no prompt has two pictures to compare. Draw more (align sample -n 4), or give --how thumbs."
         )
     folder = make_folder(output, "--output").absolute()
-    votes = Votes(folder, asked, how)
+    votes = Votes(folder, asked, how, voter)
     if not export_only:
         serve(votes, port, browser=browser)
-    for file, count in export(votes.given.values(), folder).items():
+    all_votes = {name: one.given.values() for name, one in everyone(folder, how).items()}
+    for file, count in export(itertools.chain.from_iterable(all_votes.values()), folder).items():
         typer.echo(f"{file}  {count} rows")
+    if (alike := agreement(all_votes)) is not None:
+        typer.echo(alike)
 
 
 def serve(votes: object, port: int, *, browser: bool) -> None:

@@ -1,9 +1,10 @@
 """What is asked, and what was answered: ballots of pictures for one prompt, and a file of votes that outlives a crash.
 
-votes.jsonl holds a line a vote, {ballot, how, prompt, images, shown, choice}, or {ballot, undone: true} where the last
-one was taken back. A line is flushed to the disk before the page is told so; a last line that a crash cut short does
-not count. `shown` is the order in which the images stood, drawn by (seed, ballot) so that no image has a place of its
-own; `choice` names images by their number in `images`, whatever place they had:
+votes.jsonl (votes-NAME.jsonl of a voter with a name) holds a line a vote, {ballot, how, prompt, images, shown, choice},
+or {ballot, undone: true} where the last one was taken back. A line is flushed to the disk before the page is told so; a
+last line that a crash cut short does not count. `shown` is the order in which the images stood, drawn by (seed, ballot,
+voter) so that no image has a place of its own; `choice` names images by their number in `images`, whatever place they
+had:
 
     best     the best one's number                         rank    all numbers, the best one first
     thumbs   1, 0 or null for each image                   null    skipped
@@ -47,9 +48,12 @@ class Vote(NamedTuple):
     choice: Any
 
 
-def ballots(rows: Sequence[tuple[str, str]], *, how: How, most: int, seed: int) -> list[Ballot]:
+def ballots(
+    rows: Sequence[tuple[str, str]], *, how: How, most: int, seed: int, voter: str | None = None
+) -> list[Ballot]:
     """Of (image, prompt) rows: each prompt's images, in their order, in as few and as equal ballots of at most `most`
-    as they fit. A prompt with one image has nothing to compare and no ballot, but with thumbs."""
+    as they fit. A prompt with one image has nothing to compare and no ballot, but with thumbs. Each voter is shown the
+    same ballots in places of their own."""
     by_prompt: dict[str, list[str]] = {}
     for image, prompt in rows:
         by_prompt.setdefault(prompt, []).append(image)
@@ -60,7 +64,7 @@ def ballots(rows: Sequence[tuple[str, str]], *, how: How, most: int, seed: int) 
             chosen = tuple(images[part * len(images) // number : (part + 1) * len(images) // number])
             if len(chosen) > 1 or how == "thumbs":
                 key = hashlib.blake2b(json.dumps([how, prompt, chosen]).encode(), digest_size=8).hexdigest()
-                order = torch.randperm(len(chosen), generator=generator(seed, f"shown/{key}", 0)).tolist()
+                order = torch.randperm(len(chosen), generator=generator(seed, f"shown/{key}{voter or ''}", 0)).tolist()
                 made.append(Ballot(key, prompt, chosen, tuple(order)))
     return made
 
@@ -91,8 +95,8 @@ def unshuffled(ballot: Ballot, how: How, said: Any) -> Any:
 class Votes:
     """The file of votes in `folder`, and which ballots are still open."""
 
-    def __init__(self, folder: Path, asked: Sequence[Ballot], how: How):
-        self.file, self.asked = folder / FILE_NAME, list(asked)
+    def __init__(self, folder: Path, asked: Sequence[Ballot], how: How, voter: str | None = None):
+        self.file, self.asked = folder / (FILE_NAME if voter is None else f"votes-{voter}.jsonl"), list(asked)
         self.how: How = how
         self.given: dict[str, Vote] = {}
         self._read()
@@ -159,3 +163,9 @@ class Votes:
             except OSError:  # a full disk: half a line would swallow the next one
                 file.truncate(before)
                 raise
+
+
+def everyone(folder: Path, how: How) -> dict[str, Votes]:
+    """{voter: votes} of all who have voted into `folder`; who gave no name is ""."""
+    names = {path: path.stem.removeprefix("votes").removeprefix("-") for path in sorted(folder.glob("votes*.jsonl"))}
+    return {name: Votes(folder, (), how, name or None) for name in names.values()}
