@@ -174,8 +174,11 @@ def disturb(process: int, draw: random.Random, parts: dict[str, float]) -> dict[
     last = -1
     while until is None or time.monotonic() < until:
         here = WHERE[0]
-        if until is None and here != last and NAMES[here] == drawn and draw.random() < chance:
-            until = time.monotonic() + draw.uniform(0, parts[drawn])
+        if until is None and here != last:
+            if NAMES[here] == "the evaluation" and draw.random() < 0.75:  # what was drawn before is done already
+                drawn, chance = draw.choice(["the evaluation", "the report"]) if drawn != "the report" else drawn, 1.0
+            if NAMES[here] == drawn and draw.random() < chance:
+                until = time.monotonic() + draw.uniform(0, parts[drawn])
         last = here
         if (code := ended(process)) is not None:
             return {"signal": "", "exit": code, "place": ""}
