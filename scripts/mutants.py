@@ -3,9 +3,9 @@
     python scripts/mutants.py --count 220 --output runs/mutants --docs docs/develop/testing.md
 
 All places of the rooms below where an operator, a constant, a statement or the order of two arguments could be another
-are listed, and every n-th is tried. The tests are collected once. A fork of that process runs each test file and notes
-which functions each test calls and how long it takes; then one fork for each mutant puts the broken code into the
-function that is in memory, and runs tests that call it, those of files that name its module first, for so many seconds.
+are listed, and every n-th is tried. The tests are collected once. A fork of that process runs each test file that names
+a module and notes which functions each test calls and how long it takes; then one fork for each mutant puts the broken
+code into the function that is in memory, and runs the tests that call it, the quickest first, for so many seconds.
 What is written is resumed. Reasons for survivors stand in scripts/mutants.json.
 """
 
@@ -14,6 +14,8 @@ import gc
 import hashlib
 import json
 import os
+import random
+import re
 import resource
 import sys
 from collections import Counter
@@ -33,6 +35,7 @@ TESTS += ["align/training/test_trainer.py", "align/training/test_movers.py", "al
 TESTS += ["align/evaluation/test_evaluate_statistics.py"]
 OPTIONS = ["-p", "no:terminal", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "--timeout=120"]
 OPTIONS += ["-m", "not slow and not gpu and not network"]
+MAPPED = 20.0  # seconds of a test file that are looked at
 QUICK = 4.0  # seconds that a test may take to be run for a mutant
 Function = tuple[str, str, int]
 
@@ -42,59 +45,69 @@ class Plugin:
 
     def __init__(self, options: argparse.Namespace, mutants: list[Place]):
         self.options, self.mutants = options, mutants
+        self.files: dict[Path, list[pytest.Item]] = {}
+        self.of: dict[CodeType, str] = {}
         self.map, self.results = options.output / "map.jsonl", options.output / "results.jsonl"
+        self.known = {(line["file"], line["digest"]): line["tests"] for line in read(self.map)}
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         live: dict[Function, list[FunctionType]] = {}
         for found in gc.get_objects():
             if isinstance(found, FunctionType) and found.__code__.co_filename.startswith(str(ROOT)):
                 live.setdefault(key(found.__code__), []).append(found)
-        files: dict[Path, list[pytest.Item]] = {}
         for item in session.items:
-            files.setdefault(item.path, []).append(item)
+            self.files.setdefault(item.path, []).append(item)
         gc.freeze()
-        wanted = {place.function for place in self.mutants}
-        calls = self.called(files, live, wanted)
+        self.of = {
+            c: short(p.function) for p in self.mutants for f in live.get(p.function, ()) for c in codes(f.__code__)
+        }
         done = {line["id"] for line in read(self.results)}
         for number, place in enumerate(self.mutants):
             if place.id in done:
                 continue
-            tests = self.chosen(place, calls, session.items)
+            tests = self.chosen(place)
             record = {"id": place.id, "tests": len(tests)} | broken(place, live, tests, session)
             append(self.results, record)
             print(f"{number + 1}/{len(self.mutants)} {record['outcome']} {place.id}", file=sys.stderr, flush=True)
         return True
 
-    def called(self, files: Any, live: Any, wanted: set[Function]) -> dict[str, tuple[float, set[str]]]:
-        """{test: (seconds, the functions that it calls)}; functions are "file name"."""
-        known = {(line["file"], line["digest"]): line["tests"] for line in read(self.map)}
-        found: dict[str, tuple[float, set[str]]] = {}
-        of = {c: short(f) for f in wanted for own in live.get(f, ()) for c in codes(own.__code__)}
-        for path, items in files.items():
-            name, digest = str(path.relative_to(ROOT)), hashlib.sha256(path.read_bytes()).hexdigest()
-            if (name, digest) not in known:
-                told = forked(lambda items=items: traced(items, of), limit=300)
-                known[name, digest] = told or {}
-                append(self.map, {"file": name, "digest": digest, "tests": told or {}})
-                print(f"mapped {name}: {len(told or {})} of {len(items)}", file=sys.stderr, flush=True)
-            found |= {test: (seconds, set(called)) for test, (seconds, called) in known[name, digest].items()}
-        return found
+    def mapped(self, path: Path) -> dict[str, tuple[float, list[str]]]:
+        """{test of this file: (seconds, the functions that it calls)}."""
+        name = str(path.relative_to(ROOT))
+        known = name, hashlib.sha256(path.read_bytes()).hexdigest()
+        if known not in self.known:
+            self.known[known] = forked(lambda: traced(self.files[path], self.of), limit=300) or {}
+            append(self.map, {"file": name, "digest": known[1], "tests": self.known[known]})
+            print(f"mapped {name}: {len(self.known[known])} of {len(self.files[path])}", file=sys.stderr, flush=True)
+        return self.known[known]
 
-    def chosen(self, place: Place, calls: Any, items: list[pytest.Item]) -> list[pytest.Item]:
-        module = place.function[0].removeprefix(f"{ROOT}/").removesuffix(".py").replace("/", ".")
-        package, _, last = module.rpartition(".")
-
-        def order(item: pytest.Item) -> tuple[bool, float]:
-            text = item.path.read_text()
-            named = module in text or (f"from {package} import" in text and last in text)
-            return not named, calls[item.nodeid][0]
-
-        own = [i for i in items if i.nodeid in calls and short(place.function) in calls[i.nodeid][1]]
-        own, spent, taken = sorted((i for i in own if calls[i.nodeid][0] < QUICK), key=order), 0.0, []
-        for item in own:
-            if (spent := spent + calls[item.nodeid][0]) > self.options.seconds:
-                break
-            taken.append(item)
+    def chosen(self, place: Place) -> list[pytest.Item]:
+        """Tests that call the function, of files that name its module; where none does, of all files of the room."""
+        file = place.function[0].removeprefix(f"{ROOT}/")
+        package, _, last = file.removesuffix(".py").replace("/", ".").rpartition(".")
+        word = re.compile(rf"\b{package}\.{last}\b|from {package} import [^#]*\b{last}\b")
+        room = [path for path in self.files if f"tests/{file.rpartition('/')[0]}/" in str(path)]
+        named = [
+            path for path in self.files if word.search(path.read_text()) or (last != "__init__" and last in path.stem)
+        ]
+        spent, taken = 0.0, []
+        for paths in (named, [path for path in room if path not in named]):
+            costs = {
+                test: cost
+                for path in paths
+                for test, (cost, called) in self.mapped(path).items()
+                if short(place.function) in called
+            }
+            own = sorted(
+                (item for path in paths for item in self.files[path] if costs.get(item.nodeid, QUICK) < QUICK),
+                key=lambda item: costs[item.nodeid],
+            )
+            for item in own:
+                if (spent := spent + costs[item.nodeid]) > self.options.seconds:
+                    return taken
+                taken.append(item)
+            if taken:
+                return taken
         return taken
 
 
@@ -104,7 +117,7 @@ def short(function: Function) -> str:
 
 def traced(items: list[pytest.Item], of: dict[CodeType, str]) -> dict[str, tuple[float, list[str]]]:
     """Runs tests; {its id: (seconds, functions called)} of those that pass."""
-    found = {}
+    found, start = {}, sum(os.times()[:4])
     for item, after in zip(items, [*items[1:], None], strict=True):
         seen: set[str] = set()
 
@@ -112,6 +125,8 @@ def traced(items: list[pytest.Item], of: dict[CodeType, str]) -> dict[str, tuple
             if event == "call" and frame.f_code in of:
                 seen.add(of[frame.f_code])
 
+        if sum(os.times()[:4]) - start > MAPPED:
+            break
         began, failed = sum(os.times()[:4]), item.session.testsfailed
         sys.setprofile(look)
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
@@ -186,6 +201,7 @@ def main() -> None:
     every = [place for path in files for place in places(path, str(path.relative_to(ROOT)))]
     step = len(every) / options.count
     tried = [every[int(step * (number + 0.5))] for number in range(options.count)]
+    random.Random(0).shuffle(tried)  # what is done when it ends early is even too
     results = options.output / "results.jsonl"
     if options.again:
         kept = [line for line in read(results) if line["outcome"] in ("killed", "time")]

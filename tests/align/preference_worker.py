@@ -1,9 +1,10 @@
-"""Run as two processes by test_preference_runs.py and test_guard_run.py: one short run of each recipe of a file.
+"""Run as several processes by the tests that compare them with one: one short run of each recipe of a file.
 
 usage: preference_worker.py RECIPES.json OUTPUT_FOLDER
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,4 +12,4 @@ import align
 
 if __name__ == "__main__":
     for name, recipe in json.loads(Path(sys.argv[1]).read_text()).items():
-        align.train(recipe, output=f"{sys.argv[2]}/{name}", **{"train.num_processes": 2})
+        align.train(recipe, output=f"{sys.argv[2]}/{name}", **{"train.num_processes": int(os.environ["WORLD_SIZE"])})

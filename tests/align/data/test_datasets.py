@@ -144,6 +144,23 @@ def test_webdataset_shards_are_captioned_pictures(tmp_path):
     assert next(iter(found)).images().shape[:2] == (2, 3)
 
 
+def test_names_in_a_shard_lead_nowhere_else(tmp_path, caches):
+    """Members called ../../evil and /.../evil are pictures of the cache like any other, or are refused."""
+    place, names = tmp_path / "a/b", ("../../evil", str(tmp_path / "evil"), "0000")
+    place.mkdir(parents=True)
+    with tarfile.open(place / "0.tar", "w") as tar:
+        for name in names:
+            for ending, data in (("png", png(tmp_path / "made", 0)), ("txt", b"a star")):
+                entry = tarfile.TarInfo(f"{name}.{ending}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    before = {*tmp_path.rglob("*")}
+    config = CaptionedConfig(folder=str(place / "0.tar"), columns={"image": "png", "caption": "txt"})
+    found = Captioned(config, batch_size=1, seed=0)
+    assert len(found.files) >= 1 and all(file.resolve().is_relative_to(caches.resolve()) for file in found.files)
+    assert {*tmp_path.rglob("*")} == before and not [*tmp_path.rglob("evil*")]
+
+
 def test_an_imagefolder_is_captioned_pictures(tmp_path):
     for i in range(2):
         png(tmp_path / "set", i)
