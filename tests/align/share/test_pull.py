@@ -1,5 +1,7 @@
 """Pulling from a small Hub: three files and no more, a recipe that names code refused, images as before publishing."""
 
+from importlib import import_module
+
 import pytest
 import yaml
 from hub_server import Repository
@@ -26,6 +28,7 @@ def published(hub, tiny_sd_factory, tmp_path, monkeypatch):
     run = finished_run(tmp_path, tiny_sd_factory())
     align("publish", run, "--repo", REPO)
     hub.repositories[REPO].files |= {"evil.py": b"1/0", "pytorch_model.bin": b"a pickle"}
+    hub.repositories[REPO].files |= {"../../evil.py": b"1/0", "adapter/../../../evil.py": b"1/0", "/evil.py": b"1/0"}
     return run
 
 
@@ -41,6 +44,7 @@ def test_three_files_come_and_draw_the_same_images(hub, published, tmp_path):
     folder = tmp_path / "pulled" / "my-adapter"
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert found == {"recipe.yaml", "adapter/README.md", "adapter/pytorch_lora_weights.safetensors"}
+    assert not [*tmp_path.rglob("evil*")], "and none by a name that leads elsewhere"
     # The base model is a folder that the published recipe names by its last part only; here it lies beside.
     for source, output in ((folder, "theirs"), (published, "mine")):
         align("sample", source, "a red circle", "-o", output)
@@ -90,6 +94,28 @@ def test_what_is_no_adapter_is_refused(hub, published, tmp_path):
     hub.repositories["me/cut"] = Repository(files={"pytorch_lora_weights.safetensors": b"not tensors"})
     assert "not a safetensors file that is whole" in align("pull", "me/cut", code=2).stderr
     assert "no such repository or revision" in align("pull", "me/nowhere", code=2).stderr
+    assert not (tmp_path / "pulled").exists()
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_hub_that_refuses_or_limits_is_one_line_and_nothing_is_written(hub, published, tmp_path, status):
+    hub.failing["info"] = [status] * 9
+    said = align("pull", REPO, code=2).stderr
+    assert "the Hub cannot be reached" in said and str(status) in said and "The same command goes on" in said
+    assert not (tmp_path / "pulled").exists()
+
+
+def test_a_hub_that_does_not_answer_is_one_line(hub, published, tmp_path, monkeypatch):
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import get_session
+
+    client = import_module(type(get_session()).__module__.partition(".")[0])  # httpx, under one name or another
+
+    def slow(*_, **__):
+        raise client.ReadTimeout("the read operation timed out")
+
+    monkeypatch.setattr(HfApi, "model_info", slow)
+    assert "the Hub cannot be reached (the read operation timed out)" in align("pull", REPO, code=2).stderr
     assert not (tmp_path / "pulled").exists()
 
 
