@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align import processes
+from align import processes, sharding
 from align.config import Recipe, as_yaml, load_recipe
 from align.data._datasets import pinned
 from align.data._make_labels import as_labels
@@ -136,7 +136,7 @@ class _Session:
         self.recipe = recipe.model_copy(update={"data": pinned(recipe.data)})
         self.output = Path(recipe.output).expanduser()
         self.folder = RunFolder(self.output)
-        self.accelerator = processes.join(recipe.train)
+        self.accelerator = processes.join(recipe.train, cuts=True)
         asked, found = recipe.train.num_processes, self.accelerator.num_processes
         if asked not in (None, found):
             raise UserError(
@@ -146,7 +146,7 @@ class _Session:
 
     def run(self, resume_from: str) -> Run:
         """The whole run, in a folder that no other process works in meanwhile."""
-        with self.folder if self.accelerator.is_main_process else nullcontext():
+        with sharding.released(), self.folder if self.accelerator.is_main_process else nullcontext():
             return self._run(resume_from)
 
     def _run(self, resume_from: str) -> Run:
@@ -161,6 +161,7 @@ class _Session:
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
         objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, rewards, seed))
         cast = gather(policy, objective, of_guidance(recipe))
+        processes.cut(model.network, recipe, accelerator)
         trainable, result = getattr(objective, "trainable", adapter), exported(policy, objective)
         if getattr(recipe.objective, "few_step", False):
             result.said[adapter_file.SAMPLING_KEY] = json.dumps(recipe.sampling.of_images(), sort_keys=True)
@@ -183,9 +184,8 @@ class _Session:
         hooks = [build(HOOKS, config, around) for config in recipe.hooks.values()]
         known: dict[str, Any] = {"recipe": settings, "contents": named, "say": self.say}
         trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, **known)
-        more = {"cast": cast, "result": result, "resume": checkpoint}
         self._open_folder(fresh=checkpoint is None)  # everything is built: what cannot be leaves no folder behind
-        state = trainer.fit(objective, policy, trainable, batches, hooks, **more)
+        state = trainer.fit(objective, policy, trainable, batches, hooks, cast=cast, result=result, resume=checkpoint)
         again = "the same command" + {"auto": "", "never": " without --resume"}.get(resume_from, " with --resume auto")
         if state.interrupted:
             self.say(f"{state.interrupted}: ended after update {state.step}; {again} goes on from there")
@@ -219,17 +219,18 @@ class _Session:
             )
         policy = self._policy()
         gather(policy, None, of_guidance(recipe))
+        processes.cut(policy.model.network, recipe, self.accelerator)
         painter = Painter(policy, recipe.sampling, self.accelerator, seed=recipe.train.seed)
         (batches.make if pairs_only else batches.prepare)(self._workplace(painter, None))
         return batches.folder
 
     def _policy(self) -> Policy:
         recipe, device = self.recipe, self.accelerator.device
-        model = build(MODELS, recipe.model).to(device)
+        model = build(MODELS, recipe.model)
+        model.to(device, but=model.network if processes.shares(recipe, self.accelerator) else None)
         component = next(name for name, module in model.components().items() if module is model.network)
-        targets = list(model.lora_targets)
         told = {"component": component, "seed": recipe.train.seed, "name": getattr(recipe.objective, "train", MAIN)}
-        adapter = Adapter(recipe.adapter, model.network, targets, **told)
+        adapter = Adapter(recipe.adapter, model.network, list(model.lora_targets), **told)
         if recipe.train.compile:
             model.compile()
         return Policy(model, adapter, lambda: recipe.train.autocast(device))

@@ -1,7 +1,7 @@
 """What recipes need with each preset, planned on the meta device: python scripts/plans.py ROWS.jsonl [RECIPE ...]
 
-Adds a line for every (recipe, preset) that ROWS.jsonl has not, and prints all as a table. Nothing is downloaded;
-a large network takes half a minute.
+Adds a line for every (recipe, preset) that ROWS.jsonl has not, and writes all as docs/models/presets.md. Nothing is
+downloaded; a large network takes half a minute.
 """
 
 import argparse
@@ -16,10 +16,20 @@ from align.plan.budget import GIB, budget, hours
 from align.plan.verdict import RATE
 from align.presets import NAMES
 
-RECIPES = [
-    f"draft/{name}"
-    for name in ("sd15_hpsv2", "sdxl", "sd35", "flux", "flux2_klein", "pixart", "sana", "z_image_turbo", "qwen_image")
-]
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "models" / "presets.md"
+FAMILIES = ("sd15_hpsv2", "sdxl", "sd35", "flux", "flux2_klein", "pixart", "sana", "z_image_turbo", "qwen_image")
+RECIPES = [f"draft/{family}" for family in FAMILIES]
+TEXT = """# What recipes need
+
+What each recipe needs on a GPU with each [preset](index.md#a-preset-for-a-gpu), in GiB, by its plan: a model of the
+memory that no GPU has confirmed yet. In brackets how the network's weights are kept, where that is not their own
+precision. Hours are the work of the updates alone, reckoned at {rate:g} TFLOP/s; `refused`: the weights are too many.
+Where a recipe does not fit, `align plan RECIPE --memory 24GB` says what to change.
+
+{table}
+
+Written by `scripts/plans.py`.
+"""
 
 
 def row(name: str, preset: str) -> dict[str, Any]:
@@ -39,7 +49,7 @@ def row(name: str, preset: str) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line a recipe, a column a preset."""
-    titles = ["recipe", "network", "LoRA", *(f"{preset}, GiB" for preset in NAMES), f"hours at {RATE:g} TFLOP/s"]
+    titles = ["recipe", "network", "LoRA", *(f"{preset}, GiB" for preset in NAMES), "hours"]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name in dict.fromkeys(one["recipe"] for one in rows):
         own = {one["preset"]: one for one in rows if one["recipe"] == name}
@@ -71,7 +81,9 @@ def main() -> None:
                 there.append(row(name, preset))
                 with arguments.rows.open("a") as file:
                     file.write(json.dumps(there[-1]) + "\n")
-    print(table(there))
+    order = [*RECIPES, *(one["recipe"] for one in there)]
+    there.sort(key=lambda one: order.index(one["recipe"]))
+    PAGE.write_text(TEXT.format(rate=RATE, table=table(there)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -136,6 +136,7 @@ ARROWS = {
     "align.models": ("models", "registry", "errors", "files.texts", "files.weights"),
     "align.data": (
         "data",
+        "processes",
         "registry",
         "errors",
         "files.code",
@@ -183,7 +184,7 @@ def test_the_loop_knows_no_method_family_or_reward_by_name(file):
 
 ORDER = (
     "commands vote evaluation noise run plan share reports config presets training objectives hooks policy data "
-    "sampling models registry shapes figures source recipes versions shadow interrupt processes files errors"
+    "sampling models registry shapes figures source recipes versions shadow interrupt processes sharding files errors"
 ).split()
 """The rooms and single files of align/ from the top down: each imports only what stands after it."""
 

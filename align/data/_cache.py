@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from align.data import _views
@@ -30,6 +29,7 @@ from align.data._views import View, ViewConfig, buckets, nearest, offsets, pixel
 from align.data._workplace import Workplace
 from align.models import _identity
 from align.models._identity import digest
+from align.processes import gather_object
 from rewards import _images
 from samplers import TensorCond
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import gather_object
 from pydantic import Field
 
 from align.data._advantages import Normalise, Running, advantages, without_contrast
@@ -22,6 +21,7 @@ from align.data._group_rows import GroupBatch, Rollout
 from align.data._wanted import Wanted
 from align.data._workplace import Workplace
 from align.data.prompts import Prompts, PromptsConfig, problems
+from align.processes import gather_object
 from align.registry import ComponentConfig
 from samplers import Window, densities, generator
 

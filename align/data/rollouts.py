@@ -22,12 +22,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import gather_object
 from pydantic import Field
 
 from align.data._branch import Judge, Rows, branch, branched, judged
 from align.data._workplace import Workplace
 from align.data.prompts import Prompts, PromptsConfig, problems
+from align.processes import gather_object
 from align.registry import ComponentConfig
 from samplers import generator
 

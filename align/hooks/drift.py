@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import broadcast_object_list
 from pydantic import Field
 from torch import Tensor
 
 from align.data.prompts import load_prompts, problems
 from align.hooks._base import Hook, State, Surroundings
+from align.processes import broadcast_object_list
 from align.registry import ComponentConfig
 from align.sampling import SamplingConfig, rollout
 from samplers import Rng, generator

@@ -131,10 +131,11 @@ class DiffusionModel:
             )
         return self.codec.channels, height // self.codec.factor, width // self.codec.factor
 
-    def to(self, device: torch.device | str) -> "DiffusionModel":
-        """Move every module; dtypes stay."""
+    def to(self, device: torch.device | str, *, but: nn.Module | None = None) -> "DiffusionModel":
+        """Move every module except `but`; dtypes stay."""
         for module in self.components().values():
-            module.to(device)
+            if module is not but:
+                module.to(device)
         return self
 
     def compile(self) -> None:

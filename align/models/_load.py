@@ -51,6 +51,9 @@ class CheckpointConfig(ComponentConfig):
     """Keep the text encoders in CPU memory but while they encode prompts that were not encoded before."""
     text_on_cpu: bool = False
     """Keep the text encoders in CPU memory and encode there: no GPU memory, seconds to a minute a prompt, once each."""
+    offload: Literal["group"] | None = None
+    """group: in training the network's blocks stay in CPU memory, and each comes to the GPU for each of its calls and
+    its way back. Slower by what the transfers take; no precision is lost."""
     checkpoint_blocks: bool = False
     """Also recompute each block of the network and of the decoder in the backward pass: less memory, more time."""
     decode_chunk: int | None = Field(default=None, ge=1)
@@ -63,6 +66,16 @@ class CheckpointConfig(ComponentConfig):
             yield ".network", f"{self.network}: {NOWHERE}"
         if problem := self.attention_problem():
             yield ".attention", problem
+        if self.offload is not None:
+            yield from self._kept_whole(recipe)
+
+    def _kept_whole(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """What does not go with a network that comes block by block."""
+        train = recipe.get("train")
+        asked = {"model.quantize": self.quantize} | {f"train.{key}": getattr(train, key, False) for key in WHOLE}
+        for key, value in asked.items():
+            if value:
+                yield ".offload", f"does not go with {key}={str(value).lower()}. Unset one of them."
 
     def attention_problem(self) -> str | None:
         """What stands in the way of the kernel asked for, as far as the family and the packages go."""
@@ -71,6 +84,8 @@ class CheckpointConfig(ComponentConfig):
         return missing_package(self.attention)
 
 
+WHOLE = ("compile", "auto_micro_batch")
+"""Settings of training that need the network in one piece."""
 NOWHERE = "no such folder or file, and not a Hub id (owner/name) either. Check the path."
 
 

@@ -110,11 +110,12 @@ class PipelineModel(DiffusionModel):
         flags = {k: v for k, v in self._pipeline.config.items() if k not in parts and not k.startswith("_")}
         return type(self._pipeline)(**{**parts, **modules, **flags, **self.constructor})  # flags: is_distilled, ...
 
-    def to(self, device: torch.device | str) -> "PipelineModel":
-        """Move every module, off-loaded text encoders only in name; dtypes stay."""
+    def to(self, device: torch.device | str, *, but: nn.Module | None = None) -> "PipelineModel":
+        """Move every module except `but`, off-loaded text encoders only in name; dtypes stay."""
         offloaded = hasattr(self, "text") and self.text.offloaded
         for name, module in self.components().items():
-            module.to("cpu" if offloaded and name in self.text_names else device)
+            if module is not but:
+                module.to("cpu" if offloaded and name in self.text_names else device)
         if offloaded:
             self.text.target = torch.device(device)
         return self

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
-
 from align.hooks._base import Hook, State
 from align.noise.best_of import best_of
 from align.noise.studio import Cost, Row, Studio
 from align.objectives._base import Parts
 from align.policy.noise import Noise, Repeated
+from align.processes import gather_object
 from align.registry import OBJECTIVES, build
 from align.training.trainer import Trainer
 

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from align.interrupt import Interrupt
@@ -27,6 +26,7 @@ from align.noise.optimise import Optimised
 from align.noise.oracle import Oracle
 from align.noise.studio import Row, Studio
 from align.policy.noise import Noise
+from align.processes import gather_object
 from samplers import Rng
 
 Render = Callable[[Tensor], Tensor]

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from align.config import Recipe, load_recipe
@@ -26,6 +25,7 @@ from align.noise.optimise import Optimised, optimise
 from align.noise.oracle import Oracle, by_program, by_rewards, program, shuffled
 from align.noise.ranks import ranked
 from align.noise.studio import Row, Studio
+from align.processes import gather_object
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 Method = Literal["reno", "best-of"]

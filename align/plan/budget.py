@@ -56,6 +56,8 @@ def budget(recipe: Recipe, found: Rehearsal, *, gpu: bool) -> Budget:
     text = {name for name in found.bytes if name not in ("unet", "transformer", "vae")}
     encoders = sum(found.bytes[name] for name in text)
     network = sum(size for name, size in found.bytes.items() if name not in text)
+    if gpu and getattr(recipe.model, "offload", None):
+        network += found.gathered - next(size for name, size in found.bytes.items() if name in ("unet", "transformer"))
     moved = gpu and (getattr(recipe.model, "offload_text", False) or getattr(recipe.model, "text_on_cpu", False))
     weights = network if moved else network + encoders
     moments = int(4 * (found.trainable * FLOATS[recipe.optim.algorithm] + found.held))

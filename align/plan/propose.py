@@ -36,7 +36,7 @@ class Proposal:
         merged: dict[str, Any] = {}
         for change in self.changes:
             merged |= change.overrides
-        return [f"{key}={_plain(value)}" for key, value in merged.items()]
+        return [f"{key}={_plain(value)}" for key, value in merged.items() if value is not None]
 
 
 def changes(recipe: Recipe, found: Rehearsal) -> Iterator[Change]:
@@ -58,11 +58,18 @@ def changes(recipe: Recipe, found: Rehearsal) -> Iterator[Change]:
     if getattr(model, "text_on_cpu", None) is False:
         cost = "each new prompt is encoded on the CPU: seconds to a minute"
         yield Change({"model.offload_text": False, "model.text_on_cpu": True}, cost)
+    if getattr(model, "offload", "none") is None and getattr(model, "quantize", None) is None and not train.compile:
+        yield Change(
+            {"model.offload": "group"},
+            "time: each block of the network travels to the GPU for each call, there and back",
+        )
     if getattr(getattr(model, "dtype", None), "vae", None) in ("auto", "fp32"):
         yield Change({"model.dtype.vae": "bf16"}, "precision: pixels of 8 bits, and gradients through them")
     if getattr(model, "quantize", "none") is None:
-        yield Change({"model.quantize": "int8"}, "precision: the frozen base in 8 bits (diffalign[bnb]); some time")
-        yield Change({"model.quantize": "nf4"}, "precision: the frozen base in 4.5 bits (diffalign[bnb]); some time")
+        whole = {"model.offload": None} if hasattr(model, "offload") else {}
+        price = "precision: the frozen base in {} bits (diffalign[bnb]); some time"
+        yield Change(whole | {"model.quantize": "int8"}, price.format(8))
+        yield Change(whole | {"model.quantize": "nf4"}, price.format(4.5))
     yield from _smaller(recipe, found)
 
 

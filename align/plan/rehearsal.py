@@ -26,6 +26,7 @@ from align.policy.painter import Painter
 from align.policy.roles import Calls, Policy
 from align.policy.trainable import Adapter, Trainable
 from align.registry import DATA, OBJECTIVES, build
+from align.sharding import gathered
 from align.training.movers import alone, moves
 from rewards._composite import Scored
 
@@ -53,6 +54,8 @@ class Rehearsal:
     """Bytes beside weights and optimiser, at most, during forward and backward."""
     bytes: dict[str, int] = field(default_factory=dict)
     """Component of the pipeline -> bytes of its weights."""
+    gathered: int = 0
+    """Bytes of the network's weights that are on the device at most with model.offload."""
     flops: float = 0.0
     """Of the micro-batch."""
     row: tuple[int, float] = (0, 0.0)
@@ -86,6 +89,7 @@ def rehearse(
         model = model_of(recipe.model, plain_dtypes(getattr(recipe.model, "dtype", Dtypes()), gpu=gpu))
     sizes = {name: size(module) for name, module in model.components().items()}
     parameters, weights = {name: number for name, (number, _) in sizes.items()}, sum(n for _, n in sizes.values())
+    most = gathered(model.network, lambda module: size(module)[1])
     policy, objective, trained, held = _parts(recipe, model)
     update, drawing = _update(recipe, policy, objective)
     batch = micro_batches(update, recipe.train.micro_batch_size, num_processes=num_processes)[0]
@@ -117,6 +121,7 @@ def rehearse(
         counted,
         peak,
         bytes={name: n for name, (_, n) in sizes.items()},
+        gathered=most,
         flops=flops,
         row=(row.bytes, row.flops),
         decoded=decoded,

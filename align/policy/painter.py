@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from align.policy.roles import Policy
+from align.processes import gather_object
 from align.sampling import SamplingConfig, rollout
 from samplers import Rng, generator
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from align.errors import UserError
+from align.processes import gather_object
 
 Done = TypeVar("Done")
 SAID = ("out of memory", "can't allocate memory", "not enough memory")

@@ -18,12 +18,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from align.objectives._base import Loss, Objective
 from align.policy.roles import Policy
 from align.policy.trainable import Trainable
+from align.processes import gather_object
 from align.training.memory import Shortage, shortage
 from align.training.surgery import Held
 

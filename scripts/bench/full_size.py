@@ -1,25 +1,32 @@
-"""One DRaFT-1 and one Diffusion-DPO update of a network at its published size, with random weights.
+"""One DRaFT-K and one Diffusion-DPO update of a network at its published size, with random weights.
 
     python -P scripts/bench/full_size.py stabilityai/stable-diffusion-3.5-medium --peak-tflops 989
+    python -P scripts/bench/full_size.py stabilityai/stable-diffusion-xl-base-1.0 --reward hpsv2 --last-k 1
     python -P scripts/bench/full_size.py stable-diffusion-v1-5/stable-diffusion-v1-5 --device cpu --dtype float32 \\
         --size 64 64 --network '{"block_out_channels": [32, 32, 32, 32]}'
 
 Prints one JSON line a method: seconds (median over the turns after the first), peak memory, FLOPs and, given the
-device's matrix rate, the fraction of it. The reward is the mean pixel; prompts are encoded already, as the cache has
-them. `--network` and `--vae` override the published configs: then it is no benchmark of that model, but runs anywhere.
+device's matrix rate, the fraction of it. The reward is the mean pixel or a named one with random weights; prompts are
+encoded already, as the cache has them. `--network` and `--vae` override the published configs: then it is no benchmark
+of that model, but runs anywhere.
 """
 
 import argparse
 import dataclasses
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid
 from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parent))
+import random_rewards  # type: ignore[import-not-found]
 
 from align.models._quantize import METHODS
 from align.models._real_size import example_cond, real_size
@@ -31,6 +38,7 @@ from align.sampling import SamplingConfig
 from samplers import add_noise, broadcast, cfg, last, sample, target
 
 BETA = 5000.0
+PROMPT = "a green bicycle leaning against a low brick wall in the rain"
 
 
 class Bench:
@@ -49,6 +57,11 @@ class Bench:
         self.model = model = real_size(family, published, device=self.device, dtype=dtype, quantize=quantize)
         self.adapter = Adapter(AdapterConfig(rank=16), model.network, list(model.lora_targets), seed=0)
         model.to(self.device)
+        if arguments.checkpoint_blocks:
+            model.network.enable_gradient_checkpointing()  # type: ignore[operator]
+        settings = {"dtype": arguments.dtype, "device": self.device}
+        self.reward = random_rewards.build(arguments.reward, **settings) if arguments.reward else None
+        self.last_k = arguments.last_k
         self.policy = Policy(model, self.adapter)
         self.optimiser = torch.optim.AdamW(self.adapter.parameters(), lr=1e-5)
         self.cond = example_cond(published, device=self.device)
@@ -61,12 +74,13 @@ class Bench:
         self.dtype = dtype
 
     def draft(self) -> torch.Tensor:
-        """Minus the mean pixel of a sample, with the gradient of the last step."""
+        """Minus the reward of a sample, with the gradient of the last K steps."""
         grid = self.sampling.grid(self.model)
         denoiser = cfg(self.policy.role("train"), self.cond, self.sampling.guidance_scale)
         x_T = torch.randn(self.shape, device=self.device) * grid.init_scale
-        x0 = sample(denoiser, x_T, grid, self.cond, step=self.sampling.step(), grad=last(1)).x0
-        return -self.model.codec.decode(x0).mean()
+        x0 = sample(denoiser, x_T, grid, self.cond, step=self.sampling.step(), grad=last(self.last_k)).x0
+        pixels = self.model.codec.decode(x0)
+        return -pixels.mean() if self.reward is None else -self.reward(pixels.float(), [PROMPT]).float().mean()
 
     def diffusion_dpo(self) -> torch.Tensor:
         """Of a pair of latents: winner and loser in one batch, the reference without gradient."""
@@ -119,6 +133,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantize", choices=METHODS, help="keep the network's linear weights so")
     parser.add_argument("--num-steps", type=int, default=10)
+    parser.add_argument("--last-k", type=int, default=1)
+    parser.add_argument("--reward", help="a learned reward's name; default: the mean pixel")
+    parser.add_argument("--checkpoint-blocks", action="store_true", help="recompute each block of the network")
+    parser.add_argument("--methods", nargs="+", default=["draft", "diffusion_dpo"])
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--size", type=int, nargs=2, help="height and width in pixels; default: the native ones")
     parser.add_argument("--network", type=json.loads, default={}, help="JSON over the network's config")
@@ -126,11 +144,14 @@ def main() -> None:
     parser.add_argument("--peak-tflops", type=float, help="the device's dense matrix rate at this dtype")
     arguments = parser.parse_args()
     bench = Bench(arguments)
-    for name in ("draft", "diffusion_dpo"):
+    for name in arguments.methods:
         found = bench.measure(getattr(bench, name), arguments.turns)
         if arguments.peak_tflops:
             found["share_of_peak"] = found["tflop"] / found["seconds"] / arguments.peak_tflops
-        print(json.dumps({"checkpoint": arguments.checkpoint, "method": name, **found}), flush=True)
+        drawn = {"last_k": arguments.last_k, "reward": arguments.reward or "mean pixel"} if name == "draft" else {}
+        size = [side * bench.model.codec.factor for side in bench.shape[2:]]
+        said = {"checkpoint": arguments.checkpoint, "method": name, "size": size, "kept": arguments.quantize, **drawn}
+        print(json.dumps({**said, **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from rewards._text import PromptCache
 from samplers import Rng, full
 
 PROMPT = "a red circle left of a blue square"
+ROW = Row(0, PROMPT)
 
 
 class Bench:
@@ -83,12 +84,13 @@ class Bench:
         self.timed("rewards", rewards)
 
     def published(self) -> None:
-        self.timed("published", self._published, share=self.iterations)
+        self.timed("published", self.alone, share=self.iterations)
 
-    def _published(self) -> None:
-        studio = self.studio
+    def alone(self, row: Row = ROW) -> torch.Tensor:
+        """The best image of one row, by the published structure, (1, 3, H, W)."""
+        studio, prompt = self.studio, row.prompt
         config = studio.recipe
-        x_T = torch.nn.Parameter(studio.noise(self.rows(1)))
+        x_T = torch.nn.Parameter(studio.noise([row]))
         optimiser = torch.optim.SGD([x_T], lr=config.optim.lr, momentum=0.9, nesterov=True)
         caches = [m for reward in studio.rewards.rewards.values() for m in _caches(reward)]
         encode = studio.model.text.encode
@@ -100,9 +102,9 @@ class Bench:
                     cache._rows.clear()
                     cache.bytes = 0
                 role = studio.policy.role("train")
-                x0 = rollout(config.sampling, studio.model, role, [PROMPT], Rng(0, [0]), grad=full(), x_T=x_T).x0
+                x0 = rollout(config.sampling, studio.model, role, [prompt], Rng(0, [0]), grad=full(), x_T=x_T).x0
                 pixels = studio.model.codec.decode(x0)
-                reward = studio.rewards.combine(studio.rewards(pixels, [PROMPT])).sum()
+                reward = studio.rewards.combine(studio.rewards(pixels, [prompt])).sum()
                 loss = -reward - 0.01 * priors.radial(x_T).sum()
                 if float(reward.detach()) > best:
                     best, kept = float(reward.detach()), pixels.detach().clone()
@@ -113,6 +115,7 @@ class Bench:
         finally:
             studio.model.text.encode = encode  # type: ignore[method-assign]
         assert kept is not None
+        return kept
 
 
 def _encoded(encode: Callable[..., Any], prompts: Any) -> Any:

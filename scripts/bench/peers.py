@@ -1,0 +1,286 @@
+"""Published code beside ours: the same embedded model, prompts or pairs, and reward; what gold gains, over CPU seconds.
+
+    python -P scripts/bench/peers.py --peer-python PEER/bin/python --output FOLDER     # then: --docs
+    python -P scripts/bench/peers.py dpo reno --seconds 30 --turns 2 --output FOLDER
+
+AlignProp is TRL 0.11.4's own trainer, in an environment of its own (pip install trl==0.11.4 diffusers==0.30.3
+transformers==4.44.2 peft==0.12.0 accelerate==0.34.2 "huggingface_hub<0.26" "numpy<2" and torch). Diffusion-DPO and
+ReNO have no package: their published structures are written down in peer_loops.py and reno.py. Both sides train in
+turns, each for as many seconds of CPU time, so that whatever else the machine does meets both; an adapter is kept after
+each turn, and all of them draw the same report prompts from the same noise. Seconds are those of updates, no loading.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reno  # type: ignore[import-not-found]
+
+import align
+from align.config import load_recipe
+from align.data._pairs import read_pairs
+from align.data.prompts import load_prompts
+from align.figures.statistics import compare
+from align.hooks._base import Hook, State, Surroundings
+from align.noise.optimise import optimise
+from align.noise.studio import Row, Studio
+from align.policy import lora
+from align.policy.lora import AdapterConfig
+from align.policy.painter import Painter
+from align.policy.roles import Policy
+from align.policy.trainable import Adapter
+from align.registry import MODELS, REWARDS, ComponentConfig, build
+from align.run import prepare
+from align.shapes.embedded import resolve
+from rewards import Composite
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parents[1] / "docs" / "lab" / "performance.md"
+BEGIN, END = "<!-- written by scripts/bench/peers.py -->", "<!-- end peers -->"
+TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]  # and rank 4: TRL's, which has no setting for them
+MODEL = {"name": "sd", "checkpoint": "embedded:shapes-sd"}
+SAMPLING = {"num_steps": 10, "guidance_scale": 2.0, "last_k": 1}
+OPTIM = {"lr": 1e-3, "weight_decay": 0.1}
+BETA = 500.0
+TITLES = {
+    "alignprop": "AlignProp, K = 1 of 10 steps, batch 16, reward pick: TRL 0.11.4",
+    "dpo": f"Diffusion-DPO, beta {BETA:g}, batch 16, pairs by gold: the example script's structure",
+}
+
+
+class TurnsConfig(ComponentConfig):
+    """Where adapters are kept."""
+
+    folder: str
+
+
+class Turns(Hook):
+    """Our side of a turn: reads for how long to train, and says what has been done; without an answer the run ends."""
+
+    Config = TurnsConfig
+
+    def __init__(self, config: TurnsConfig, around: Surroundings):
+        self.folder, self.result, self.turn = Path(config.folder), around.trainable, 0
+
+    def start(self, state: State) -> None:
+        self._wait(state)
+
+    def after_update(self, state: State) -> None:
+        if time.process_time() - self.started < self.seconds:
+            return
+        spent, self.turn = time.process_time() - self.started, self.turn + 1
+        folder = self.folder / str(self.turn)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.result.export(folder)
+        print(json.dumps({"updates": state.step, "spent": spent, "folder": str(folder)}), flush=True)
+        self._wait(state)
+
+    def _wait(self, state: State) -> None:
+        line = sys.stdin.readline()
+        state.stop = None if line.strip() else "enough"
+        self.seconds, self.started = float(line.strip() or 0), time.process_time()
+
+
+def ours(name: str, pairs: Path | None, output: Path, seed: int) -> dict[str, Any]:
+    """The recipe of our side; `output` is its folder."""
+    data = {"name": "preferences", "pairs": str(pairs)} if pairs else {"name": "prompts", "prompts": "shapes:train"}
+    return {
+        "model": MODEL,
+        "objective": {"name": "diffusion_dpo", "beta": BETA} if pairs else {"name": "draft"},
+        "data": data,
+        **({} if pairs else {"rewards": {"pick": {"name": "clip", "model": "embedded:shapes-pick", "form": "logit"}}}),
+        "sampling": SAMPLING,
+        "adapter": {"rank": 4, "targets": TARGETS},
+        "optim": OPTIM,
+        "train": {"num_updates": 10**5, "batch_size": 16, "checkpoint_every": 10**5, "seed": seed},
+        "hooks": {"turns": {"name": f"{Path(__file__).resolve()}:Turns", "folder": str(output / "ours")}},
+        "output": str(output / "run"),
+    }
+
+
+def theirs(name: str, pairs: Path | None, output: Path, seed: int) -> dict[str, Any]:
+    """The settings of the published loop: the same in its words."""
+    told: dict[str, Any] = {**SAMPLING, **OPTIM, "batch_size": 16, "rank": 4, "targets": TARGETS, "seed": seed}
+    told |= {"model": str(resolve("embedded:shapes-sd")), "pick": str(resolve("embedded:shapes-pick"))}
+    told |= {"beta": BETA, "output": str(output / "theirs"), "prompts": load_prompts("shapes:train", key="prompts")}
+    if pairs:
+        told["pairs"] = [[p.prompt, str(p.winner), str(p.loser)] for p in read_pairs(pairs)]
+    return told
+
+
+def trained(name: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row a side and turn, both sides after one another."""
+    output = arguments.output / name
+    output.mkdir(parents=True, exist_ok=True)
+    pairs = made(arguments) if name == "dpo" else None
+    for side, told in (("ours", ours), ("theirs", theirs)):
+        (output / f"{side}.json").write_text(json.dumps(told(name, pairs, output, arguments.seed)))
+    python = arguments.peer_python if name == "alignprop" else Path(sys.executable)
+    commands = {
+        "ours": [sys.executable, "-P", str(HERE / "peers.py"), "--side", str(output / "ours.json")],
+        "theirs": [str(python), "-P", str(HERE / "peer_loops.py"), name, str(output / "theirs.json")],
+    }
+    env = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env}
+    sides = {side: subprocess.Popen(command, **pipes) for side, command in commands.items()}
+    spent = dict.fromkeys(sides, 0.0)
+    try:
+        for turn in range(arguments.turns):
+            for side in sides if turn % 2 == 0 else reversed(sides):
+                row = asked(sides[side], arguments.seconds / arguments.turns)
+                spent[side] += row["spent"]
+                yield {"method": name, "side": side, **row, "seconds": spent[side]}
+    finally:
+        for process in sides.values():
+            process.stdin.close()
+            process.wait(timeout=120)
+
+
+def asked(process: Any, seconds: float) -> dict[str, Any]:
+    """What a side says of the turn that it was given."""
+    process.stdin.write(f"{seconds}\n")
+    process.stdin.flush()
+    for line in process.stdout:
+        if line.startswith("{"):
+            return json.loads(line)
+    raise SystemExit(f"{' '.join(process.args)} ended with {process.wait()}: see above")
+
+
+def made(arguments: argparse.Namespace) -> Path:
+    """Pairs of the base model's images, as gold's noisy voters prefer them."""
+    folder = arguments.output / "pairs"
+    make = [f"data.make.num_prompts={arguments.pairs}", "data.make.num_images=2"]
+    if not folder.exists():
+        prepare("diffusion_dpo/shapes", [f"data.pairs={folder}", *make], pairs_only=True)
+    return folder
+
+
+class Judge:
+    """Gold's utility of what an adapter draws for the report's prompts."""
+
+    def __init__(self, num_prompts: int):
+        recipe = load_recipe("draft/shapes", {"model": MODEL, "sampling": SAMPLING}, on_disk=False)
+        self.model = build(MODELS, recipe.model)
+        config = AdapterConfig(rank=4, targets=TARGETS)
+        self.adapter = Adapter(config, self.model.network, list(self.model.lora_targets))
+        self.painter = Painter(Policy(self.model, self.adapter), recipe.sampling, Accelerator(cpu=True), seed=0)
+        self.prompts = load_prompts("shapes:report", count=num_prompts, key="prompts")
+        self.rewards = Composite({"gold": build(REWARDS, REWARDS.config_class("gold")())})
+
+    def __call__(self, folder: str | None) -> torch.Tensor:
+        if folder is not None:
+            lora.load(self.model.network, folder)
+        role = "reference" if folder is None else "result"
+        return self.painter.score(role, self.prompts, self.rewards, stream="peers")[0]["gold"]
+
+
+def noise(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """ReNO for a few prompts at a time, by ours together and by the published structure one by one."""
+    studio = Studio(load_recipe("reno/shapes", {"train.num_updates": arguments.iterations}))
+    bench = reno.Bench(studio, time.process_time, arguments.iterations)
+    prompts = load_prompts("shapes:report", count=arguments.images, key="prompts")
+    gold = build(REWARDS, REWARDS.config_class("gold")())
+    rows = [Row(i, prompt) for i, prompt in enumerate(prompts)]
+    for turn in range(0, len(rows), 4):
+        part = rows[turn : turn + 4]
+        started = time.process_time()
+        best = optimise(studio, part, say=lambda _: None).noise.best
+        middle = time.process_time()
+        alone = torch.cat([bench.alone(row) for row in part])
+        ended = time.process_time()
+        words = [row.prompt for row in part]
+        first, together = (studio.draw(part, x) for x in (studio.noise(part), best))
+        with torch.no_grad():
+            found = {k: gold(v, words).tolist() for k, v in (("base", first), ("ours", together), ("theirs", alone))}
+        yield {
+            "method": "reno",
+            "seconds": [middle - started, ended - middle],
+            "iterations": arguments.iterations,
+            **found,
+        }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown of all that was measured."""
+    text = []
+    for name, title in TITLES.items():
+        if own := [row for row in rows if row["method"] == name]:
+            lines = [f"{title}. {own[0]['machine']}", "", "| | s of CPU | updates | s an update | gold's change |"]
+            lines.append("|---|---|---|---|---|")
+            for row in sorted(own, key=lambda row: row["side"]):
+                each = row["seconds"] / row["updates"]
+                lines.append(
+                    f"| {row['side']} | {row['seconds']:.0f} | {row['updates']} | {each:.2f} | {row['gain']} |"
+                )
+            text.append("\n".join(lines))
+    if own := [row for row in rows if row["method"] == "reno"]:
+        base, mine, its = (torch.tensor([x for row in own for x in row[k]]) for k in ("base", "ours", "theirs"))
+        seconds = torch.tensor([row["seconds"] for row in own]).sum(0) / len(base)
+        lines = [f"ReNO, {own[0]['iterations']} iterations an image: the published structure. {own[0]['machine']}", ""]
+        lines += ["| | s of CPU an image | gold's change |", "|---|---|---|"]
+        for side, found, spent in (("ours", mine, seconds[0]), ("theirs", its, seconds[1])):
+            lines.append(f"| {side} | {spent:.2f} | {compare(base, found).difference} |")
+        text.append("\n".join(lines))
+    return "\n\n".join(text)
+
+
+def write(rows: list[dict[str, Any]], page: Path) -> None:
+    """The tables, between their marks in the page."""
+    old = page.read_text(encoding="utf-8")
+    new = f"{BEGIN}\n{table(rows)}\n{END}"
+    page.write_text(old[: old.index(BEGIN)] + new + old[old.index(END) + len(END) :], encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", default=["alignprop", "dpo", "reno"])
+    parser.add_argument("--peer-python", type=Path, help="a Python that has TRL 0.11.4")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--seconds", type=float, default=240, help="of CPU time, a side and method")
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=128, help="that are judged after each turn")
+    parser.add_argument("--pairs", type=int, default=400, help="prompts that pairs are made of")
+    parser.add_argument("--images", type=int, default=16, help="of ReNO")
+    parser.add_argument("--iterations", type=int, default=50, help="of ReNO")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--docs", nargs="?", type=Path, const=PAGE, help="write what there is into the page")
+    parser.add_argument("--side", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        align.train(json.loads(arguments.side.read_text()), resume="never")
+        return
+    if arguments.output is None or ("alignprop" in arguments.methods and not (arguments.peer_python or arguments.docs)):
+        parser.error("--output is needed, and for alignprop --peer-python")
+    file = arguments.output / "rows.jsonl"
+    if arguments.docs:
+        write([json.loads(line) for line in file.read_text().splitlines()], arguments.docs)
+        return
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    machine = f"torch {torch.__version__}, {torch.get_num_threads()} thread, seed {arguments.seed}"
+    machine += f", {arguments.prompts} report prompts."
+    judge, before = None, torch.zeros(0)
+    for name in arguments.methods:
+        rows = list(noise(arguments) if name == "reno" else trained(name, arguments))
+        for row in rows:
+            if name != "reno":
+                if judge is None:
+                    judge = Judge(arguments.prompts)
+                    before = judge(None)
+                row["gain"] = str(compare(before, judge(row["folder"])).difference)
+            with file.open("a") as stream:
+                stream.write(json.dumps({**row, "machine": machine}) + "\n")
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
