@@ -60,7 +60,7 @@ def _mesh(device: torch.device, num_processes: int) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
 
     if not dist.is_initialized():
-        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         _by_itself = True
     shape = dist.get_world_size() // num_processes, num_processes
     return init_device_mesh(device.type, shape, mesh_dim_names=("copies", "shares"))["shares"]
@@ -117,7 +117,7 @@ class Turns:
     def __init__(self, blocks: list[nn.Module], patience: timedelta):
         from torch.distributed import get_world_size, new_group
 
-        self.group = new_group(backend="gloo", timeout=patience)  # the question goes by the CPU: no GPU is waited for
+        self.group: Any = new_group(backend="gloo", timeout=patience)  # by the CPU: no GPU is waited for
         self.heard = [torch.zeros(1, dtype=torch.int64) for _ in range(get_world_size())]
         self.blocks: list[Any] = blocks
         for number, block in enumerate(self.blocks):

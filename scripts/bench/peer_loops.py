@@ -43,7 +43,11 @@ def serve(step: Callable[[int], None], network: Any, output: Path) -> None:
 
 
 def alignprop(settings: dict[str, Any]) -> None:
-    from trl import AlignPropConfig, AlignPropTrainer, DefaultDDPOStableDiffusionPipeline
+    from trl import (  # type: ignore[import-not-found]  # of an environment of its own
+        AlignPropConfig,
+        AlignPropTrainer,
+        DefaultDDPOStableDiffusionPipeline,
+    )
 
     from rewards.clip import Clip, ClipConfig
 
@@ -77,18 +81,19 @@ def alignprop(settings: dict[str, Any]) -> None:
 
 
 def dpo(settings: dict[str, Any]) -> None:
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    import diffusers as typed
     from peft import LoraConfig
     from torchvision.transforms import functional as pictures
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    diffusers: Any = typed
     torch.manual_seed(settings["seed"])
     place: dict[str, Any] = {"pretrained_model_name_or_path": settings["model"]}
-    unet: Any = UNet2DConditionModel.from_pretrained(**place, subfolder="unet").float()
-    vae: Any = AutoencoderKL.from_pretrained(**place, subfolder="vae").float()
+    unet: Any = diffusers.UNet2DConditionModel.from_pretrained(**place, subfolder="unet").float()
+    vae: Any = diffusers.AutoencoderKL.from_pretrained(**place, subfolder="vae").float()
     text: Any = CLIPTextModel.from_pretrained(settings["model"], subfolder="text_encoder").float()
     tokenizer: Any = CLIPTokenizer.from_pretrained(settings["model"], subfolder="tokenizer")
-    scheduler: Any = DDPMScheduler.from_pretrained(settings["model"], subfolder="scheduler")
+    scheduler: Any = diffusers.DDPMScheduler.from_pretrained(settings["model"], subfolder="scheduler")
     for module in (unet, vae, text):
         module.requires_grad_(False)
     rank = settings["rank"]

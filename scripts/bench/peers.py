@@ -132,7 +132,7 @@ def trained(name: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]
     }
     env = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env}
-    sides = {side: subprocess.Popen(command, **pipes) for side, command in commands.items()}
+    sides: dict[str, Any] = {side: subprocess.Popen(command, **pipes) for side, command in commands.items()}
     spent = dict.fromkeys(sides, 0.0)
     try:
         for turn in range(arguments.turns):
