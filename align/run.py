@@ -176,8 +176,7 @@ class _Session:
                 self.say(note)
         if hasattr(batches, "prepare"):
             batches.prepare(self._workplace(painter, rewards, getattr(objective, "wanted", None)))
-        if hasattr(batches, "contents"):
-            named |= batches.contents()
+        named |= batches.contents() if hasattr(batches, "contents") else {}
         if checkpoint is not None:
             resume.same_contents(checkpoint, resume.meta(checkpoint), named)
         around = Surroundings(self.output, accelerator, result, painter, self._composite, settings, seed)
