@@ -2,14 +2,16 @@
 
 import itertools
 import re
-import sys
-import webbrowser
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from align.commands import page
 from align.errors import UserError
+
+if TYPE_CHECKING:
+    from align.vote.ballots import Votes
 
 
 def vote(
@@ -56,24 +58,9 @@ def vote(
         typer.echo(alike)
 
 
-def serve(votes: object, port: int, *, browser: bool) -> None:
+def serve(votes: "Votes", port: int, *, browser: bool) -> None:
     """Until Finish or Ctrl-C."""
     from align.vote.server import Server
 
-    try:
-        server = Server(votes, port)  # type: ignore[arg-type]
-    except OSError as error:
-        raise UserError(
-            f"--port {port}: cannot be listened on ({error.strerror}). Choose another, or leave it out."
-        ) from None
-    done, total = server.votes.done(), len(server.votes.asked)
-    typer.echo(f"{done} of {total} ballots have a vote. Ctrl-C or Finish ends. For this machine only:")
-    typer.echo(server.address)
-    if browser and sys.stdout.isatty():
-        webbrowser.open(server.address)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        typer.echo("")
-    finally:
-        server.server_close()
+    said = f"{votes.done()} of {len(votes.asked)} ballots have a vote. Ctrl-C or Finish ends."
+    page.serve(lambda port: Server(votes, port), port, said, browser=browser)

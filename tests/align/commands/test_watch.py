@@ -11,9 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from align.commands.app import app
-from align.commands.watch import server_of
 from align.errors import UserError
 from align.reports.live import look, page
+from align.reports.live_server import Watch
 
 NASTY = "<script>alert(1)</script>"
 
@@ -58,7 +58,7 @@ def test_what_is_no_run_is_one_line(tmp_path):
 
 def test_the_page_is_for_this_machine_and_only_to_be_read(run):
     before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
-    server = server_of(run, 5)
+    server = Watch(run, 5)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def status(address, **how):
@@ -77,6 +77,9 @@ def test_the_page_is_for_this_machine_and_only_to_be_read(run):
         assert status(server.address, headers={"Host": "evil.example"})[0] == 421
         assert status(server.address, data=b"{}", method="POST")[0] == 405
         assert server.server_address[0] == "127.0.0.1"
+        run.rename(run.with_name("moved"))
+        assert status(server.address)[0] == 410
+        run.with_name("moved").rename(run)
     finally:
         server.shutdown()
         server.server_close()

@@ -16,11 +16,12 @@ from align.commands.app import app
 from align.data._labels import read_labels
 from align.data._pairs import read_pairs
 from align.errors import UserError
+from align.figures.local import HEADERS
 from align.objectives._base import Parts
 from align.objectives.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig
 from align.vote.ballots import Ballot, Votes, ballots, unshuffled
 from align.vote.export import export
-from align.vote.server import HEADERS, Server
+from align.vote.server import Handler, Server
 
 WORDS = '<script>alert(1)</script> & "a cat"'
 
@@ -209,8 +210,9 @@ def ask(server, name, body=None, *, host=None, secret=None, **headers):
 
 def test_a_vote_by_the_page(served):
     status, headers, content = ask(served, "")
-    assert status == 200 and b"page.js" in content and all(headers[name] == value for name, value in HEADERS.items())
-    for name in ("page.js", "page.css"):
+    assert status == 200 and b"vote.js" in content and all(headers[name] == value for name, value in HEADERS.items())
+    assert headers["Content-Security-Policy"] == Handler.policy and b"<style" not in content
+    for name in ("vote.js", "vote.css", "style.css"):
         assert ask(served, name)[0] == 200
     state = json.loads(ask(served, "state")[2])
     assert (state["done"], state["total"], state["count"], state["undo"]) == (0, 3, 3, False)
@@ -235,7 +237,7 @@ def test_it_listens_to_this_machine_alone(served):
     assert len(served.secret) >= 32 and served.secret in served.address
 
 
-@pytest.mark.parametrize("name", ["", "state", "page.js", "picture/0123456789abcdef/0"])
+@pytest.mark.parametrize("name", ["", "state", "vote.js", "picture/0123456789abcdef/0"])
 def test_without_the_secret_there_is_nothing(served, name):
     for secret in ("", "x", served.secret[:-1], served.secret.swapcase()):
         status, _, content = ask(served, name, secret=secret)
@@ -270,7 +272,7 @@ def test_bodies_that_are_no_votes_are_refused(served, body):
 
 
 @pytest.mark.parametrize(
-    "name", ["../votes.jsonl", "picture/../../x", "page.html", "picture/{key}/9", "picture/{key}/3", "x"]
+    "name", ["../votes.jsonl", "picture/../../x", "vote.html", "picture/{key}/9", "picture/{key}/3", "x"]
 )
 def test_no_file_but_the_ballots_is_handed_out(served, name):
     key = served.votes.asked[0].key
@@ -283,12 +285,12 @@ def test_what_files_say_is_text_and_never_markup(served):
         served.votes.vote(ballot, 0)
     assert json.loads(ask(served, "state")[2])["prompt"] == WORDS
     assert b"script>alert" not in ask(served, "")[2]
-    script = ask(served, "page.js")[2].decode()
+    script = ask(served, "vote.js")[2].decode()
     assert "textContent = state.prompt" in script
     assert not any(
         word in script for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(")
     )
-    assert "'unsafe" not in HEADERS["Content-Security-Policy"]
+    assert "'unsafe" not in Handler.policy
 
 
 def test_a_picture_tells_nothing_of_where_it_comes_from(served, tmp_path):
