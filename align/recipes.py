@@ -36,6 +36,8 @@ def find(name: str | Path) -> Path:
     known = list(names())
     word = str(name).removeprefix("recipes/").removesuffix(".yaml")
     close = [one for one in known if one.startswith(word)] or difflib.get_close_matches(word, known, n=1)
+    if not close and path.parent.is_dir():  # mine.yml for mine.yaml
+        close = difflib.get_close_matches(str(name), [str(file) for file in path.parent.glob("*.yaml")], n=1)
     hint = f' Did you mean "{close[0]}"?' if close else ""
     raise UserError(f'recipe "{name}": there is no such file and no such recipe.{hint} `align recipes` lists them.')
 

@@ -1,11 +1,10 @@
-"""JSON to an HTTP server and its answer, by the standard library alone: nothing here depends on a client's version."""
+"""JSON to an HTTP server and its answer. Connections are kept for the next question."""
 
-import http.client
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
+
+import httpx2
 
 
 class Reply(NamedTuple):
@@ -20,23 +19,18 @@ class Reply(NamedTuple):
 def post(url: str, body: Any, headers: Mapping[str, str], timeout: float) -> Reply:
     """The answer, whatever its status. Raises TimeoutError after `timeout` seconds of silence, and OSError where there
     is no connection or it breaks off."""
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **headers})
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return _reply(answer.status, answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            return _reply(error.code, error)
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
-            raise TimeoutError from None
-        raise OSError(str(error.reason)) from None
-    except http.client.HTTPException as error:
-        raise OSError(f"{type(error).__name__} {error}") from None
-
-
-def _reply(status: int, answer: Any) -> Reply:
+        answer = _client().post(url, json=body, headers=dict(headers), timeout=timeout)
+    except httpx2.TimeoutException:
+        raise TimeoutError from None
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise OSError(f"{error}" or type(error).__name__) from None
     asked = answer.headers.get("Retry-After", "")
     wait = float(asked) if asked.replace(".", "", 1).isdigit() else None
-    return Reply(status, answer.read().decode("utf-8", "replace"), wait)
+    return Reply(answer.status_code, answer.content.decode("utf-8", "replace"), wait)
+
+
+@cache
+def _client() -> httpx2.Client:
+    """One for all threads; how many questions are open at once is its callers' to say."""
+    return httpx2.Client(limits=httpx2.Limits(max_connections=None))

@@ -39,6 +39,8 @@ def fitting(checkpoint: str) -> list[Fit]:
         model = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("model")
         model = model if isinstance(model, dict) else {}
         named = str(model.get("checkpoint", ""))
+        if named.startswith(EMBEDDED) and not checkpoint.startswith(EMBEDDED):
+            continue  # its rewards and prompts are those of the embedded world
         if _family_of(model, named) == wanted:
             found.append(Fit(name, first_comment(path), named == checkpoint))
     return sorted(found, key=lambda fit: (not fit.same, fit.name))

@@ -52,7 +52,7 @@ class DatasetConfig(ComponentConfig):
     streaming: bool = False
     """Read a dataset row by row and keep only `max_rows`, without downloading the rest."""
     max_rows: int | None = Field(default=None, ge=1)
-    """The first so many rows of a dataset. Default: all."""
+    """The first so many rows. Default: all."""
 
     @property
     def named(self) -> str:

@@ -75,6 +75,7 @@ class Stored:
         self.step = 0
         self.streams = Streams(seed, {})
         self._keys: list[str] = []
+        self._brought = False
 
     def read(self, left_out: Counter[str], around: Workplace) -> list[Any]:
         """All rows that are on disk; those that are none are counted by their reason."""
@@ -89,6 +90,7 @@ class Stored:
         if around.accelerator.is_main_process:
             around.say(f"data: {config.named}, read by `datasets`, is in {brought(config, cache)}")
         around.accelerator.wait_for_everyone()
+        self._brought = True
         folder = brought(config, cache)
         left_out.update(reasons(folder))
         return folder
@@ -110,6 +112,8 @@ class Stored:
         self.make(around)
         left_out: Counter[str] = Counter()
         rows = self.read(left_out, around)
+        if not self._brought:  # of a dataset the first rows have been brought, whatever became of them
+            rows = rows[: self.config.max_rows]
         self.cache = self.cached(around)
         self._keys, refused, examples = self.cache.fill(rows)
         config, named = self.config, f"data.{self.noun}={getattr(self.config, self.noun)}"

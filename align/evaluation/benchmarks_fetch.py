@@ -3,10 +3,10 @@
 import hashlib
 import os
 import re
-import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
+from typing import Any
+
+import httpx2
 
 from align.errors import UserError
 from align.files import cache
@@ -19,20 +19,19 @@ MOST = 64 * 2**20  # bytes; the largest of the known files has 6 MB
 def fetch(name: str, file: str, source: str, *, alone: bool) -> tuple[str, str]:
     """(text, where it was read) of `file` of benchmark `name` from `source`, a URL or a folder (`alone`: or the file
     itself). What came from the network is kept, and read from there the next time."""
+    source = httpx2.URL(source).path if source.startswith("file://") else source
     if "://" not in source:
         path = Path(source).expanduser()
         path = path if alone and path.is_file() else path / _plain(file)
         return _text(_read(path, name), str(path), name), str(path)
-    url = source if alone and not source.endswith("/") else urllib.parse.urljoin(source, file)
+    url = source if alone and not source.endswith("/") else str(httpx2.URL(source).join(file))
     kept = (
         cache.folder("benchmarks") / name / f"{hashlib.blake2b(url.encode(), digest_size=4).hexdigest()}-{_plain(file)}"
     )
-    if kept.is_file() and url.startswith("http"):
+    if kept.is_file():
         return _text(_read(kept, name), str(kept), name), str(kept)
     data = _download(url, name)
     text = _text(data, url, name)
-    if not url.startswith("http"):
-        return text, url
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
@@ -49,18 +48,21 @@ def _plain(file: str) -> str:
 
 
 def _download(url: str, name: str) -> bytes:
-    if url.startswith("http") and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         raise UserError(f"--prompts {name}: HF_HUB_OFFLINE forbids to fetch {url}. Unset it, or {_by_hand(name)}")
-    request = urllib.request.Request(url, headers={"User-Agent": "diffalign"})
+    told: Any = {"headers": {"User-Agent": "diffalign"}, "timeout": TIMEOUT, "follow_redirects": True}
+    data = bytearray()
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            data = answer.read(MOST + 1)
-    except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors; a broken URL is a ValueError
-        said = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+        with httpx2.stream("GET", url, **told) as answer:
+            answer.raise_for_status()
+            for part in answer.iter_bytes():
+                data += part
+                if len(data) > MOST:
+                    raise UserError(f"--prompts {name}: {url} gives more than {MOST >> 20} MiB: this is not the file.")
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        said = f"HTTP {error.response.status_code}" if isinstance(error, httpx2.HTTPStatusError) else error
         raise UserError(f"--prompts {name}: {url} cannot be fetched ({said}). Try again, or {_by_hand(name)}") from None
-    if len(data) > MOST:
-        raise UserError(f"--prompts {name}: {url} gives more than {MOST >> 20} MiB: this is not the file.")
-    return data
+    return bytes(data)
 
 
 def _by_hand(name: str) -> str:

@@ -1,7 +1,9 @@
-"""HTML pages from the templates beside this file: all that is put in is escaped, and a page needs nothing else."""
+"""Pages from the templates beside this file: all that is put in is escaped, for HTML (a page needs nothing else) or, in
+a .md, for Markdown."""
 
 import base64
 import io
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,24 @@ SMALL = 128  # pixels; images below this side are drawn enlarged, pixel by pixel
 
 def page(name: str, **values: Any) -> str:
     """The template `name` with these values."""
-    return _environment().get_template(name).render(**values)
+    return _environment(markdown=name.endswith(".md")).get_template(name).render(**values)
+
+
+def plain(text: str) -> str:
+    """Text that Markdown and HTML take for nothing else: no tags, links, emphasis, cells or lines of its own."""
+    return re.sub(r"([\\`*\[\]|<>~])", r"\\\1", " ".join(text.split()))
+
+
+def _plainly(value: Any) -> Any:
+    """What a Markdown template puts in: plain, but for what it calls `safe`."""
+    return value if isinstance(value, Markup) else plain(str(value))
 
 
 @cache
-def _environment() -> Environment:
+def _environment(*, markdown: bool) -> Environment:
     made = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        loader=FileSystemLoader(TEMPLATES), autoescape=not markdown, finalize=_plainly if markdown else None,
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.globals["file"] = lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))
     made.globals["picture"] = picture

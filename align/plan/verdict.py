@@ -79,8 +79,8 @@ def _costs(recipe: Recipe, found: Rehearsal, dtypes: Dtypes, needed: Budget, gpu
         f"{needed.moments / GIB:.1f}, activations of {found.rows} samples at once "
         f"{needed.activations / GIB:.1f}{beside}{unknown}",
         "phases": ", ".join(f"{phase} {size / GIB:.1f} GiB" for phase, size in needed.phases.items()),
-        "time": f"{work:.3g} PFLOP an update; about {_hours(time)} for all of them at {RATE:g} TFLOP/s (reckoned; "
-        "hooks and the report come on top)",
+        "time": f"{work:.3g} PFLOP an update; about {_hours(time)} for all of them at {RATE:g} TFLOP/s, a GPU's "
+        "(reckoned; hooks and the report come on top)" + ("" if gpu else "; a CPU takes much longer"),
     }
 
 

@@ -30,7 +30,9 @@ def write(output: Path) -> Path:
         title=f"{found.method} on {found.model}",
         run=output.name,
         facts=_facts(found),
-        stopped=found.stopped,
+        note=" ".join(
+            f"{why}." for why in (found.stopped and f"Ended early: {found.stopped}", summary.unmoved(found)) if why
+        ),
         scores=list(_scores(found)),
         said_of_scores=_said(found),
         pairs=list(_pairs(output, told)),

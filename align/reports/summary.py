@@ -110,7 +110,7 @@ def write(
         num_updates=state.step,
         stopped=state.stop,
         chosen_update=state.chosen.step if state.chosen else state.step,
-        report_prompts=str(recipe.evaluate.prompts) if recipe.evaluate else None,
+        report_prompts=_named(recipe.evaluate.prompts) if recipe.evaluate else None,
         report_seen=report_seen or {},
         strength=recommended_strength(findings),
         scores=scores,
@@ -154,6 +154,22 @@ def seen(recipe: Recipe, trained: Sequence[str]) -> dict[str, int]:
     return {how: number for how, number in counts.items() if number}
 
 
+def _named(prompts: str | Sequence[str]) -> str:
+    """What report prompts are called: a set or a file by its name, those that stand in the recipe by their number."""
+    return prompts if isinstance(prompts, str) else f"{len(prompts)} prompts of the recipe"
+
+
+def unmoved(summary: Summary) -> str:
+    """Why the adapter changes nothing, where a guard holds that no update was better than none; else ""."""
+    if summary.chosen_update > 0 or summary.num_updates == 0:
+        return ""
+    return (
+        f"the guard has found none of the {summary.num_updates} updates better than the base on what was not trained "
+        "on: the adapter is that of update 0 and changes nothing. Train longer, lower the rate, add what the reward "
+        "forgets, or take the last update with hooks.guard=false"
+    )
+
+
 def _words(prompt: str) -> str:
     """A prompt as it is compared: case and blanks say nothing."""
     return " ".join(prompt.split()).casefold()
@@ -186,7 +202,9 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
             f"[{change.within('+.4f')}]  better on {100 * score.win_rate:.0f} %"
         )
     if summary.report_seen:
-        yield f"the report is on {held_out(summary.report_seen)}: give evaluate prompts of its own"
+        yield "give evaluate.prompts that are not trained on"
+    if why := unmoved(summary):
+        yield why
     if summary.stopped:
         yield f"ended early: {summary.stopped}"
     for label, found in summary.findings.items():

@@ -1,14 +1,15 @@
 """The adapter's card, adapter/README.md: what it was trained on, what it reached, at which strength to use it."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from markupsafe import Markup
 
 from align.config import Recipe
+from align.figures import pages
 from align.files.output import write as write_file
 from align.models._network import is_file
 from align.models._pipeline import PipelineModel
@@ -64,24 +65,27 @@ def text(
     said = yaml.safe_dump(
         metadata(recipe, found, repo, shown, licence), sort_keys=False, allow_unicode=True, width=1000
     )
-    rewards = ", ".join(f"{plain(label)} x {reward.weight:g}" for label, reward in recipe.rewards.items()) or "none"
-    lines = [
-        f"---\n{said}---",
-        "",
-        f"# {plain(found.method)} on {plain(_base_name(recipe))}",
-        "",
-        f"{_what(recipe)}, trained by `{found.method}` on the rewards: {rewards}. {found.num_updates} "
-        f"updates of {recipe.train.batch_size} samples; these are the parameters of update {found.chosen_update}."
-        + (f" Ended early: {plain(found.stopped)}." if found.stopped else "")
-        + _student(recipe),
-        "",
-        *(["<Gallery />", ""] if shown.images else []),
-        *_use(recipe, found, repo, next(iter(shown.images.values()), "a red circle")),
-        *_scores(found, shown.grid),
-        *_sweep(found),
-        *_made(recipe, found),
-    ]
-    return "\n".join(lines).rstrip() + "\n"
+    swept: list[dict[str, Any]] = [entry for c in found.findings.values() for entry in c.get("sweep", ())]
+    written = pages.page(
+        "card.md",
+        metadata=Markup(said.rstrip()),
+        found=found,
+        grid=shown.grid and Markup(shown.grid),
+        gallery=bool(shown.images),
+        within=lambda interval: Markup(str(interval)),  # its brackets are no link
+        base=_base_name(recipe),
+        what=_what(recipe),
+        rewards=", ".join(f"{label} x {reward.weight:g}" for label, reward in recipe.rewards.items()) or "none",
+        batch_size=recipe.train.batch_size,
+        unmoved=summary.unmoved(found),
+        student=recipe.sampling if getattr(recipe.objective, "few_step", False) else None,
+        code=Markup("\n".join(_use(recipe, found, repo, next(iter(shown.images.values()), "a red circle")))),
+        held_out=summary.held_out(found.report_seen),
+        strength=recommended_strength(found),
+        swept=swept,
+        made=_made(recipe, found),
+    )
+    return written.rstrip() + "\n"
 
 
 def metadata(
@@ -98,7 +102,9 @@ def metadata(
     if shown.images:
         said["widget"] = [{"text": prompt, "output": {"url": path}} for path, prompt in shown.images.items()]
     if found.scores:
-        prompts = f"{found.report_prompts}, {next(iter(found.scores.values())).num_prompts} prompts"
+        number = next(iter(found.scores.values())).num_prompts
+        prompts = str(found.report_prompts)
+        prompts += "" if prompts.startswith(f"{number} prompts") else f", {number} prompts"
         result = {
             "task": {"type": "text-to-image"},
             "dataset": {"type": str(found.report_prompts), "name": prompts},
@@ -111,11 +117,6 @@ def metadata(
         name = repo.rpartition("/")[2] if repo else f"{found.method}-{_base_name(recipe)}"
         said["model-index"] = [{"name": name, "results": [result]}]
     return said
-
-
-def plain(text: str) -> str:
-    """Text that Markdown and HTML take for nothing else: no tags, links, emphasis, cells or lines of its own."""
-    return re.sub(r"([\\`*\[\]|<>~])", r"\\\1", " ".join(text.split()))
 
 
 def recommended_strength(found: Summary) -> float:
@@ -168,31 +169,17 @@ def _use(recipe: Recipe, found: Summary, repo: str | None, prompt: str) -> Seque
         lines += [f"pipeline.load_lora_weights({json.dumps(path)}{weight})", "pipeline.fuse_lora()"]
         lines += ["pipeline.unload_lora_weights()"]
     return [
-        "```python",
         *lines,
         *drawn.lines(),
         *_loading(recipe, repo, recommended_strength(found)),
         *(split.lines() if (split := branches(recipe, recommended_strength(found))) else ()),
         f"image = pipeline({json.dumps(prompt, ensure_ascii=False)}, {drawn.arguments()}).images[0]",
-        "```",
-        "",
     ]
 
 
 def _what(recipe: Recipe) -> str:
     token = getattr(recipe.objective, "token", None)
     return f"LoRA, rank {recipe.adapter.rank}" if token is None else f"Learnt tokens, {token} in prompts"
-
-
-def _student(recipe: Recipe) -> str:
-    """Of a few-step student: how it must be drawn."""
-    if not getattr(recipe.objective, "few_step", False):
-        return ""
-    sampling = recipe.sampling
-    return (
-        f" It is a student of {sampling.num_steps} steps without guidance: draw it with {sampling.num_steps} steps of "
-        f"{sampling.step_rule} at guidance 1, at the times below; it was trained for no others."
-    )
 
 
 def _network(source: str, part: str) -> list[str]:
@@ -231,42 +218,8 @@ def _loading(recipe: Recipe, repo: str | None, strength: float) -> list[str]:
     ]
 
 
-def _scores(found: Summary, grid: str | None) -> list[str]:
-    if not found.scores:
-        return []
-    lines = ["## Before and after", ""]
-    if grid:
-        lines += [f"![The same prompts and seeds before and after training]({grid})", ""]
-    lines += [
-        f"At strength {found.strength:g}, on {summary.held_out(found.report_seen)} "
-        f"({plain(str(found.report_prompts))}), at the same seeds, with 95 % intervals over prompts:",
-        "",
-        "| score | trained on | before | after | change | better on |",
-        "|---|---|---|---|---|---|",
-    ]
-    for label, score in found.scores.items():
-        trained = "yes" if label in found.trained_on else "no"
-        lines.append(
-            f"| {plain(label)} | {trained} | {score.before} | {score.after} | {score.difference} "
-            f"| {score.win_rate:.0%} |"
-        )
-    return [*lines, "", "A score that was trained on rises by itself; whether images got better, the others say.", ""]
-
-
-def _sweep(found: Summary) -> list[str]:
-    swept: list[dict[str, Any]] = [entry for c in found.findings.values() for entry in c.get("sweep", ())]
-    if not swept:
-        return []
-    tried = ", ".join(f"{entry['strength']:g}: {entry['score']:+.3f}" for entry in swept)
-    return [
-        f"Recommended strength: {recommended_strength(found):g}. Score on held-out rewards by strength, in standard "
-        f"deviations of the base's: {tried}.",
-        "",
-    ]
-
-
-def _made(recipe: Recipe, found: Summary) -> list[str]:
-    rows = {
+def _made(recipe: Recipe, found: Summary) -> dict[str, str]:
+    return {
         "seed": str(found.seed),
         "licences of the rewards": "; ".join(f"{k}: {r.licence_text()}" for k, r in recipe.rewards.items()) or "none",
         "hardware": f"{found.hardware}; {found.num_processes} process" + ("es" if found.num_processes != 1 else ""),
@@ -275,6 +228,3 @@ def _made(recipe: Recipe, found: Summary) -> list[str]:
         + (f", {found.peak_gpu_mib / 1024:.1f} GiB on the GPU" if found.peak_gpu_mib is not None else ""),
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }
-    told = {"recipe": "`recipe.yaml`; `align train recipe.yaml` makes this adapter again"}
-    told |= {name: plain(value) for name, value in rows.items()}
-    return ["## How it was made", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in told.items())]

@@ -20,6 +20,8 @@ def test_recipes_for_a_checkpoint_are_those_of_its_family():
     sdxl = fitting("stabilityai/stable-diffusion-xl-base-1.0")
     assert sdxl[0].same and {"draft/sdxl_lightning", "diffusion_dpo/sdxl"} <= {fit.name for fit in sdxl}
     assert not {"draft/shapes", "draft/sd15_lcm"} & {fit.name for fit in sdxl}
+    sd = {fit.name for fit in fitting("stable-diffusion-v1-5/stable-diffusion-v1-5")}
+    assert "draft/sd15_hpsv2" in sd and not any("shapes" in name for name in sd), "its rewards see that world alone"
     shapes = fitting("embedded:shapes-sd")
     assert "draft/shapes" in {fit.name for fit in shapes if fit.same}
     assert "draft/sd15_lcm" in {fit.name for fit in shapes if not fit.same}, "a family's recipe takes its checkpoints"

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from hub_server import serving
-from pair_toys import picture
+from pair_toys import picture, policy_on, prepared
 
 from align.config import load_recipe
 from align.data import _datasets
@@ -68,6 +68,22 @@ def test_parquet_by_columns_is_read_where_it_lies(tmp_path, caches):
     assert not caches.exists(), "nothing is copied"
     with pytest.raises(UserError, match=r"has no column gone \(it has best, text, worst\).*data\.columns"):
         read_pairs(tmp_path, columns={**COLUMNS, "winner": "gone"})
+
+
+def test_parquet_may_name_files(tmp_path):
+    data = table(tmp_path / "made", 2)
+    cells = {"text": data["text"], "best": ["made/1.png", "made/2.png"], "worst": ["made/0.png", "made/1.png"]}
+    pyarrow.parquet.write_table(pyarrow.table(cells), tmp_path / "a.parquet")
+    pairs = read_pairs(tmp_path / "a.parquet", columns=COLUMNS)
+    assert [pair.winner.read() for pair in pairs] == data["best"]
+
+
+def test_the_first_rows_of_a_table_that_lies_here(tiny_sd_factory, tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table(table(tmp_path / "made")), tmp_path / "a.parquet")
+    policy = policy_on(tiny_sd_factory())
+    for most, found in ((2, 2), (9, 3)):
+        source = prepared(policy, tmp_path / "a.parquet", columns=COLUMNS, max_rows=most, cache=str(tmp_path / "cache"))
+        assert len(source.rows) == found
 
 
 def test_open_image_preferences_are_known_by_their_columns(tmp_path):

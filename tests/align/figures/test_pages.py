@@ -16,9 +16,21 @@ NASTY = '<img src=x onerror="alert(1)">'
 def test_every_template_is_whole_and_fetches_nothing():
     for path in pages.TEMPLATES.iterdir():
         text = path.read_text(encoding="utf-8")
-        assert not re.search(r"https?://|@import|<link|src=\"(?!data)|\|\s*safe", text), path.name
-        if path.suffix == ".html":
-            pages._environment().get_template(path.name)
+        linked = set(re.findall(r'(?:<link rel="stylesheet" href|<script src)="([\w.]+)"', text))
+        assert linked <= ({"style.css", "vote.css", "vote.js"} if path.name == "vote.html" else set())
+        own = re.sub(r"<link[^>]+>|<script src[^>]+>", "", text) if linked else text
+        assert not re.search(r"https?://|@import|<link|src=\"(?!data)|\|\s*safe", own), path.name
+        if path.suffix in (".html", ".md"):
+            pages._environment(markdown=path.suffix == ".md").get_template(path.name)
+
+
+def test_a_markdown_template_escapes_what_is_put_in():
+    from jinja2 import DictLoader
+    from markupsafe import Markup
+
+    made = pages._environment(markdown=True).overlay(loader=DictLoader({"x.md": "| {{ a }} | {{ b }} | {{ 2 }} |"}))
+    said = made.get_template("x.md").render(a="[x](y)\n| <b>*", b=Markup("[0.1, 0.2]"))
+    assert said == r"| \[x\](y) \| \<b\>\* | [0.1, 0.2] | 2 |"
 
 
 def test_a_value_that_is_missing_is_no_blank():

@@ -8,6 +8,7 @@ from run_toys import summary
 
 import align
 from align.config import load_recipe
+from align.reports import summary as reports
 from align.share import card
 
 HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -37,6 +38,20 @@ def test_what_a_run_says_is_no_markup():
     _, body = read(text)
     assert r"\<script\>x\</script\> \[a\](javascript:b) \| \`c\` \*d\*" in body
     assert "<script" not in body.replace(r"\<", "") and "](javascript" not in body.replace(r"\]", "")
+
+
+def test_an_adapter_that_changes_nothing_says_so(tmp_path):
+    for chosen, said in ((0, True), (40, False)):
+        found = summary(chosen_update=chosen)
+        told = "none of the 60 updates better than the base"
+        assert (told in card.text(load_recipe("draft/shapes"), found)) == said
+        assert any(told in line for line in reports.lines(found, tmp_path)) == said
+
+
+def test_prompts_of_the_recipe_are_named_by_their_number():
+    metadata, body = read(card.text(load_recipe("draft/shapes"), summary(report_prompts="3 prompts of the recipe")))
+    assert metadata["model-index"][0]["results"][0]["dataset"]["type"] == "3 prompts of the recipe"
+    assert "(3 prompts of the recipe), at the same seeds" in body
 
 
 def test_without_a_guard_the_strength_is_one():
