@@ -138,7 +138,7 @@ def _pictures(file: Path, row: int, record: Mapping[str, Any], held: Columns, in
     found: dict[str, Picture | None] = {}
     for ours, theirs in held.items():
         name = record.get(theirs)
-        if isinstance(name, str):
+        if inside and isinstance(name, str):
             found[ours] = Picture(_within(file.parent, inside, name))
         else:
             found[ours] = Picture(file, row, theirs)

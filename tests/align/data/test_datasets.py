@@ -76,6 +76,10 @@ def test_parquet_may_name_files(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table(cells), tmp_path / "a.parquet")
     pairs = read_pairs(tmp_path / "a.parquet", columns=COLUMNS)
     assert [pair.winner.read() for pair in pairs] == data["best"]
+    cells["best"][0] = "../outside.png"
+    pyarrow.parquet.write_table(pyarrow.table(cells), tmp_path / "b.parquet")
+    with pytest.raises(OSError, match="outside the folder"):
+        read_pairs(tmp_path / "b.parquet", columns=COLUMNS)[0].winner.read()
 
 
 def test_the_first_rows_of_a_table_that_lies_here(tiny_sd_factory, tmp_path):
@@ -111,6 +115,103 @@ def test_ranks_are_pairs_of_every_two_of_a_group(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "metadata-train.parquet")
     found = [(p.winner.path.name, p.loser.path.name, p.tie) for p in read_pairs(tmp_path)]
     assert found == [("2.png", "0.png", False), ("0.png", "3.png", True), ("2.png", "3.png", False)]
+
+
+def pickapic(folder):
+    """Pick-a-Pic v2: pictures in the table, labels 1 and 0, both 0.5 for a tie; not every row was judged."""
+    a, b, c = (png(folder / "made", i) for i in range(3))
+    rows = [  # caption, jpg_0, jpg_1, label_0, label_1, has_label
+        ("first", a, b, 0.0, 1.0, True),
+        ("tie", a, c, 0.5, 0.5, True),
+        ("nobody", a, b, 0.0, 0.0, False),
+        ("unknown", a, b, None, float("nan"), True),
+        (None, a, b, 1.0, 0.0, True),
+        ("gone", a, None, 1.0, 0.0, True),
+        ("last", c, b, 1.0, 0.0, True),
+    ]
+    names = ("caption", "jpg_0", "jpg_1", "label_0", "label_1", "has_label")
+    cells = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+    cells |= {"are_different": [True] * 7, "best_image_uid": ["x"] * 7, "model_0": ["y"] * 7, "ranking_id": [*range(7)]}
+    data = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(cells), data)
+    wanted = [("first", b, a, False), ("tie", a, c, True), ("last", c, b, False)]
+    return {"data/train-00000-of-00001-0a.parquet": data.getvalue()}, wanted, {
+        "not judged": 2, "without a prompt": 1, "without a picture": 1,
+    }  # fmt: skip
+
+
+def hpdv2(folder):
+    """HPDv2: two paths and two labels in lists, the pictures in train/."""
+    rows = [
+        {"prompt": "first", "file_path": ["0.jpg", "1.jpg"], "human_preference": [0, 1], "user_hash": "u"},
+        {"prompt": "tie", "file_path": ["0.jpg", "2.jpg"], "human_preference": [1, 1], "user_hash": "u"},
+        {"prompt": " ", "file_path": ["0.jpg", "1.jpg"], "human_preference": [1, 0], "user_hash": "u"},
+        {"prompt": "half", "file_path": ["0.jpg", "1.jpg"], "human_preference": [1], "user_hash": "u"},
+    ]
+    a, b, c = ((f"train/{i}.jpg", png(folder / "made", i)) for i in range(3))
+    wanted = [("first", b[1], a[1], False), ("tie", a[1], c[1], True)]
+    return {"train.json": json.dumps(rows).encode(), **dict((a, b, c))}, wanted, {
+        "without a prompt": 1, "not judged": 1,
+    }  # fmt: skip
+
+
+def hpdv3(folder):
+    """HPDv3: the preferred path and the other one; a confidence that may be null."""
+    more = {"confidence": None, "choice_dist": [3, 1], "model1": "x", "model2": "y"}
+    rows = [
+        {"prompt": "first", "path1": "images/b/1.jpg", "path2": "images/a/0.jpg", **more},
+        {"prompt": "last", "path1": "a/2.jpg", "path2": "a/0.jpg", **more},
+        {"prompt": None, "path1": "a/2.jpg", "path2": "a/0.jpg", **more},
+    ]
+    a, b, c = (png(folder / "made", i) for i in range(3))
+    files = {"train.json": json.dumps(rows).encode(), "images/a/0.jpg": a, "images/b/1.jpg": b, "images/a/2.jpg": c}
+    return files, [("first", b, a, False), ("last", c, a, False)], {"without a prompt": 1}
+
+
+def imagerewarddb(folder):
+    """ImageRewardDB: an image a row, ranked among those of its prompt; a rank may be shared, or missing."""
+    cells = {
+        "image_path": ["images/train/0.webp", "images/train/1.webp", "images/train/2.webp", "images/train/0.webp"],
+        "prompt_id": ["p", "p", "p", "q"], "prompt": ["a", "a", "a", "alone"], "rank": [2, 1, None, 1],
+        "classification": ["x"] * 4, "image_amount_in_total": [3, 3, 3, 1], "overall_rating": [4] * 4,
+    }  # fmt: skip
+    data = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(cells), data)
+    a, b, c = ((f"images/train/{i}.webp", png(folder / "made", i)) for i in range(3))
+    return {"metadata-train.parquet": data.getvalue(), **dict((a, b, c))}, [("a", b[1], a[1], False)], {
+        "not judged": 2,
+    }  # fmt: skip
+
+
+def open_image_preferences(folder):
+    """Open Image Preferences, binarized: pictures as the library writes them, {bytes, path}."""
+    a, b, c = ({"bytes": png(folder / "made", i), "path": None} for i in range(3))
+    cells = {"prompt": ["first", "last"], "chosen": [b, c], "rejected": [a, a], "chosen_model": ["x"] * 2}
+    cells |= {"category": ["Anime", None], "num_annotations": [3, 1]}
+    data = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(cells), data)
+    found = [("first", b["bytes"], a["bytes"], False), ("last", c["bytes"], a["bytes"], False)]
+    return {"data/train-00000-of-00001.parquet": data.getvalue()}, found, {}
+
+
+def told(pairs):
+    return [(pair.prompt, pair.winner.read(), pair.loser.read(), pair.tie) for pair in pairs]
+
+
+@pytest.mark.parametrize("layout", [pickapic, hpdv2, hpdv3, imagerewarddb, open_image_preferences])
+def test_a_copy_of_a_known_dataset_with_ties_and_odd_rows(layout, tmp_path):
+    files, wanted, odd = layout(tmp_path)
+    for name, content in files.items():
+        path = tmp_path / "copy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    left: Counter[str] = Counter()
+    pairs = read_pairs(tmp_path / "copy", "hpdv3" if layout is hpdv3 else "auto", left)
+    if layout is pickapic:  # a picture that is missing in a table is found out when pictures are read
+        with pytest.raises(OSError, match="row 5 holds no jpg_1"):
+            pairs.pop(2).loser.read()
+        del odd["without a picture"]
+    assert told(pairs) == wanted and dict(left) == odd
 
 
 def test_a_table_of_paths_is_brought_by_columns(tmp_path):
@@ -249,6 +350,17 @@ def test_a_dataset_on_the_hub_is_brought_at_the_commit_that_the_recipe_keeps(hub
     hub.add_dataset("some/pairs", {"data/train-00000-of-00001.parquet": b"another"})
     assert len(read_pairs(brought(config))) == len(pairs), "the commit that is pinned, and what was brought"
     assert pinned(config) is config
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("layout", [pickapic, open_image_preferences])
+def test_a_known_dataset_from_the_hub_by_its_name(layout, hub, tmp_path, streaming):
+    files, wanted, odd = layout(tmp_path)
+    hub.add_dataset(KNOWN[layout.__name__].hub, files)
+    config = pinned(PreferencesConfig(pairs=layout.__name__, streaming=streaming, max_rows=7))
+    assert config.revision == hub.repositories[KNOWN[layout.__name__].hub].commits[-1]
+    folder = brought(config)
+    assert told(read_pairs(folder)) == wanted and left_out(folder) == odd
 
 
 def test_a_dataset_that_is_not_there_is_one_line(hub):
