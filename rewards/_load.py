@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rewards._errors import RewardError
 from rewards._preprocess import Preprocess
+from rewards._reach import reach
 
 CONSTANTS = ("position_ids", "inv_freq")
 """Ends of the names of buffers that older files carry along, and that networks now make themselves."""
@@ -27,6 +28,7 @@ def load_hf(kind: Any, model: str, *, unused: tuple[str, ...] = (), dtype: torch
 
     Keys that start with one of `unused` may be missing, or be too many: parts that no score depends on.
     """
+    reach(model)
     try:
         with _without_bars() if Path(model).is_dir() else nullcontext():
             network, info = kind.from_pretrained(model, dtype=dtype, output_loading_info=True)
@@ -172,6 +174,7 @@ def load_tokenizer(model: str) -> Any:
     """The tokenizer of a folder or a Hub id."""
     from transformers import AutoTokenizer
 
+    reach(model)
     try:
         return AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, ImportError) as error:
@@ -182,6 +185,7 @@ def hf_config(model: str) -> dict[str, Any]:
     """What the config.json of a folder or a Hub id says."""
     from transformers import PretrainedConfig
 
+    reach(model)
     try:
         return PretrainedConfig.get_config_dict(model)[0]
     except (OSError, ValueError) as error:
@@ -192,6 +196,7 @@ def hf_preprocess(model: str, kind: type[Preprocess] = Preprocess) -> Preprocess
     """What the preprocessor_config.json of a folder or a Hub id says, as a `kind`."""
     from transformers.image_processing_base import ImageProcessingMixin
 
+    reach(model)
     try:
         config, _ = ImageProcessingMixin.get_image_processor_dict(model)
         return kind.from_hf(config)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from align import recipes
 from align.commands.values import finite, settings_among
 from align.errors import UserError
 from align.noise.recipe import recipe_of
@@ -149,6 +150,9 @@ def assembled(
         raise UserError("prompts are given twice, as arguments and by --prompts. Give one of the two.")
     if prompts and len(prompts) == 1 and names_a_source(prompts[0]):
         prompts, file = None, prompts[0]
+    for word in prompts or ():
+        if word in recipes.names() or word.endswith((".yaml", ".yml")):
+            raise UserError(f"{word}: is a recipe, and what stands here are prompts. Give it as --recipe {word}.")
     name, chosen = recipe_of(model) if model else (RECIPE, {})
     said: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     said |= {"data.prompts": list(prompts) if prompts else file, "data.count": None if prompts else count}

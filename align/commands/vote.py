@@ -52,8 +52,11 @@ def vote(
     if not export_only:
         serve(votes, port, browser=browser)
     all_votes = {name: one.given.values() for name, one in everyone(folder, how).items()}
-    for file, count in export(itertools.chain.from_iterable(all_votes.values()), folder).items():
+    written = export(itertools.chain.from_iterable(all_votes.values()), folder)
+    for file, count in written.items():
         typer.echo(f"{file}  {count} rows")
+    if not written:
+        typer.echo("no choice yet: nothing is written")
     if (alike := agreement(all_votes)) is not None:
         typer.echo(alike)
 

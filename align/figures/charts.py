@@ -102,14 +102,14 @@ class Frame:
 
     def axes(self, x_label: str, y_label: str = "") -> str:
         parts = []
-        for value in ticks(self.y_min, self.y_max, 5):
+        marks = ticks(self.y_min, self.y_max, 5)
+        for value, said in zip(marks, numbers(marks), strict=True):
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{_number(value)}</text>')
-        for value in ticks(self.x_min, self.x_max, 6):
-            parts.append(
-                f'<text x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_number(value)}</text>'
-            )
+            parts.append(f'<text x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{said}</text>')
+        marks = ticks(self.x_min, self.x_max, 6, least=1.0 if x_label == "update" else 0.0)
+        for value, said in zip(marks, numbers(marks), strict=True):
+            parts.append(f'<text x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{said}</text>')
         middle = (LEFT + WIDTH - RIGHT) / 2
         parts.append(f'<text x="{middle:g}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>')
         if y_label:
@@ -120,13 +120,13 @@ class Frame:
         return "".join(parts)
 
 
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers within [low, high]."""
-    raw = (high - low) / count
+def ticks(low: float, high: float, count: int, least: float = 0.0) -> list[float]:
+    """About `count` round numbers within [low, high], no nearer to each other than `least`."""
+    raw = max((high - low) / count, least)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw)
     first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _figure(parts: Sequence[str], names: Sequence[str]) -> Markup:
@@ -154,5 +154,13 @@ def _finite(points: Points) -> Points:
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 
-def _number(value: float) -> str:
-    return f"{value:g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.0e}"
+def numbers(values: Sequence[float]) -> list[str]:
+    """As text, with as many digits as tell them apart."""
+    if all(value == 0 or 1e-3 <= abs(value) < 1e5 for value in values):
+        return [f"{value:g}" for value in values]
+    said = ["0" if value == 0 else f"{value:.0e}" for value in values]
+    digits = 1
+    while len(set(said)) < len(set(values)) and digits < 12:
+        said = ["0" if value == 0 else f"{value:.{digits}e}" for value in values]
+        digits += 1
+    return said

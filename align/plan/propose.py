@@ -73,10 +73,10 @@ def changes(recipe: Recipe, found: Rehearsal) -> Iterator[Change]:
     yield from _smaller(recipe, found)
 
 
-def propose(recipe: Recipe, memory: float) -> Proposal:
+def propose(recipe: Recipe, memory: float, rehearsed: dict[str, Rehearsal] | None = None) -> Proposal:
     """The cheapest changes after which `recipe` fits a GPU of `memory` GiB; `fits` is false where none does."""
     taken: list[Change] = []
-    rehearsed: dict[str, Rehearsal] = {}
+    rehearsed = {} if rehearsed is None else rehearsed  # of this recipe, if it has been rehearsed already
     needed = _needed(recipe, taken, rehearsed)  # and so the recipe as it is stands first
     for change in changes(recipe, next(iter(rehearsed.values()))):
         if needed.total <= memory * GIB:
@@ -105,10 +105,11 @@ def verdict(recipe: Recipe, needed: Budget, memory: float) -> str:
 
 def described(recipe: Recipe, memory: float) -> str:
     """The proposal as `align plan` prints it."""
-    before = _needed(recipe, [], {})
+    rehearsed: dict[str, Rehearsal] = {}
+    before = _needed(recipe, [], rehearsed)
     if before.total <= memory * GIB:
         return f"fits {memory:g} GiB as it is: it needs {before.total / GIB:.1f} GiB, most in {before.where}"
-    found = propose(recipe, memory)
+    found = propose(recipe, memory, rehearsed)
     lines = [f"needs {before.total / GIB:.1f} GiB as it is, most in {before.where}", ""]
     lines += [
         f"{' '.join(Proposal((change,), before, False).overrides())}  # {change.price}" for change in found.changes

@@ -5,7 +5,7 @@ const HELP = {
   rank: "Click or press the numbers from best to worst; Backspace takes the last one back.",
   thumbs: "Click or press a number: up, down, none. Enter for the next ones.",
 };
-const MARKS = { 1: "\u{1F44D}", 0: "\u{1F44E}" };
+const MARKS = { 1: "up", 0: "down" };
 let state = null;
 let order = [];   // rank: places, the best first
 let thumbs = [];  // by place
@@ -80,7 +80,7 @@ function marks() {
     cell.classList.toggle("ranked", rank >= 0);
     cell.classList.toggle("good", thumb === 1);
     cell.classList.toggle("bad", thumb === 0);
-    const said = rank >= 0 ? `, rank ${rank + 1}` : thumb === null ? "" : ` ${MARKS[thumb]}`;
+    const said = rank >= 0 ? `, rank ${rank + 1}` : thumb === null ? "" : `, ${MARKS[thumb]}`;
     cell.lastChild.textContent = `${place + 1}${said}`;
   });
 }

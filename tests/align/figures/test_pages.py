@@ -46,6 +46,14 @@ def test_an_axis_with_zero_in_view():
     assert moved[0] > 100 and moved[1] < 10, "a change of 2 % does not fill the chart"
 
 
+def test_marks_of_an_axis_can_be_told_apart():
+    assert charts.numbers([0.0, 2.0e-5, 4.0e-5]) == ["0", "2e-05", "4e-05"]
+    assert charts.numbers([2.00e-5, 2.05e-5, 2.10e-5]) == ["2.00e-05", "2.05e-05", "2.10e-05"]
+    few = charts.lines({"a": [(1, 0.1), (2, 0.2), (3, 0.3)]})
+    assert ">2</text>" in few and ">1.5</text>" not in few, "there is no half update"
+    assert ">2.5</text>" in charts.lines({"a": [(2, 0.1), (3, 0.3)]}, x_label="strength")
+
+
 def outcome(**changes) -> Outcome:
     told = {
         "index": 0, "prompt": NASTY, "file": "0.png", "method": "reno", "model": "sd <tiny>", "seed": 0,
