@@ -148,11 +148,11 @@ def assembled(
         raise UserError('there is no prompt. Write one, as in `align reno "a red circle"`, or give --prompts FILE.')
     if prompts and file is not None:
         raise UserError("prompts are given twice, as arguments and by --prompts. Give one of the two.")
-    if prompts and len(prompts) == 1 and names_a_source(prompts[0]):
-        prompts, file = None, prompts[0]
     for word in prompts or ():
         if word in recipes.names() or word.endswith((".yaml", ".yml")):
             raise UserError(f"{word}: is a recipe, and what stands here are prompts. Give it as --recipe {word}.")
+    if prompts and len(prompts) == 1 and names_a_source(prompts[0]):
+        prompts, file = None, prompts[0]
     name, chosen = recipe_of(model) if model else (RECIPE, {})
     said: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     said |= {"data.prompts": list(prompts) if prompts else file, "data.count": None if prompts else count}

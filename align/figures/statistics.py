@@ -9,6 +9,7 @@ two share (a hard prompt, an unlucky noise) cancels.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -97,7 +98,10 @@ def _mean(values: Tensor) -> Interval:
     number, mean = len(values), float(values.mean())
     if number < LEAST:
         return Interval(mean=mean, low=None, high=None)
-    return _student(mean, float(values.std()) / math.sqrt(number), number - 1)
+    from scipy.stats import ttest_1samp
+
+    low, high = ttest_1samp(values.numpy(), 0.0).confidence_interval(1 - ALPHA) if values.std() > 0 else (mean, mean)
+    return Interval(mean=mean, low=float(low), high=float(high))
 
 
 def rate(wins: Tensor) -> Interval:
@@ -111,7 +115,7 @@ def rate(wins: Tensor) -> Interval:
     between = float(wins.mean(1).var(correction=0)) / prompts
     trials = mean * (1 - mean) / between if between > 0 else prompts
     if images > 1:  # the number is itself an estimate, of few prompts an unsure one (Korn & Graubard 1998)
-        trials *= (1.959964 / _t(prompts - 1)) ** 2
+        trials *= (_z() / _t(prompts - 1)) ** 2
     low, high = _binomial(mean, min(max(trials, prompts), prompts * images))
     return Interval(mean=mean, low=low, high=high)
 
@@ -138,16 +142,16 @@ def over_seeds(values: Tensor) -> Interval:
 def chance(differences: Tensor) -> float | None:
     """The two-sided p of paired differences (n,): Student's, and never below what turning signs could give, 2^(1-m) of
     m that are not 0 (a few equal ones have no spread, and prove little)."""
-    from scipy.stats import t
+    from scipy.stats import ttest_1samp
 
     differences = differences.double().cpu()
-    number = len(differences)
-    if number < LEAST:
+    if len(differences) < LEAST:
         return None
-    moved, error = int(differences.count_nonzero()), float(differences.std()) / math.sqrt(number)
+    moved = int(differences.count_nonzero())
     if moved == 0:
         return 1.0
-    by_t = float(2 * t.sf(abs(float(differences.mean())) / error, number - 1)) if error > 0 else 0.0
+    tested: Any = ttest_1samp(differences.numpy(), 0.0) if float(differences.std()) > 0 else None
+    by_t = float(tested.pvalue) if tested is not None else 0.0
     return max(by_t, 2.0 ** (1 - moved))
 
 
@@ -169,21 +173,22 @@ def _t(freedom: float) -> float:
     return float(t.ppf(1 - ALPHA / 2, freedom))
 
 
-def _student(mean: float, error: float, freedom: float) -> Interval:
-    half = _t(freedom) * error
-    return Interval(mean=mean, low=mean - half, high=mean + half)
+def _z() -> float:
+    from scipy.stats import norm
+
+    return float(norm.ppf(1 - ALPHA / 2))
 
 
 def _binomial(mean: float, trials: float) -> tuple[float, float]:
     """A rate's interval at a number of trials, which need not be whole."""
-    from scipy.stats import beta, norm
+    from scipy.stats import beta
 
     hits = mean * trials
     if trials < LARGE:
         low = float(beta.ppf(ALPHA / 2, hits, trials - hits + 1)) if hits > 0 else 0.0
         high = float(beta.ppf(1 - ALPHA / 2, hits + 1, trials - hits)) if hits < trials else 1.0
         return low, high
-    z = float(norm.ppf(1 - ALPHA / 2))
+    z = _z()
     middle = (mean + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(mean * (1 - mean) / trials + z * z / (4 * trials * trials))
     return max(middle - half, 0.0), min(middle + half, 1.0)
@@ -191,10 +196,8 @@ def _binomial(mean: float, trials: float) -> tuple[float, float]:
 
 def _of_two_rates(differences: Tensor) -> Interval:
     """Of paired answers 0 or 1: half an observation is added to each of the four ways in which two can fall."""
-    from scipy.stats import norm
-
     better, worse = float((differences > 0).sum()) + 0.5, float((differences < 0).sum()) + 0.5
     number = len(differences) + 2
     middle = (better - worse) / number
-    half = float(norm.ppf(1 - ALPHA / 2)) * math.sqrt(better + worse - (better - worse) ** 2 / number) / number
+    half = _z() * math.sqrt(better + worse - (better - worse) ** 2 / number) / number
     return Interval(mean=float(differences.mean()), low=max(middle - half, -1.0), high=min(middle + half, 1.0))

@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+import time
 import types
 
 import pytest
@@ -134,3 +135,18 @@ def test_the_cache_encodes_each_prompt_once_and_forgets_the_least_used():
     cache(["bb"], cpu)
     assert encoded == ["a", "bb", "ccc", "bb"]
     assert cache([f"p{k}" for k in range(9)], cpu).shape == (9, 4), "a batch larger than the budget is served"
+
+
+def test_a_model_that_cannot_be_had_is_one_line_at_once(monkeypatch):
+    from huggingface_hub import constants
+
+    from rewards._load import load_tokenizer
+
+    dead = "http://127.0.0.1:9"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", dead)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", dead + "/{repo_id}/resolve/{revision}/{filename}")
+    began = time.monotonic()
+    with pytest.raises(RewardError, match=r"nobody/nothing could not be loaded: http://127.0.0.1:9 cannot be reached"):
+        load_tokenizer("nobody/nothing")
+    assert time.monotonic() - began < 10, "the library alone tries for a minute"

@@ -186,3 +186,16 @@ def test_a_stage_that_takes_time_is_named():
         assert said == ["slow: measures"]
     with running([slow()], State(3, step=1), said.append):
         assert said == ["slow: measures"], "a run that is taken up again does not measure the base"
+
+
+@pytest.mark.parametrize("words", [["reno", "reno/shapes", "a red circle"], ["best-of", "mine.yaml"]])
+def test_a_recipe_among_prompts_is_no_prompt(words):
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and f"{words[1]}: is a recipe" in done.output and f"--recipe {words[1]}" in done.output
+
+
+def test_another_ending_of_a_recipes_file_is_guessed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("model: {}")
+    done = CliRunner().invoke(app, ["train", "mine.yml"])
+    assert done.exit_code == 2 and 'Did you mean "mine.yaml"?' in done.output
