@@ -63,4 +63,4 @@ def untimed(tree: Any) -> Any:
     """A tree without its seconds."""
     if isinstance(tree, list):
         return [untimed(value) for value in tree]
-    return {k: untimed(v) for k, v in tree.items() if k != "seconds"} if isinstance(tree, dict) else tree
+    return {k: untimed(v) for k, v in tree.items() if not k.endswith("seconds")} if isinstance(tree, dict) else tree
