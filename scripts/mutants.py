@@ -82,7 +82,7 @@ class Plugin:
         return self.known[known]
 
     def chosen(self, place: Place) -> list[pytest.Item]:
-        """Tests that call the function, of files that name its module; where none does, of all files of the room."""
+        """Tests that call the function: of the room's files that name its module, else its others, else others."""
         file = place.function[0].removeprefix(f"{ROOT}/")
         package, _, last = file.removesuffix(".py").replace("/", ".").rpartition(".")
         word = re.compile(rf"\b{package}\.{last}\b|from {package} import [^#]*\b{last}\b")
@@ -91,18 +91,19 @@ class Plugin:
             path for path in self.files if word.search(path.read_text()) or (last != "__init__" and last in path.stem)
         ]
         spent, taken = 0.0, []
-        for paths in (named, [path for path in room if path not in named]):
+        own, others = [path for path in named if path in room], [path for path in named if path not in room]
+        for paths in (own, [path for path in room if path not in named], others):
             costs = {
                 test: cost
                 for path in paths
                 for test, (cost, called) in self.mapped(path).items()
                 if short(place.function) in called
             }
-            own = sorted(
+            items = sorted(
                 (item for path in paths for item in self.files[path] if costs.get(item.nodeid, QUICK) < QUICK),
                 key=lambda item: costs[item.nodeid],
             )
-            for item in own:
+            for item in items:
                 if (spent := spent + costs[item.nodeid]) > self.options.seconds:
                     return taken
                 taken.append(item)

@@ -51,6 +51,7 @@ def draw(model, config):
         ({"reuse": "delta", "skip": "adaptive"}, r"guidance.reuse\n  .*Set skip to fraction or refresh"),
         ({"plus_plus": True}, r"guidance.scale\n  is 7.5, and CFG\+\+'s lambda"),
         ({"interval": (0.8, 0.2)}, r"guidance.interval\n  is \[0.8, 0.2\]"),
+        ({"interval": (0.2, 1.5)}, r"guidance.interval\n  is \[0.2, 1.5\]"),
         ({"zero_init": 7}, r"guidance.zero_init\n  7 exceeds"),
         ({"skips": "adaptive"}, r"guidance.skips\n  unknown key"),
     ],
