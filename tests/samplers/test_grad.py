@@ -5,7 +5,23 @@ import math
 import pytest
 import torch
 
-from samplers import GradPolicy, Rng, bernoulli, contiguous, full, generator, last, normal, subset
+from samplers import (
+    FlowSchedule,
+    GaussianDenoiser,
+    GradPolicy,
+    Prediction,
+    Rng,
+    bernoulli,
+    constant,
+    contiguous,
+    full,
+    generator,
+    grids,
+    last,
+    normal,
+    sample,
+    subset,
+)
 
 N = 50
 
@@ -91,3 +107,20 @@ def test_decisions_of_the_wrong_length_are_refused():
         GradPolicy(lambda num_steps, generator: [True, True]).decide(3, None)
     with pytest.raises(ValueError, match="1 factors for a trajectory of 3"):
         GradPolicy(full().keep, scale=[1.0]).decide(3, None)
+
+
+def test_a_factor_scales_the_gradient_of_its_call_and_no_value():
+    """With 0 for the other calls the gradient is in proportion to the last call's factor."""
+    x_T = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def drawn(factor):
+        mean = torch.full((2, 3), 0.3, dtype=torch.float64, requires_grad=True)
+        how = GradPolicy(full().keep, checkpoint=False, scale=[0.0, 0.0, factor])
+        data = GaussianDenoiser(FlowSchedule(), Prediction.FLOW, std=0.5)
+        x0 = sample(data, x_T, grids.flow(3), constant(mean), grad=how).x0
+        return x0.detach(), torch.autograd.grad(x0.sum(), mean)[0]
+
+    (x0, plain), (same, scaled) = drawn(1.0), drawn(4.0)
+    torch.testing.assert_close(x0, same)
+    assert plain.abs().min() > 0
+    torch.testing.assert_close(scaled, 4 * plain)

@@ -37,6 +37,8 @@ def test_all_wins_and_a_few_equal_gains_are_not_certain():
     assert chance(torch.ones(5)) == 2**-4 and chance(torch.zeros(5)) == 1.0
     both = paired(torch.tensor([1.0, -1, 0, 0, 1, 0, 0, 0]))
     assert both.low < 0 < both.high
+    half = 1.959964 * math.sqrt(4.5 + 0.5 - 4.0**2 / 8) / 8  # four better of six, by hand (Agresti and Min 2005)
+    assert (gained.low, gained.high) == pytest.approx((0.5 - half, 0.5 + half))
 
 
 def test_survivors_are_holms():
