@@ -33,7 +33,7 @@ CODE += ["align/training/update.py", "align/figures/statistics.py", "align/evalu
 TESTS = ["samplers", "align/objectives", "align/policy", "align/sampling", "align/training/test_update.py"]
 TESTS += ["align/training/test_trainer.py", "align/training/test_movers.py", "align/figures/test_statistics.py"]
 TESTS += ["align/figures/test_coverage.py", "parity/test_sd_grids.py"]
-TESTS += ["align/evaluation/test_evaluate_statistics.py"]
+TESTS += ["align/evaluation/test_evaluate_statistics.py", "align/training/test_out_of_memory.py"]
 OPTIONS = ["-p", "no:terminal", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "--timeout=120"]
 OPTIONS += ["-m", "not slow and not gpu and not network"]
 MAPPED = 8.0  # seconds of a test file that are looked at

@@ -252,6 +252,13 @@ def test_rescale_gives_back_the_standard_deviation(setting):
     torch.testing.assert_close(half, 0.5 * whole + 0.5 * guided, rtol=1e-6, atol=1e-7)
 
 
+def test_a_familys_rescale_is_told_the_guided_output_first_and_the_conditional_second(setting):
+    network, grid = setting
+    found = cfg(network, UNCOND, 7.0, rescale=lambda out, out_c: 2 * out + out_c)(X_T, grid.times[2], cond())
+    guided, conditional = cfg(network, UNCOND, 7.0)(X_T, grid.times[2], cond()), network(X_T, grid.times[2], cond())
+    torch.testing.assert_close(found, 2 * guided + conditional, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     "guidance",
     [

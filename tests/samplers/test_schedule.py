@@ -126,3 +126,9 @@ def test_dynamic_shift_and_the_flow_grids_are_diffusers_own():
 def test_flow_is_a_straight_line():
     alpha, sigma = FlowSchedule()(torch.tensor(0.25))
     assert (float(alpha), float(sigma)) == (0.75, 0.25)
+
+
+def test_linspace_is_numpys(vp):
+    """0, 249.75, 499.5, 749.25, 999 to even; one step is the first of them."""
+    rounded = {number: (grids.ddim(vp, number, "linspace").times[:-1] * 1000 - 1).round().tolist() for number in (1, 5)}
+    assert rounded == {1: [0], 5: [999, 749, 500, 250, 0]}

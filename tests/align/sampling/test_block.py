@@ -217,3 +217,10 @@ def test_what_is_not_reversible_is_refused(changes, message):
     load_recipe("draft/shapes", said)
     with pytest.raises(UserError, match=message):
         load_recipe("draft/shapes", said | changes)
+
+
+def test_a_rollout_of_so_many_calls_makes_them(model):
+    block = SamplingConfig(num_steps=4, guidance_scale=1.0)
+    ended = rollout(block, model, model.denoiser(), PROMPTS, Rng(0, [0, 1]), num_calls=3, keep="states")
+    whole = rollout(block, model, model.denoiser(), PROMPTS, Rng(0, [0, 1]), keep="states")
+    assert len(ended.states) == 3 + 1 and torch.equal(ended.states[-1], whole.states[3])
