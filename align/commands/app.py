@@ -144,7 +144,10 @@ def plan(
         from align.config import load_recipe
         from align.plan.propose import described, gigabytes
 
-    typer.echo(described(load_recipe(recipe, overrides or ()), gigabytes(memory)))
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    typer.echo(described(load_recipe(recipe, overrides or ()), gigabytes(memory), say))
 
 
 @app.command()

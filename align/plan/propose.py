@@ -5,7 +5,7 @@ dearest first.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from align.config import Recipe, load_recipe
 from align.errors import UserError
 from align.plan.budget import GIB, Budget, budget
 from align.plan.rehearsal import Rehearsal, rehearse
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -73,22 +75,24 @@ def changes(recipe: Recipe, found: Rehearsal) -> Iterator[Change]:
     yield from _smaller(recipe, found)
 
 
-def propose(recipe: Recipe, memory: float, rehearsed: dict[str, Rehearsal] | None = None) -> Proposal:
+def propose(
+    recipe: Recipe, memory: float, rehearsed: dict[str, Rehearsal] | None = None, say: Say = lambda text: None
+) -> Proposal:
     """The cheapest changes after which `recipe` fits a GPU of `memory` GiB; `fits` is false where none does."""
     taken: list[Change] = []
     rehearsed = {} if rehearsed is None else rehearsed  # of this recipe, if it has been rehearsed already
-    needed = _needed(recipe, taken, rehearsed)  # and so the recipe as it is stands first
+    needed = _needed(recipe, taken, rehearsed, say)  # and so the recipe as it is stands first
     for change in changes(recipe, next(iter(rehearsed.values()))):
         if needed.total <= memory * GIB:
             break
-        less = _needed(recipe, [*taken, change], rehearsed)
+        less = _needed(recipe, [*taken, change], rehearsed, say)
         if less.total < 0.995 * needed.total:
             taken, needed = [*taken, change], less
     if needed.total > memory * GIB:
         return Proposal(tuple(taken), needed, False)
     for change in reversed(taken[:-1]):
         without = [one for one in taken if one is not change]
-        if (more := _needed(recipe, without, rehearsed)).total <= memory * GIB:
+        if (more := _needed(recipe, without, rehearsed, say)).total <= memory * GIB:
             taken, needed = without, more
     return Proposal(tuple(taken), needed, True)
 
@@ -103,13 +107,13 @@ def verdict(recipe: Recipe, needed: Budget, memory: float) -> str:
     return f"no; it needs {found.needed.total / GIB:.1f} GiB with {' '.join(found.overrides())}"
 
 
-def described(recipe: Recipe, memory: float) -> str:
-    """The proposal as `align plan` prints it."""
+def described(recipe: Recipe, memory: float, say: Say = lambda text: None) -> str:
+    """The proposal as `align plan` prints it; `say` is told of each rehearsal, which takes a while."""
     rehearsed: dict[str, Rehearsal] = {}
-    before = _needed(recipe, [], rehearsed)
+    before = _needed(recipe, [], rehearsed, say)
     if before.total <= memory * GIB:
         return f"fits {memory:g} GiB as it is: it needs {before.total / GIB:.1f} GiB, most in {before.where}"
-    found = propose(recipe, memory, rehearsed)
+    found = propose(recipe, memory, rehearsed, say)
     lines = [f"needs {before.total / GIB:.1f} GiB as it is, most in {before.where}", ""]
     lines += [
         f"{' '.join(Proposal((change,), before, False).overrides())}  # {change.price}" for change in found.changes
@@ -120,7 +124,7 @@ def described(recipe: Recipe, memory: float) -> str:
     return "\n".join([*lines, f"That does not fit {memory:g} GiB, and nothing more is known here: a smaller model."])
 
 
-def _needed(recipe: Recipe, taken: list[Change], rehearsed: dict[str, Rehearsal]) -> Budget:
+def _needed(recipe: Recipe, taken: list[Change], rehearsed: dict[str, Rehearsal], say: Say) -> Budget:
     merged: dict[str, Any] = {}
     for change in taken:
         merged |= change.overrides
@@ -128,6 +132,7 @@ def _needed(recipe: Recipe, taken: list[Change], rehearsed: dict[str, Rehearsal]
     decides = {"model": changed.model, "sampling": changed.sampling, "rewards": changed.rewards}
     key = str((decides, changed.train.micro_batch_size))
     if key not in rehearsed:
+        say("rehearses the recipe " + (f"with {' '.join(taken[-1].overrides)}" if taken else "as it is"))
         rehearsed[key] = rehearse(changed, with_rewards=True, gpu=True)
     return budget(changed, rehearsed[key], gpu=True)
 

@@ -36,7 +36,10 @@ def test_the_cheapest_changes_that_fit_are_proposed_and_no_more(recipe):
     assert propose(recipe, whole / GIB).changes == ()
     found = propose(recipe, (whole - 1) / GIB)
     assert found.fits and [list(change.overrides) for change in found.changes] == [["model.decode_chunk"]]
-    assert "to paste: model.decode_chunk=1" in described(recipe, (whole - 1) / GIB)
+    told: list[str] = []
+    assert "to paste: model.decode_chunk=1" in described(recipe, (whole - 1) / GIB, told.append)
+    wanted = ["rehearses the recipe as it is", "rehearses the recipe with model.decode_chunk"]
+    assert told == wanted, "each once: a rehearsal of a large model takes a minute"
     again = load_recipe(recipe, found.overrides())
     assert budget(again, rehearse(again, with_rewards=True, gpu=True), gpu=True).total == found.needed.total
 
