@@ -49,9 +49,7 @@ def alignprop(settings: dict[str, Any]) -> None:
         DefaultDDPOStableDiffusionPipeline,
     )
 
-    from rewards.clip import Clip, ClipConfig
-
-    pick = Clip(ClipConfig(model=settings["pick"], form="logit"))
+    pick = _pick(settings["pick"])
     pipeline = DefaultDDPOStableDiffusionPipeline(settings["model"], use_lora=True)
     steps = settings["num_steps"]
     config = AlignPropConfig(
@@ -73,11 +71,31 @@ def alignprop(settings: dict[str, Any]) -> None:
     )
     draw = random.Random(settings["seed"])
 
-    def reward(images: Tensor, prompts: Any, metadata: Any) -> Tensor:
-        return pick(images.float(), list(prompts))  # in [0, 1] already
+    def reward(images: Tensor, prompts: Any, metadata: Any) -> tuple[Tensor, dict[str, Any]]:
+        return pick(images.float(), list(prompts)), {}  # images are in [0, 1] already
 
     trainer = AlignPropTrainer(config, reward, lambda: (draw.choice(settings["prompts"]), {}), pipeline)
     serve(lambda update: trainer.step(0, update), pipeline.unet, Path(settings["output"]))
+
+
+def _pick(folder: str) -> Callable[[Tensor, list[str]], Tensor]:
+    """The reward `clip` in its form `logit`, (B, 3, 32, 32) in [0, 1] -> (B,), by what the old transformers has."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    from rewards._preprocess import quantise
+
+    clip: Any = CLIPModel.from_pretrained(folder).float().eval().requires_grad_(False)
+    tokenizer: Any = CLIPTokenizer.from_pretrained(folder)
+    read = json.loads((Path(folder) / "preprocessor_config.json").read_text())
+    mean, std = (torch.tensor(read[f"image_{name}"]).view(1, 3, 1, 1) for name in ("mean", "std"))
+
+    def score(images: Tensor, prompts: list[str]) -> Tensor:
+        ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=16, return_tensors="pt")
+        words = functional.normalize(clip.get_text_features(**ids), dim=-1)
+        seen = functional.normalize(clip.get_image_features(pixel_values=(quantise(images) - mean) / std), dim=-1)
+        return clip.logit_scale.exp() * (seen * words).sum(-1)
+
+    return score
 
 
 def dpo(settings: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +143,16 @@ def trained(name: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]
                 yield {"method": name, "side": side, **row, "seconds": spent[side]}
     finally:
         for process in sides.values():
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # it has ended already
+                process.stdin.close()
             process.wait(timeout=120)
 
 
 def asked(process: Any, seconds: float) -> dict[str, Any]:
     """What a side says of the turn that it was given."""
-    process.stdin.write(f"{seconds}\n")
-    process.stdin.flush()
+    with suppress(BrokenPipeError):
+        process.stdin.write(f"{seconds}\n")
+        process.stdin.flush()
     for line in process.stdout:
         if line.startswith("{"):
             return json.loads(line)
