@@ -37,11 +37,11 @@ def test_a_side_is_asked_for_a_turn_and_one_that_has_ended_is_said(script):
 
 def test_the_page_has_both_sides(script, tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{script['BEGIN']}\nold\n{script['END']}\nafter\n")
+    page.write_text(f"before\n{script['BEGIN']}\nstale\n{script['END']}\nafter\n")
     row = {"method": "alignprop", "machine": "m", "gain": "0.1 [0, 0.2]", "updates": 4, "seconds": 10.0}
     noise = {"method": "reno", "machine": "m", "iterations": 5, "seconds": [2.0, 6.0]}
     noise |= {"base": [0.0] * 4, "ours": [1.0, 2.0, 1.0, 2.0], "theirs": [1.0] * 4}
     script["write"]([{**row, "side": "theirs"}, {**row, "side": "ours"}, noise], page)
     text = page.read_text()
-    assert "| ours | 10 | 4 | 2.50 | 0.1 [0, 0.2] |" in text and "old" not in text and text.endswith("after\n")
+    assert "| ours | 10 | 4 | 2.50 | 0.1 [0, 0.2] |" in text and "stale" not in text and text.endswith("after\n")
     assert "| ours | 0.50 | 1.5000 [" in text and "| theirs | 1.50 | 1.0000 [" in text
