@@ -164,6 +164,14 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
         read_pil(tmp_path / "bomb.png")
 
 
+@pytest.mark.slow
+def test_a_hundred_megapixels_are_a_picture(tmp_path):
+    Image.new("1", (10_000, 10_000), 1).save(tmp_path / "large.png")
+    assert (tmp_path / "large.png").stat().st_size < 100_000
+    read = read_pil(tmp_path / "large.png")
+    assert read.size == (10_000, 10_000) and read.getpixel((9_999, 0)) == (255, 255, 255)
+
+
 def adapter(prefix, down, up, rank=2, **more):
     tensors = {f"{prefix}{down}": torch.ones(rank, 4), f"{prefix}{up}": torch.ones(4, rank)}
     return save({**tensors, **more}, {"format": "pt"})
