@@ -9,12 +9,17 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from align.errors import UserError
 from align.shapes.scene import COLOURS, SHAPES, Scene
 
 SKILLS = ("single", "two", "counting", "colour", "position", "attribution")
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 RELATIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}  # each with its converse
 SIZES = ("small", "large")
+
+
+class NotUnderstood(UserError, ValueError):
+    """A caption that is outside the language."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +81,19 @@ _JOIN = re.compile(rf" (and|{'|'.join(RELATIONS)}) ")
 
 
 def parse(caption: str) -> Requirement:
-    """The requirement of a caption. Raises ValueError, naming the words not understood, outside the grammar."""
+    """The requirement of a caption. Raises NotUnderstood, naming the words, outside the grammar."""
     parts = _JOIN.split(" ".join(caption.lower().strip().rstrip(".").split()))
     items = []
     for text in parts[::2]:
         match = _ITEM.fullmatch(text)
         if match is None or bool(match["plural"]) != (match["number"] != "a"):
-            raise ValueError(
+            raise NotUnderstood(
                 f"caption {caption!r}: {text!r} is not understood. Say for example 'a red circle', 'three squares' "
                 f"or 'a star left of a circle', with shapes {', '.join(SHAPES)} and colours {', '.join(COLOURS)}."
             )
         items.append(Item(match["shape"], match["colour"], match["size"], NUMBERS.get(match["number"], 1)))
     if len(items) > 2 or (len(items) == 2 and max(i.count for i in items) > 1):
-        raise ValueError(f"caption {caption!r}: at most two phrases, and a number only in a phrase alone.")
+        raise NotUnderstood(f"caption {caption!r}: at most two phrases, and a number only in a phrase alone.")
     return Requirement(tuple(items), parts[1] if len(parts) > 1 and parts[1] != "and" else None)
 
 

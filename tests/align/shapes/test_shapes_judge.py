@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from align.errors import UserError
 from align.shapes.captions import SKILLS, alterations, parse, requirements, say
 from align.shapes.compose import compose
 from align.shapes.judge import judge, judge_reading, read
@@ -89,6 +90,6 @@ def test_judge_survives_noise_and_is_deterministic():
 def test_judge_asks_for_one_caption_an_image():
     with pytest.raises(ValueError, match="2 images but 1 captions"):
         judge(torch.zeros(2, 3, 32, 32), ["a circle"])
-    with pytest.raises(ValueError, match="'a dog' is not understood"):
+    with pytest.raises(UserError, match="'a dog' is not understood"):
         judge(torch.zeros(1, 3, 32, 32), ["a dog"])
     assert parse("A red  circle.").items[0].colour == "red"
