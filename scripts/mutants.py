@@ -243,9 +243,9 @@ def table(tried: list[Place], results: dict[str, Any], reasons: dict[str, str], 
     whole = rooms["all"]
     possible = whole["noticed"] + whole["survived"] + whole["uncalled"]
     score = f"{whole['noticed'] / possible:.1%}" if possible else "none"
-    told = (
-        f"Noticed of those that change what is computed: {score}. Every {every / len(tried):.0f}th of {every} places."
-    )
+    ran = whole.total() - whole["not run"]
+    told = f"Noticed of those that change what is computed: {score}. {ran} of {len(tried)} were run, drawn evenly from "
+    told += f"{every} places."
     return "\n".join([*lines, "", told, "", "| file | not noticed | why |", "|---|---|---|", *left])
 
 
