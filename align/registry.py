@@ -28,7 +28,7 @@ __all__ = [
 
 MODELS = Registry(["align.models"], "model")
 OBJECTIVES = Registry(["align.objectives"], "objective")
-REWARDS = Registry(["rewards", "align.shapes.rewards"], "reward", base=RewardConfig)
+REWARDS = Registry(["rewards", "align.latent.rewards", "align.shapes.rewards"], "reward", base=RewardConfig)
 DATA = Registry(["align.data"], "data source")
 HOOKS = Registry(["align.hooks"], "hook")
 

@@ -19,6 +19,7 @@ _KNOWN = {
     "facebook/dinov2-": "Apache-2.0",
     "facebook/dino-vit": "Apache-2.0",
     "yuvalkirstain/PickScore_v1": UNSTATED,
+    "facebook/mask2former-": UNSTATED,
     "google/owlv2-": "Apache-2.0",
     "google/owlvit-": "Apache-2.0",
     "IDEA-Research/grounding-dino-": "Apache-2.0",

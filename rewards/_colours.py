@@ -3,7 +3,7 @@
     p = softmax(s u . w_c),   w_c the mean of "a photo of a red dog", "a photo of a red-colored dog", "a photo of a red
     object", normalised; u the embedding of the cut-out, s CLIP's scale      (Ghosh et al. 2023, arXiv 2310.11513)
 
-GenEval also greys out what lies outside the object's mask; zero-shot detectors give none.
+Where the network gives masks, what lies outside the object's is grey, as in GenEval; zero-shot detectors give none.
 """
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from rewards._clip import load_clip
 from rewards._demands import COLOURS
 
+GREY = 0x99 / 255  # GenEval's
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 
 
@@ -23,13 +24,14 @@ class ColourReader(nn.Module):
         super().__init__()
         self.clip = load_clip(model)
 
-    def forward(self, image: Tensor, boxes: Tensor, name: str) -> Tensor:
+    def forward(self, image: Tensor, boxes: Tensor, name: str, masks: Tensor | None = None) -> Tensor:
         """An image (3, H, W) in [0, 1], boxes (K, 4) in pixels, what they show -> (K, 10). The gradient is that of the
-        pixels; where the box lies has none."""
+        pixels; where the box lies has none. masks (K, H, W): the pixels that are of the object."""
         texts = [t.format(colour=colour, name=name) for colour in COLOURS for t in TEMPLATES]
         words = self.clip.prompts(texts, image.device).view(len(COLOURS), len(TEMPLATES), -1)
         words = normalize(words.mean(1), dim=-1)
-        cut = [self.clip.images(_cut(image, box)[None]) for box in boxes.detach()]
+        shown = [image] * len(boxes) if masks is None else [torch.where(mask, image, GREY) for mask in masks]
+        cut = [self.clip.images(_cut(one, box)[None]) for one, box in zip(shown, boxes.detach(), strict=True)]
         return (self.clip.logit_scale * torch.cat(cut) @ words.T).softmax(-1)
 
 

@@ -41,6 +41,8 @@ class Found(NamedTuple):
     """(Q, 4): x0, y0, x1, y1 in pixels."""
     colours: Tensor | None = None
     """(K, 10): of the first K boxes, the probability of each of GenEval's colours."""
+    order: Tensor | None = None
+    """(Q,): which of the network's boxes they are."""
 
 
 class Check(NamedTuple):
@@ -54,7 +56,7 @@ class Check(NamedTuple):
 def ordered(logits: Tensor, boxes: Tensor) -> Found:
     """The likeliest boxes, sorted; the order itself has no gradient."""
     order = logits.detach().argsort(descending=True, stable=True)[:MOST]
-    return Found(logits[order], boxes[order])
+    return Found(logits[order], boxes[order], order=order)
 
 
 def weights(found: Found, threshold: float) -> Tensor:

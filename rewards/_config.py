@@ -46,6 +46,8 @@ class RewardConfig(ComponentConfig):
 
     card: ClassVar[Card] = UNKNOWN
     """What the reward is, in words; declared by each."""
+    reads_latents: ClassVar[bool] = False
+    """Whether it can do without decoded images."""
 
     def licences(self) -> dict[str, str]:
         """{part: SPDX name or "unstated"} of all that these settings put behind the score."""

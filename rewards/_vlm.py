@@ -23,6 +23,8 @@ QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 class Vlm(nn.Module):
     """An image-text-to-text model with its processor, from a folder or a Hub id."""
 
+    question = 'Does this image show "{prompt}"? Please answer yes or no.'
+
     def __init__(self, model: str, dtype: torch.dtype, *, least: int | None = None, most: int | None = None):
         super().__init__()
         from transformers import AutoModelForImageTextToText
@@ -36,6 +38,11 @@ class Vlm(nn.Module):
             told = self.processor.image_processor.to_dict()
             told |= {key: value for key, value in (("min_pixels", least), ("max_pixels", most)) if value is not None}
             self.pixels = QwenPixels.from_hf(told)
+
+    def says(self, image: Tensor, question: str, words: Sequence[str]) -> Tensor:
+        """log of the probability that the answer begins with each word, (len(words),)."""
+        logits = self.next_words(image, question)
+        return torch.stack([chosen(logits, self.spelled(word)) for word in words])
 
     def next_words(self, image: Tensor, question: str, begun: str = "") -> Tensor:
         """Logits (V,) of the token after the question, and after `begun`, the words an answer is made to begin with."""

@@ -5,7 +5,8 @@
     verdict: 1 if every check holds, by GenEval's rule  0 or 1, no gradient
 
 The demands are those of a file in GenEval's form (`demands`), or of a simple caption. Network: a zero-shot detector of
-transformers (OWLv2: Minderer et al. 2023, arXiv 2306.09683; Grounding DINO: Liu et al. 2023, arXiv 2303.05499).
+transformers (OWLv2: Minderer et al. 2023, arXiv 2306.09683; Grounding DINO: Liu et al. 2023, arXiv 2303.05499), or a
+Mask2Former (rewards/_instances.py).
 The checks: rewards/_composition.py; captions: rewards/_simple_captions.py.
 """
 
@@ -23,9 +24,12 @@ from rewards._card import Card
 from rewards._colours import ColourReader
 from rewards._config import RewardConfig
 from rewards._errors import RewardError
+from rewards._instances import KIND, Instances
+from rewards._load import hf_config
 from rewards._simple_captions import parse
 from rewards._zero_shot import Detector as Network
 
+OPEN, GENEVAL = 0.2, (0.3, 0.9)  # thresholds; GenEval's own for all prompts, and for those that count
 LEAST = 1e-4  # of a check under the logarithm
 SPARE = 2  # boxes whose colour is read beyond those that are asked for
 MOST_COLOURED = 8
@@ -34,15 +38,16 @@ MOST_COLOURED = 8
 class DetectorConfig(RewardConfig):
     name: Literal["detector"] = "detector"
     model: str = "google/owlv2-base-patch16-ensemble"
-    """A folder or Hub id of an OWL-ViT, OWLv2 or Grounding DINO in HF's format."""
+    """A folder or Hub id in HF's format: an OWL-ViT, OWLv2 or Grounding DINO; or a Mask2Former of COCO's 80 objects,
+    GenEval's own network: facebook/mask2former-swin-small-coco-instance."""
     form: Literal["soft", "log", "verdict"] = "soft"
     """`soft`: mean of the checks; `log`: of their logarithms; `verdict`: GenEval's, without a gradient."""
     demands: str | None = None
     """A .jsonl file in GenEval's form of what each prompt asks for; other prompts are read as simple captions."""
-    threshold: float = Field(default=0.2, gt=0, lt=1)
-    """The probability from which a box counts. GenEval's 0.3 is that of another network."""
+    threshold: float | None = Field(default=None, gt=0, lt=1)
+    """The probability from which a box counts; default: 0.2, of a Mask2Former GenEval's 0.3."""
     counting: float | None = Field(default=None, gt=0, lt=1)
-    """The same for prompts whose tag is counting (GenEval's network: 0.9); default: the threshold."""
+    """The same for prompts whose tag is counting; default: of a Mask2Former GenEval's 0.9, otherwise the threshold."""
     colours: str | None = "openai/clip-vit-large-patch14"
     """The CLIP that names colours, GenEval's own; null: none is loaded, and prompts with a colour are refused."""
     query: str | None = None
@@ -82,7 +87,12 @@ class Detector(Reward):
     def __init__(self, config: DetectorConfig, network: Any = None, colours: Any = None):
         super().__init__(config)
         self.known = demands.read(config.demands) if config.demands else {}
+        if network is None and hf_config(config.model).get("model_type") == KIND:
+            network = Instances(config.model)
         self.network: Any = network if network is not None else Network(config.model, config.query)
+        own = GENEVAL if isinstance(network, Instances) else (OPEN, None)
+        self.threshold = config.threshold or own[0]
+        self.counting = config.counting or (self.threshold if config.threshold else own[1]) or self.threshold
         self.colours: Any = colours
         if colours is None and config.colours is not None:
             self.colours = ColourReader(config.colours)
@@ -90,12 +100,13 @@ class Detector(Reward):
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         asked = [self.demanded(prompt) for prompt in prompts]
         names = list(dict.fromkeys(name for one in asked for name in one.names))
-        logits, boxes = self.network(images, names)
+        logits, boxes, *masks = self.network(images, names)
         scores = []
         for row, one in enumerate(asked):
             places = {name: names.index(name) for name in one.names}
             found = {name: composition.ordered(logits[row, k], boxes[row, k]) for name, k in places.items()}
-            scores.append(self._scored(one, self._coloured(images[row], one, found)))
+            shapes = masks[0][row] if masks else None
+            scores.append(self._scored(one, self._coloured(images[row], one, found, shapes)))
         return torch.stack(scores).to(images.device, torch.float32)
 
     def demanded(self, prompt: str) -> demands.Demands:
@@ -105,18 +116,19 @@ class Detector(Reward):
             raise RewardError(f"the prompt {prompt!r} asks for a colour, and {self.name}.colours is null. Name a CLIP.")
         return found
 
-    def _coloured(self, image: Tensor, one: demands.Demands, found: dict[str, Any]) -> dict[str, Any]:
+    def _coloured(
+        self, image: Tensor, one: demands.Demands, found: dict[str, Any], masks: Tensor | None
+    ) -> dict[str, Any]:
         for clause in one.include:
             if clause.colour is not None:
                 seen = found[clause.name]
                 boxes = seen.boxes[: min(clause.count + SPARE, max(MOST_COLOURED, clause.count))]
-                found[clause.name] = seen._replace(colours=self.colours(image, boxes, clause.name))
+                shapes = () if masks is None else (masks[seen.order[: len(boxes)]],)
+                found[clause.name] = seen._replace(colours=self.colours(image, boxes, clause.name, *shapes))
         return found
 
     def _scored(self, one: demands.Demands, found: Mapping[str, Any]) -> Tensor:
-        counting = one.tag == "counting" and self.config.counting is not None
-        threshold = self.config.counting if counting else self.config.threshold
-        assert threshold is not None
+        threshold = self.counting if one.tag == "counting" else self.threshold
         if self.config.form == "verdict":
             return torch.tensor(float(all(ok for _, ok in composition.verdict(one, found, threshold))))
         checks = composition.soft_checks(one, found, threshold)

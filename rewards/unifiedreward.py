@@ -16,11 +16,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rewards._asked import misformed, need_pixels
 from rewards._base import Reward
 from rewards._card import UNSTATED, Card
 from rewards._config import RewardConfig
 from rewards._errors import RewardError
-from rewards._vlm import Vlm, knows_pixels
+from rewards._vlm import Vlm
 
 
 class UnifiedRewardConfig(RewardConfig):
@@ -56,10 +57,7 @@ class UnifiedRewardConfig(RewardConfig):
         return self.form == "expected" and self.differentiable
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        try:
-            self.question.format(prompt="")
-        except (KeyError, IndexError, ValueError):
-            yield ".question", "has braces other than {prompt}. Write them double: {{ }}."
+        yield from misformed(self.question)
 
 
 class UnifiedReward(Reward):
@@ -70,11 +68,8 @@ class UnifiedReward(Reward):
 
     def __init__(self, config: UnifiedRewardConfig):
         super().__init__(config)
-        if config.has_gradient() and not knows_pixels(config.model):
-            raise RewardError(
-                f"reward unifiedreward: the pixels of {config.model} pass through its processor, without gradient. Set "
-                "differentiable: false, or take a Qwen-VL."
-            )
+        if config.has_gradient():
+            need_pixels("unifiedreward", config.model)
         self.vlm: Any = Vlm(config.model, getattr(torch, config.dtype))
         encode = self.vlm.tokenizer.encode
         self.tokens = [encode(word, add_special_tokens=False)[0] for word in config.levels]

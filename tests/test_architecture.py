@@ -134,6 +134,7 @@ ARROWS = {
         "models._step_aware",
     ),
     "align.models": ("models", "registry", "errors", "files.texts", "files.weights"),
+    "align.latent": ("latent", "models._base", "models._identity", "registry", "errors"),
     "align.data": (
         "data",
         "processes",
@@ -184,7 +185,8 @@ def test_the_loop_knows_no_method_family_or_reward_by_name(file):
 
 ORDER = (
     "commands vote evaluation noise run plan share reports config presets training objectives hooks policy data "
-    "sampling models registry shapes figures source recipes versions shadow interrupt processes sharding files errors"
+    "sampling latent models registry shapes figures source recipes versions shadow interrupt processes sharding files "
+    "errors"
 ).split()
 """The rooms and single files of align/ from the top down: each imports only what stands after it."""
 

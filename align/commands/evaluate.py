@@ -23,14 +23,14 @@ def evaluate(
         str | None,
         typer.Option(
             help="File, folder, set (shapes:report) or benchmark: parti, drawbench, geneval, t2i-compbench, "
-            "hpdv2, dpg, geneval2. Default: the recipe's."
+            "t2i-compbench++, hpdv2, dpg, geneval2, unigenbench, unigenbench-long. Default: the recipe's."
         ),
     ] = None,
     benchmark: Annotated[
         str | None,
         typer.Option(
-            help="Ask a benchmark's questions: geneval, geneval2, dpg, t2i-compbench (each also as NAME=FILE), "
-            "shapes:report, or a file of your own."
+            help="Ask a benchmark's questions: geneval, geneval2, dpg, t2i-compbench, t2i-compbench++, unigenbench, "
+            "unigenbench-long (each also as NAME=FILE), shapes:report, or a file of your own."
         ),
     ] = None,
     count: Annotated[int | None, typer.Option("--count", "-n", min=2, help="So many prompts, all categories.")] = None,

@@ -25,6 +25,7 @@ from align.policy.mix import Mixer, locate
 from align.registry import MODELS, REWARDS, build, resolve_embedded
 from align.sampling import rollout
 from rewards import Composite
+from rewards._latents import Undecoded
 from samplers import Rng, generator, last
 
 BATCH = 16
@@ -68,7 +69,7 @@ def _rewarded(model: Any, recipe: Recipe, names: Sequence[str], seed: int) -> An
     def loss(prompt: str, number: int, cond: Any) -> torch.Tensor:
         rng, grad = Rng(seed, [number]), replace(last(1), checkpoint=False)
         seen = rollout(recipe.sampling, model, model.denoiser(), [prompt], rng, grad=grad, num_calls=1, cond=cond)
-        return -rewards.score(model.codec.decode(seen.x0_hat), [prompt]).total.sum()
+        return -rewards.score(Undecoded(seen.x0_hat, model.codec), [prompt]).total.sum()
 
     return loss
 

@@ -130,7 +130,27 @@ def _dpg(text: str, category: str) -> list[Item]:
     return [Item(prompt, re.sub(r"[\d_]+$", "", item) or "numbered") for item, prompt in found.items()]
 
 
+def _unigenbench(text: str, category: str) -> list[Item]:
+    """The category is the first of those that a row names."""
+    found = []
+    for prompt, told in _table(text, ("prompt_en", "sub_dims_en"), ".csv"):
+        try:
+            found.append(Item(prompt, str(repaired(told)["Primary Categories"])))
+        except (ValueError, KeyError, TypeError):
+            raise _Layout("sub_dims_en holds no JSON with Primary Categories") from None
+    return found
+
+
+def repaired(told: str) -> Any:
+    """JSON in which a comma between two texts may be missing, as in one row of UniGenBench++'s long prompts."""
+    try:
+        return json.loads(told)
+    except ValueError:
+        return json.loads(re.sub(r'"\s+"', '", "', told))
+
+
 _GITHUB = "https://raw.githubusercontent.com/"
+_UNIGENBENCH = _GITHUB + "CodeGoat24/UniGenBench/49d0bcebb0b9418d975d3957c2fee10f34811d14/data/"
 _COMPBENCH = ("color", "shape", "texture", "spatial", "non_spatial", "complex")
 
 BENCHMARKS = {
@@ -168,6 +188,27 @@ BENCHMARKS = {
         {f"{kind}_val.txt": kind for kind in _COMPBENCH},
         _lines,
         1800,
+    ),
+    "t2i-compbench++": Benchmark(
+        "T2I-CompBench++, validation: also numbers and space in depth (Huang et al. 2025, arXiv 2307.06350v3)",
+        _GITHUB + "Karine-Huang/T2I-CompBench/1b7094991a57f3c22abdd4f6e8ba6c1a15517073/examples/dataset/",
+        {f"{kind}_val.txt": kind for kind in (*_COMPBENCH, "3d_spatial", "numeracy")},
+        _lines,
+        2400,
+    ),
+    "unigenbench": Benchmark(
+        "UniGenBench++, English: test points of ten dimensions (Wang et al. 2025, arXiv 2510.18701)",
+        _UNIGENBENCH,
+        {"test_prompts_en.csv": ""},
+        _unigenbench,
+        600,
+    ),
+    "unigenbench-long": Benchmark(
+        "UniGenBench++, English, the same prompts at length (Wang et al. 2025, arXiv 2510.18701)",
+        _UNIGENBENCH,
+        {"test_prompts_en_long.csv": ""},
+        _unigenbench,
+        600,
     ),
     "hpdv2": Benchmark(
         "HPD v2, the benchmark's prompts in four styles (Wu et al. 2023, arXiv 2306.09341)",

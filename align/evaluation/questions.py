@@ -10,6 +10,7 @@ cannot be met. The rule says how answers a in [0, 1] become the score of an imag
     graph      of a > 1/2, 0 where a parent is not met          (DPG-Bench: Hu et al. 2024, arXiv 2403.05135)
     product    of all a                                         (T2I-CompBench: Huang et al. 2023, arXiv 2307.06350)
     tasks      the one a of each image; over all, the mean of the skills' means     (GenEval: Ghosh et al. 2023)
+    points     of a > 1/2; over all, and in each skill, every question counts alike (UniGenBench++: arXiv 2510.18701)
 """
 
 import re
@@ -19,11 +20,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from align.errors import UserError
-from align.evaluation.benchmarks import BENCHMARKS
+from align.evaluation.benchmarks import BENCHMARKS, repaired
 from align.evaluation.benchmarks_fetch import fetch
 from align.files.texts import Unreadable, json_lines, table
 
-Rule = Literal["mean", "geometric", "graph", "product", "tasks"]
+Rule = Literal["mean", "geometric", "graph", "product", "tasks", "points"]
 
 
 class Question(NamedTuple):
@@ -191,6 +192,7 @@ def _dpg(text: str, category: str) -> list[Asked]:
     return found
 
 
+ATTRIBUTES = ("color", "shape", "texture")
 DPG = ("item_id", "text", "proposition_id", "dependency", "category_broad", "question_natural_language")
 
 
@@ -201,6 +203,34 @@ def _compbench(text: str, category: str) -> list[Asked]:
         phrases = [part.strip(" .") for part in re.split(r",| and ", line) if part.strip(" .")]
         asked = tuple(Question(f"Is there {phrase} in the image?", "Yes", category) for phrase in phrases)
         found.append(Asked(line, category, asked))
+    return found
+
+
+def _compbench_all(text: str, category: str) -> list[Asked]:
+    """The attributes' phrases; of relations, numbers, complex prompts the whole (published: UniDet, CLIP, a mean)."""
+    if category in ATTRIBUTES:
+        return _compbench(text, category)
+    said = filter(None, map(str.strip, text.splitlines()))
+    return [Asked(one, category, (Question(f'Does the image show "{one}"?', "Yes", category),)) for one in said]
+
+
+def _unigenbench(text: str, category: str) -> list[Asked]:
+    """A row a prompt; `sub_dims_en` holds its test points, and of each what it is in this prompt (where that is left
+    out: the prompt)."""
+    found = []
+    for number, row in table(text, "it", ".csv"):
+        try:
+            told, prompt = repaired(row["sub_dims_en"]), row["prompt_en"].strip()
+            points, said = told["Testpoints"], [one.strip() or prompt for one in told["Testpoint Description"]]
+            if not prompt or not points or len(points) != len(said) or not all(map(_said, points)):
+                raise ValueError
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise _Wrong(f"row {number} has no prompt_en, or no test points with a description each") from None
+        asked = tuple(
+            Question(f'Does the image meet "{what}" ({point.strip()})?', "Yes", point.partition(" - ")[0].strip())
+            for point, what in zip(points, said, strict=True)
+        )
+        found.append(Asked(prompt, str(told.get("Primary Categories", "")), asked))
     return found
 
 
@@ -215,9 +245,13 @@ class _Known(NamedTuple):
 
 
 _VLM = {"name": "vqascore"}
+MASK2FORMER = "facebook/mask2former-swin-small-coco-instance"  # GenEval's own network, as transformers has it
 KNOWN = {
-    "geneval": _Known("geneval", _geneval, "tasks", {"name": "detector", "form": "verdict"}),
+    "geneval": _Known("geneval", _geneval, "tasks", {"name": "detector", "form": "verdict", "model": MASK2FORMER}),
     "geneval2": _Known("geneval2", _geneval2, "geometric", {"name": "vqascore", "model": "Qwen/Qwen3-VL-8B-Instruct"}),
     "dpg": _Known("dpg", _dpg, "graph", _VLM),
-    "t2i-compbench": _Known("t2i-compbench", _compbench, "product", _VLM, ("color", "shape", "texture")),
+    "t2i-compbench": _Known("t2i-compbench", _compbench, "product", _VLM, ATTRIBUTES),
+    "t2i-compbench++": _Known("t2i-compbench++", _compbench_all, "product", _VLM),
+    "unigenbench": _Known("unigenbench", _unigenbench, "points", _VLM),
+    "unigenbench-long": _Known("unigenbench-long", _unigenbench, "points", _VLM),
 }

@@ -70,7 +70,7 @@ def answered(judge: Any, label: str, images: Tensor, asked: Sequence[Asked]) -> 
 def scored(answers: Tensor, one: Asked, rule: Rule) -> tuple[Tensor, Tensor]:
     """Answers (K, Q) of one prompt -> (score (K,), what each question is worth (K, Q))."""
     values = answers.double()
-    if rule == "graph":
+    if rule in ("graph", "points"):
         met = (values > 0.5).double()
         values = met.clone()
         for place, question in enumerate(one.questions):
@@ -93,7 +93,17 @@ def rows(found: Sequence[Tensor], exam: Examination) -> dict[str, Tensor]:
     stacked = {row: torch.stack(values) for row, values in table.items()}
     if exam.rule == "tasks":
         stacked[SCORE] = stacked[SCORE] * _shares(exam.asked)[:, None]
+    if exam.rule == "points":
+        stacked = {row: values * _counts(exam.asked, row)[:, None] for row, values in stacked.items()}
     return stacked
+
+
+def _counts(asked: Sequence[Asked], row: str) -> Tensor:
+    """(P',): a prompt's number of questions in a row, by which the mean over prompts counts each question alike; 1 on
+    the average."""
+    numbers = [sum(row in (SCORE, q.skill) for q in one.questions) for one in asked]
+    counted = torch.tensor([number for number in numbers if number], dtype=torch.float64)
+    return counted / counted.mean()
 
 
 def _shares(asked: Sequence[Asked]) -> Tensor:

@@ -16,6 +16,7 @@ from align.objectives._base import Parts
 from align.policy.roles import Policy
 from align.registry import ComponentConfig
 from align.sampling import SamplingConfig, rollout
+from rewards._latents import Undecoded
 from samplers import Rng
 
 Gather = Callable[[Tensor], Tensor]
@@ -52,7 +53,7 @@ class RewardObjective:
 
         `observed`: the rewards' normalisation is to follow these scores.
         """
-        terms, total, metrics = self.rewards.score(self.model.codec.decode(x0), prompts)
+        terms, total, metrics = self.rewards.score(Undecoded(x0, self.model.codec), prompts)
         if observed:
             self._scores.append(torch.stack(list(terms.values()), 1))
         if self.config.target is not None:
@@ -72,7 +73,7 @@ class RewardObjective:
             rng = Rng(self.seed, batch.indices, batch.step)
             with torch.no_grad():
                 x0 = rollout(self.sampling, self.model, policy.role("train"), batch.prompts, rng).x0
-                terms = self.rewards(self.model.codec.decode(x0), batch.prompts)
+                terms = self.rewards(Undecoded(x0, self.model.codec), batch.prompts)
             self._scores.append(torch.stack(list(terms.values()), 1))
         self.after_update(gather)
 

@@ -21,6 +21,7 @@ from align.objectives._base import Loss
 from align.objectives._few import MARGIN, FewStep, FewStepConfig, Rows, Seen
 from align.objectives._matching import kl_form, mean, score_form, size
 from align.policy.roles import Policy
+from rewards._latents import Undecoded
 from samplers import add_noise, target
 
 
@@ -76,7 +77,7 @@ class DiffInstruct(FewStep):
             losses = score_form(eps, reference.eps, fake.eps, sigma, weight, config.huber)
         said: dict[str, Tensor] = {"apart": apart}
         if self.rewards is not None and self.rewards.rewards:
-            terms, total, more = self.rewards.score(self.model.codec.decode(x0_hat), batch.prompts)
+            terms, total, more = self.rewards.score(Undecoded(x0_hat, self.model.codec), batch.prompts)
             losses = losses - config.reward_scale * total.to(losses)
             said |= {f"reward/{label}": scores for label, scores in terms.items()} | more
             said["reward/total"] = total.detach()

@@ -22,6 +22,7 @@ from align.policy.noise import NoiseBatch
 from align.policy.roles import Policy
 from align.registry import ComponentConfig
 from align.sampling import rollout
+from rewards._latents import Undecoded
 from samplers import Rng, full, generator
 
 
@@ -104,9 +105,9 @@ class Reno:
             grad=replace(self.sampling.grad_policy(), keep=full().keep, detach_input=False),
             x_T=batch.x_T,
         )
-        pixels = self.model.codec.decode(trajectory.x0)
-        terms, total, metrics = self.rewards.score(pixels, batch.prompts)
-        batch.observe(total.detach(), pixels.detach())
+        drawn = Undecoded(trajectory.x0, self.model.codec)
+        terms, total, metrics = self.rewards.score(drawn, batch.prompts)
+        batch.observe(total.detach(), drawn.pixels)
         metrics = {f"reward/{label}": scores for label, scores in terms.items()} | metrics
         metrics["reward/total"] = total.detach()
         losses = -total

@@ -27,6 +27,7 @@ from align.policy.trainable import Module
 from align.registry import ComponentConfig
 from align.sampling import rollout
 from align.sampling.solver import Solver
+from rewards._latents import Undecoded
 from samplers import GradPolicy, Grid, Learned, Rng, Trajectory, full, mixture, sample, times_of
 
 WEIGHT, DELTA = 1000.0, 1e-3
@@ -153,7 +154,7 @@ class SolverSearch:
             for t, x in zip(found.times[1:], found.states[1:], strict=True):
                 losses = losses + (x - between(long, t)).float().square().flatten(1).mean(1)
         else:
-            scored = self.rewards.score(self.model.codec.decode(found.x0), batch.prompts)
+            scored = self.rewards.score(Undecoded(found.x0, self.model.codec), batch.prompts)
             losses = -scored.total
             said |= {f"reward/{label}": score for label, score in scored.terms.items()}
             if long is not None:

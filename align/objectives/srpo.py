@@ -23,6 +23,7 @@ from align.objectives._reward import Gather, RewardObjective
 from align.policy.roles import Policy
 from align.registry import ComponentConfig
 from align.sampling import rollout
+from rewards._latents import Undecoded
 from samplers import Rng, generator
 from samplers.guidance import CfgGrad
 
@@ -94,7 +95,7 @@ class SRPO(RewardObjective):
         denoiser = self.sampling.guided(role, text.encode([""]), self.config.cfg_grad)
         recompute, cond = self.sampling.checkpoint_steps, text.encode(batch.prompts)
         again = recovered(denoiser, x0, eps, drawn.t, drawn.s, cond, recompute=recompute)
-        relative, metrics = self.relative(self.model.codec.decode(again), batch.prompts, drawn.words)
+        relative, metrics = self.relative(Undecoded(again, self.model.codec), batch.prompts, drawn.words)
         losses = -self.config.scale * drawn.sign.to(relative) * relative
         metrics["inverted"] = (drawn.sign < 0).float()
         metrics["moved"] = (again.detach() - x0).square().flatten(1).mean(1)
@@ -115,11 +116,11 @@ class SRPO(RewardObjective):
         return Draw(t, t - sign * config.step, sign, words)
 
     def relative(
-        self, pixels: Tensor, prompts: Sequence[str], words: Sequence[tuple[str, str]]
+        self, images: Tensor | Undecoded, prompts: Sequence[str], words: Sequence[tuple[str, str]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(R (B,) with the graph of `pixels`, metrics). pixels: (B, 3, H, W) in [0, 1]."""
+        """(R (B,) with the graph of `images`, metrics). images: (B, 3, H, W) in [0, 1], or latents still."""
         sides = [[f"{pair[side]}. {prompt}" for pair, prompt in zip(words, prompts, strict=True)] for side in (0, 1)]
-        toward, away = (self.rewards.score(pixels, side) for side in sides)
+        toward, away = (self.rewards.score(images, side) for side in sides)
         self._scores.append(torch.stack(list(toward.terms.values()), 1))
         self._apart.append((toward.total - away.total).detach().abs().max())
         k = self.config.mix

@@ -29,6 +29,7 @@ from align.registry import DATA, OBJECTIVES, build
 from align.sharding import gathered
 from align.training.movers import alone, moves
 from rewards._composite import Scored
+from rewards._latents import Undecoded
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class _Noise:
     def parameters(self) -> list[Any]:
         return [self.x_T]
 
-    def observe(self, rewards: Tensor, pixels: Tensor) -> None:
+    def observe(self, rewards: Tensor, pixels: Any) -> None:
         """Nothing is chosen in a rehearsal."""
 
 
@@ -200,7 +201,10 @@ class MeanPixel:
         self.needs: dict[str, Need] = {}
         self.meter: Peak | None = None
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Scored:
+    def score(self, images: Tensor | Undecoded, prompts: Sequence[str]) -> Scored:
+        if isinstance(images, Undecoded):
+            latents = all(getattr(reward, "reads_latents", False) for reward in self.rewards.values())
+            images = images.x0 if latents else images.pixels()
         if self.meter is not None and self.needs:
             self._spike(self.meter)
         mean = images.mean((1, 2, 3))

@@ -65,7 +65,7 @@ def _measured(said: str, stated: str, size: tuple[int, int], rows: int) -> Need:
         reward.to("meta")
         return _one_batch(reward, size, rows)
     except (RewardError, RuntimeError, NotImplementedError, OSError):  # weights that are not here, or data it asks for
-        return Need(_of_card(stated), known=False)
+        return Need(0 if model.startswith(EMBEDDED) else _of_card(stated), known=False)
 
 
 def _one_batch(reward: Any, size: tuple[int, int], rows: int) -> Need:

@@ -6,7 +6,7 @@ is kept by row. Over processes the rows are shared out, not averaged: a process'
 computed, and `gather` brings the best of all together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,9 @@ class Noise:
             self.x_T[rows] = values
 
     @torch.no_grad()
-    def observe(self, span: Span, step: int, rewards: Tensor, pixels: Tensor) -> None:
-        """The rewards (b,) and images (b, 3, H, W) of rows span[0]:span[1] after `step` updates."""
+    def observe(self, span: Span, step: int, rewards: Tensor, pixels: Callable[[], Tensor]) -> None:
+        """The rewards (b,) of rows span[0]:span[1] after `step` updates; `pixels` gives their images (b, 3, H, W), and
+        is asked only where frames are kept."""
         part = slice(*span)
         if step == 0:
             self.first_reward[part] = rewards.to(self.first_reward)
@@ -94,7 +95,7 @@ class Noise:
         self.best_reward[part] = torch.where(better, rewards.to(self.best_reward), self.best_reward[part])
         self.best_step[part] = torch.where(better, step, self.best_step[part])
         if self.frames is not None:
-            seen = (pixels.detach().float() * 255).round().byte().cpu()
+            seen = (pixels().detach().float() * 255).round().byte().cpu()
             for row, image in zip(range(*span), seen, strict=True):
                 self.frames[row] = torch.cat([self.frames[row].view(-1, *image.shape), image[None]])
 
@@ -160,7 +161,7 @@ class NoiseBatch:
         """(b, C, h, w), with the graph to the parameter."""
         return self.noise.x_T[slice(*self.span)]
 
-    def observe(self, rewards: Tensor, pixels: Tensor) -> None:
+    def observe(self, rewards: Tensor, pixels: Callable[[], Tensor]) -> None:
         self.noise.observe(self.span, self.step, rewards, pixels)
 
 

@@ -36,6 +36,7 @@ class DynamicConfig(ComponentConfig):
         import torch
 
         from rewards import Composite
+        from rewards._latents import Undecoded
 
         built, key = _BUILT.setdefault(model, {}), self.model_dump_json()
         if key not in built:
@@ -44,7 +45,7 @@ class DynamicConfig(ComponentConfig):
 
         def scores(x0_hat: "Tensor") -> "Tensor":
             with torch.no_grad():
-                terms = built[key](model.codec.decode(x0_hat), prompts)
+                terms = built[key](Undecoded(x0_hat, model.codec), prompts)
             return torch.stack([terms[name].double() for name in self.rewards])
 
         return scores

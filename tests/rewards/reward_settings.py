@@ -105,6 +105,9 @@ class Tiny:
         for kind, form in (("owlvit", "log"), ("owlv2", "verdict"), ("grounding-dino", "soft")):
             yield shared | {"model": str(self.fixture("tiny_detectors")[kind]), "form": form}
 
+    def latent(self) -> Iterator[dict]:
+        yield {"model": "embedded:shapes-latent"}
+
     def vqascore(self) -> Iterator[dict]:
         model = str(self.fixture("tiny_qwen"))
         yield {"model": model, "form": "log_odds", "dtype": "float32"}

@@ -78,7 +78,14 @@ def cells_of(line: str) -> list[str]:
 
 
 def test_every_learned_reward_is_measured(bench):
-    slow = {"hpsv3", "vqascore", "unifiedreward", "detector", "ocr"}  # seconds an image, each asked its own way
+    slow = {
+        "hpsv3",
+        "vqascore",
+        "unifiedreward",
+        "detector",
+        "ocr",
+        "latent",
+    }  # seconds an image, each asked its own way
     learned = {n for n in REWARDS.names() if REWARDS.config_class(n).card.size[0].isdigit()} - slow  # type: ignore[attr-defined]
     assert learned <= bench.REAL.keys()
     assert {name for name, real in bench.REAL.items() if real.network != "none"} == learned

@@ -21,6 +21,8 @@ def table(rows, delimiter=","):
 
 
 DPG = ["item_id", "text", "keywords", "proposition_id", "dependency", "category_broad"]
+POINTS = {"Primary Categories": "Art", "Testpoints": ["Style"], "Testpoint Description": ["ink"]}
+UNIGENBENCH = table([["index", "prompt_en", "sub_dims_en"], ["0", "a hut, in ink", json.dumps(POINTS)]])
 FILES = {
     "parti": {
         "PartiPrompts.tsv": 'Prompt\tCategory\tChallenge\tNote\n"B Y E" on a box\tArts\tBasic\t\na hut\tFood\tQ\tx\n'
@@ -31,6 +33,11 @@ FILES = {
     "geneval": {"evaluation_metadata.jsonl": '{"tag": "counting", "include": [{"class": "hut"}], "prompt": "huts"}\n'},
     "geneval2": {"geneval2_data.jsonl": '{"prompt": "two huts", "atom_count": 3}\n'},
     "t2i-compbench": {f"{kind}_val.txt": f"a {kind} hut\nanother\n" for kind in benchmarks._COMPBENCH},
+    "t2i-compbench++": {
+        f"{kind}_val.txt": f"a {kind} hut\nanother\n" for kind in (*benchmarks._COMPBENCH, "3d_spatial", "numeracy")
+    },
+    "unigenbench": {"test_prompts_en.csv": UNIGENBENCH},
+    "unigenbench-long": {"test_prompts_en_long.csv": UNIGENBENCH},
     "hpdv2": {
         f"{style}.json": json.dumps([f"a {style} hut"]) for style in ("anime", "concept-art", "paintings", "photo")
     },
@@ -52,6 +59,13 @@ WANTED = {
     "geneval": [Item("huts", "counting")],
     "geneval2": [Item("two huts", "3 atoms")],
     "t2i-compbench": [i for k in benchmarks._COMPBENCH for i in (Item(f"a {k} hut", k), Item("another", k))],
+    "t2i-compbench++": [
+        i
+        for k in (*benchmarks._COMPBENCH, "3d_spatial", "numeracy")
+        for i in (Item(f"a {k} hut", k), Item("another", k))
+    ],
+    "unigenbench": [Item("a hut, in ink", "Art")],
+    "unigenbench-long": [Item("a hut, in ink", "Art")],
     "hpdv2": [Item(f"a {style} hut", style) for style in ("anime", "concept-art", "paintings", "photo")],
     "dpg": [Item("a long, long hut", "numbered"), Item("a hut", "COCOval"), Item("huts", "vrd")],
 }
@@ -120,6 +134,9 @@ BROKEN = {
     "geneval": '{"prompt": "a hut"}\n',
     "geneval2": '{"prompt": "a hut"}\n',
     "t2i-compbench": "<html>\nnot found\n",
+    "t2i-compbench++": "<html>\nnot found\n",
+    "unigenbench": table([["index", "prompt_en", "sub_dims_en"], ["0", "a hut", "[1]"]]),
+    "unigenbench-long": table([["index", "prompt_en"], ["0", "a hut"]]),
     "hpdv2": '{"prompts": ["a hut"]}',
     "dpg": table([DPG, ["1", "", "k", "1", "0", "entity"]]),
 }

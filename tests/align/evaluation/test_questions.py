@@ -51,7 +51,9 @@ def test_geneval_is_judged_by_the_detector_with_its_file(tmp_path):
     record = {"tag": "counting", "prompt": "a photo of two dogs", "include": [{"class": "dog", "count": 2}]}
     file = given(tmp_path, "evaluation_metadata.jsonl", json.dumps(record))
     exam = examination(f"geneval={file}")
-    assert exam.judge == {"name": "detector", "form": "verdict", "demands": str(file)} and exam.rule == "tasks"
+    network = "facebook/mask2former-swin-small-coco-instance"
+    assert exam.judge == {"name": "detector", "form": "verdict", "model": network, "demands": str(file)}
+    assert exam.rule == "tasks"
     assert exam.asked[0].questions == (Question("a photo of two dogs", "Yes", "counting"),)
 
 
@@ -61,6 +63,54 @@ def test_compbench_asks_for_each_phrase(tmp_path):
     exam = examination(f"t2i-compbench={tmp_path}")
     assert [one.category for one in exam.asked] == ["color", "shape", "texture"] and exam.rule == "product"
     assert exam.asked[0].questions[1].text == "Is there a blue bowl in the image?"
+
+
+def test_compbench_plus_plus_asks_of_relations_and_numbers_as_a_whole(tmp_path):
+    kinds = ("color", "shape", "texture", "spatial", "non_spatial", "complex", "3d_spatial", "numeracy")
+    for kind in kinds:
+        given(tmp_path, f"{kind}_val.txt", "two boys and a kite\n")
+    exam = examination(f"t2i-compbench++={tmp_path}")
+    assert [one.category for one in exam.asked] == list(kinds) and exam.rule == "product"
+    assert [len(one.questions) for one in exam.asked] == [2, 2, 2, 1, 1, 1, 1, 1]
+    assert exam.asked[-1].questions[0] == Question('Does the image show "two boys and a kite"?', "Yes", "numeracy")
+
+
+def unigenbench(*rows):
+    head = "index,prompt_en,sub_dims_en\n"
+    return head + "".join(f'{k},{prompt},"{told}"\n' for k, (prompt, told) in enumerate(rows))
+
+
+def told(points, said, between=", "):
+    quoted = [", ".join(f'""{one}""' for one in several) for several in (points, said)]
+    quoted[0] = quoted[0].replace(", ", between)
+    return (
+        f'{{""Primary Categories"": ""Art"", ""Testpoints"": [{quoted[0]}], ""Testpoint Description"": [{quoted[1]}]}}'
+    )
+
+
+def test_unigenbench(tmp_path):
+    """Also a point without a description, and a comma that is missing, as the published files have them."""
+    points = ["Attribute - Size", "Style"]
+    rows = [("a small cat", told(points, ["small cat", "ink"])), ("a dog", told(points, ["", "oil"], " "))]
+    for name, file in (("unigenbench", "test_prompts_en.csv"), ("unigenbench-long", "test_prompts_en_long.csv")):
+        exam = examination(f"{name}={given(tmp_path, file, unigenbench(*rows))}")
+        assert exam.rule == "points" and [one.category for one in exam.asked] == ["Art", "Art"]
+        first, second = exam.asked[0].questions
+        assert first == Question('Does the image meet "small cat" (Attribute - Size)?', "Yes", "Attribute")
+        assert second.skill == "Style" and exam.asked[1].questions[0].text.startswith('Does the image meet "a dog"')
+        for wrong in (told(points, ["one"]), "{}", told([], [])):
+            given(tmp_path, file, unigenbench(("a cat", wrong)))
+            with pytest.raises(UserError, match="row 2 has no prompt_en, or no test points") as caught:
+                examination(f"{name}={tmp_path / file}")
+            assert "\n" not in str(caught.value)
+
+
+def test_of_test_points_each_counts_alike():
+    exam = Examination("u", "points", {}, [asked("a", "a", "b"), asked("a")])
+    answers = [torch.tensor([[0.9, 0.4, 0.8]]), torch.tensor([[0.2]])]
+    table = rows(answers, exam)
+    assert float(table[SCORE].mean()) == pytest.approx(2 / 4)
+    assert float(table["a"].mean()) == pytest.approx(1 / 3) and float(table["b"].mean()) == 1
 
 
 OWN = {

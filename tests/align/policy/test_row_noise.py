@@ -164,7 +164,7 @@ def test_the_noise_on_the_way_is_frozen(tmp_path):
 
 def test_a_state_comes_back():
     trained = Noise(noise(0, "x_T", ROWS, SHAPE))
-    trained.observe((0, 3), 0, torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3, 3, 2, 2))
+    trained.observe((0, 3), 0, torch.tensor([1.0, 2.0, 3.0]), lambda: torch.zeros(3, 3, 2, 2))
     fresh = Noise(torch.zeros(3, *SHAPE))
     parameter = fresh.parameters()[0]
     fresh.load_state_dict({name: value.clone() for name, value in trained.state_dict().items()})

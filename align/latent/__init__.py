@@ -1,0 +1,1 @@
+"""Rewards that read noisy latents by a diffusion model's own features: no image is decoded."""

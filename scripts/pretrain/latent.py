@@ -1,0 +1,114 @@
+"""Stage latent: a head that reads people's liking (gold) in the noisy latents of the exported shapes-sd.
+
+    loss = (r(x_t, t, caption) - gold(image, caption))^2,   t uniform on TIMES
+
+on samples of the base and on drawings, each for its own caption and for an altered one.
+"""
+
+import json
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from align.latent.features import Features
+from align.latent.head import Head
+from align.registry import MODELS, build
+from align.shapes.captions import alterations, parse, say
+from align.shapes.judge import judge
+from align.shapes.prompts import prompts
+from align.shapes.scene import render_batch
+from align.shapes.taste import gold
+from samplers import TensorCond, add_noise
+from scripts.pretrain.common import CHECKPOINTS, draw, generator, parameters, record, train
+from scripts.pretrain.export import readme
+
+BASE, NAME, AT = "embedded:shapes-sd", "shapes-latent", 0.2
+SAMPLED, DRAWN, BATCH, TIMES = 1536, 2560, 64, (0.02, 0.7)
+WAYS = ((10, 2.0), (6, 1.0), (6, 2.0))  # steps and guidance that samples are drawn with, in turn
+HEAD = {"width": 64, "num_queries": 4, "num_attn_heads": 4, "use_proj_in": True, "out_dim": 1}
+
+
+def sampled(model, captions: list[str], seed: int) -> Tensor:
+    """Latents (len(captions), 4, 8, 8) that the base draws."""
+    pipe, out = model.to_pipeline(), []
+    pipe.set_progress_bar_config(disable=True)
+    for n, k in enumerate(range(0, len(captions), 128)):
+        steps, guidance = WAYS[n % len(WAYS)]
+        options = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "latent"}
+        out.append(pipe(prompt=captions[k : k + 128], generator=generator(seed, 61, k), **options).images)
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def asked(model, latents: Tensor, own: list[str], rng: np.random.Generator) -> tuple[Tensor, list[str], Tensor, Tensor]:
+    """Latents, twice, with captions (their own, altered ones), gold (2 N,) and the strict verdicts."""
+    images = torch.cat([model.codec.decode(part) for part in latents.split(256)])
+    options = [[say(one) for one in alterations(parse(caption))] for caption in own]
+    others = [several[rng.integers(len(several))] for several in options]
+    captions, twice = [*own, *others], torch.cat([images, images])
+    liked = torch.cat([gold(twice[k : k + 256], captions[k : k + 256]) for k in range(0, len(captions), 256)])
+    right = torch.tensor([verdict.strict for verdict in judge(twice, captions)])
+    return torch.cat([latents, latents]), captions, liked.float(), right
+
+
+def auc(right: Tensor, scores: Tensor) -> float:
+    """Probability that what is judged right scores above what is judged wrong."""
+    a, b = scores[right][:, None], scores[~right]
+    return ((a > b).float() + 0.5 * (a == b).float()).mean().item()
+
+
+def main(steps: int = 1500, seed: int = 0) -> None:
+    """Train the head, measure it on samples for prompts of another set, and write it beside its base."""
+    model = build(MODELS, MODELS.look_up({"name": "auto", "checkpoint": BASE}))
+    rng = np.random.default_rng([seed, 60])
+    with torch.no_grad():
+        own = prompts("train", SAMPLED, seed)
+        wanted, scenes = draw(DRAWN, seed, 62)
+        drawn = torch.cat([model.codec.encode(render_batch(scenes[k : k + 256])).mean for k in range(0, DRAWN, 256)])
+        latents = torch.cat([sampled(model, own, seed), drawn])
+        held_own = prompts("select", 512, seed)
+        held = sampled(model, held_own, seed + 1)
+    x0, captions, liked, _ = asked(model, latents, [*own, *map(say, wanted)], rng)
+    told = asked(model, held, held_own, rng)
+    words = {c: k for k, c in enumerate(dict.fromkeys([*captions, *told[1]]))}
+    cond = model.text.encode(list(words)).tensors["text"]
+    features = Features(model, [1], [])
+    head = Head(
+        features.tokens, embedding=features.embedding, image=1, text=0, width=64, num_queries=4, heads=4, projected=True
+    )
+
+    def scores(rows: list[int], x: Tensor, said: list[str], t: Tensor, g: torch.Generator) -> Tensor:
+        eps = torch.randn(len(rows), *x.shape[1:], generator=g)
+        text = TensorCond({"text": cond[[words[said[k]] for k in rows]]})
+        with torch.no_grad():
+            found = features(add_noise(model.schedule, x[rows], eps, t), t, text)
+        return head(found.image, found.text, found.embedding)
+
+    def loss(step: int) -> Tensor:
+        g = generator(seed, 63, step)
+        rows = torch.randint(len(x0), (BATCH,), generator=g).tolist()
+        t = TIMES[0] + (TIMES[1] - TIMES[0]) * torch.rand(BATCH, generator=g, dtype=torch.float64)
+        return (scores(rows, x0, captions, t, g) - liked[rows]).square().mean()
+
+    figures = train("latent", {"head": head}, loss, steps=steps, lr=2e-3)
+    figures["parameters"] = parameters(head)
+    held_x, held_said, held_liked, held_right = told
+    for t in (0.05, AT, 0.5):
+        with torch.no_grad():
+            every = list(range(len(held_x)))
+            found = scores(every, held_x, held_said, torch.full((len(held_x),), t).double(), generator(seed, 64))
+        ranks = [one.argsort().argsort().float() for one in (found, held_liked)]
+        figures[f"t={t}"] = {
+            "AUC": round(auc(held_right, found), 3),
+            "rank correlation with gold": round(torch.corrcoef(torch.stack(ranks))[0, 1].item(), 3),
+        }
+    folder = CHECKPOINTS / NAME
+    (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+    state = {key: value.half().contiguous() for key, value in head.state_dict().items()}
+    save_file(state, folder / "checkpoint" / "rm_head.safetensors")
+    model_said = {"backbone_model_id": BASE, "visual_head_idx": [1], "text_head_idx": [], "use_lora": False}
+    (folder / "config.json").write_text(json.dumps({"model": {**model_said, "reward_head": HEAD}}, indent=2) + "\n")
+    record("latent", figures)
+    (CHECKPOINTS / "README.md").write_text(readme())
