@@ -55,14 +55,18 @@ class ClipT5(nn.Module):
         tower, self.layer = str(told["mm_vision_tower"]), int(told.get("mm_vision_select_layer", -2))
         self.tokenizer: Any = load_tokenizer(tokenizer)
         plain = {k: v for k, v in told.items() if not k.startswith("mm_") and k not in ("model_type", "architectures")}
-        config = T5Config(**{k: v for k, v in plain.items() if "dtype" not in k} | {"vocab_size": len(self.tokenizer)})
+        own: dict[str, Any] = {k: v for k, v in plain.items() if "dtype" not in k}
+        config = T5Config(**own | {"vocab_size": len(self.tokenizer)})
         self.network: Any = T5ForConditionalGeneration._from_config(config, dtype=dtype)
+        tied = bool(told.get("tie_word_embeddings", True))
+        if not tied:  # transformers 5 ties them whatever the config says; Flan-T5 has two matrices
+            self.network.lm_head.weight = nn.Parameter(self.network.lm_head.weight.detach().clone())
         self.projector = nn.Sequential(
             nn.Linear(told["mm_hidden_size"], config.d_model), nn.GELU(), nn.Linear(config.d_model, config.d_model)
         ).to(dtype)
         self.tower: Any = load_hf(CLIPVisionModel, tower, dtype=dtype)
         self.preprocess = Squared(hf_preprocess(tower))
-        self._load(model, dtype)
+        self._load(model, dtype, tied)
 
     def says(self, image: Tensor, question: str, words: Sequence[str]) -> Tensor:
         """An image (3, H, W) in [0, 1] -> log p of each word as the answer, (len(words),)."""
@@ -81,7 +85,7 @@ class ClipT5(nn.Module):
     def _ids(self, text: str, device: torch.device) -> Tensor:
         return torch.tensor([self.tokenizer(text).input_ids], device=device)
 
-    def _load(self, model: str, dtype: torch.dtype) -> None:
+    def _load(self, model: str, dtype: torch.dtype, tied: bool) -> None:
         state = _sharded(model, dtype)
         vision = {k.removeprefix("vision_tower.vision_tower."): v for k, v in state.items() if k.startswith("vision_")}
         bridge = {k.removeprefix("mm_projector."): v for k, v in state.items() if k.startswith("mm_projector.")}
@@ -91,9 +95,8 @@ class ClipT5(nn.Module):
             if key in words and len(words[key]) > rows:
                 words[key] = words[key][:rows]
         if "shared.weight" in words:
-            tied = (*ALIASES, "lm_head.weight") if self.network.config.tie_word_embeddings else ALIASES
-            own = self.network.state_dict().keys()
-            words |= {key: words["shared.weight"] for key in tied if key in own - words.keys()}
+            same, own = (*ALIASES, "lm_head.weight") if tied else ALIASES, self.network.state_dict().keys()
+            words |= {key: words["shared.weight"] for key in same if key in own - words.keys()}
         load_strictly(self.network, words, model)
         load_strictly(self.projector, bridge, model)
         if vision:  # fine-tuned with the rest, or CLIP's own once more

@@ -80,20 +80,25 @@ class Detector(nn.Module):
 
 @dataclass(frozen=True)
 class Limited(Preprocess):
-    """As `Preprocess`, with a limit on the long side, in DETR's way of counting (shortest_edge, longest_edge)."""
+    """As `Preprocess`, with a limit on the long side, in DETR's way of counting (shortest_edge, longest_edge), and
+    sides rounded up to multiples of `divisor`."""
 
     longest: int | None = None
+    divisor: int = 1
 
     @classmethod
     def from_hf(cls, config: Any) -> "Limited":
         made: Any = super().from_hf({**config, "resample": config.get("resample", 2)})
         size = config.get("size")
-        return replace(made, longest=size.get("longest_edge") if isinstance(size, dict) else None)
+        longest = size.get("longest_edge") if isinstance(size, dict) else None
+        return replace(made, longest=longest, divisor=config.get("size_divisor") or 1)
 
     def __call__(self, images: Tensor) -> Tensor:
         if self.longest is None or not isinstance(self.size, int):
             return super().__call__(images)
-        size = _within(images.shape[2:], self.size, self.longest)
+        exact = _within(images.shape[2:], self.size, self.longest)
+        height, width = (math.ceil(side / self.divisor) * self.divisor for side in exact)
+        size = height, width
         return normalise(differentiable_resize(quantise(images), size, self.mode), self.mean, self.std)
 
 

@@ -59,51 +59,62 @@ def auc(right: Tensor, scores: Tensor) -> float:
     return ((a > b).float() + 0.5 * (a == b).float()).mean().item()
 
 
+def scored(model, features: Features, head: Head, x0: Tensor, cond: Tensor, t: Tensor, g: torch.Generator) -> Tensor:
+    """The head on latents (B, 4, 8, 8) noised to t (B,), with the text (B, N, D) of each."""
+    eps = torch.randn(x0.shape, generator=g)
+    with torch.no_grad():
+        found = features(add_noise(model.schedule, x0, eps, t), t, TensorCond({"text": cond}))
+    return head(found.image, found.text, found.embedding)
+
+
+def figures_of(model, features: Features, head: Head, seed: int) -> dict:
+    """On samples for prompts that trained nothing, each with its own caption and an altered one, at three levels."""
+    own = prompts("select", 256, seed)
+    whole = build(MODELS, MODELS.look_up({"name": "auto", "checkpoint": BASE}))  # the other is cut off
+    x0, captions, liked, right = asked(model, sampled(whole, own, seed + 1), own, np.random.default_rng(seed + 65))
+    cond, figures = model.text.encode(captions).tensors["text"], {}
+    for level in (0.05, AT, 0.5):
+        t = torch.full((len(x0),), level).double()
+        with torch.no_grad():
+            found = scored(model, features, head, x0, cond, t, generator(seed, 64))
+        ranks = [one.argsort().argsort().float() for one in (found, liked)]
+        figures[f"t={level}"] = {
+            "AUC": round(auc(right, found), 3),
+            "rank correlation with gold": round(torch.corrcoef(torch.stack(ranks))[0, 1].item(), 3),
+        }
+    return figures
+
+
 def main(steps: int = 1500, seed: int = 0) -> None:
     """Train the head, measure it on samples for prompts of another set, and write it beside its base."""
     model = build(MODELS, MODELS.look_up({"name": "auto", "checkpoint": BASE}))
-    rng = np.random.default_rng([seed, 60])
     with torch.no_grad():
         own = prompts("train", SAMPLED, seed)
         wanted, scenes = draw(DRAWN, seed, 62)
         drawn = torch.cat([model.codec.encode(render_batch(scenes[k : k + 256])).mean for k in range(0, DRAWN, 256)])
         latents = torch.cat([sampled(model, own, seed), drawn])
-        held_own = prompts("select", 512, seed)
-        held = sampled(model, held_own, seed + 1)
+    rng = np.random.default_rng([seed, 60])
     x0, captions, liked, _ = asked(model, latents, [*own, *map(say, wanted)], rng)
-    told = asked(model, held, held_own, rng)
-    words = {c: k for k, c in enumerate(dict.fromkeys([*captions, *told[1]]))}
+    words = {c: k for k, c in enumerate(dict.fromkeys(captions))}
     cond = model.text.encode(list(words)).tensors["text"]
     features = Features(model, [1], [])
-    head = Head(
-        features.tokens, embedding=features.embedding, image=1, text=0, width=64, num_queries=4, heads=4, projected=True
-    )
-
-    def scores(rows: list[int], x: Tensor, said: list[str], t: Tensor, g: torch.Generator) -> Tensor:
-        eps = torch.randn(len(rows), *x.shape[1:], generator=g)
-        text = TensorCond({"text": cond[[words[said[k]] for k in rows]]})
-        with torch.no_grad():
-            found = features(add_noise(model.schedule, x[rows], eps, t), t, text)
-        return head(found.image, found.text, found.embedding)
+    told = {"width": HEAD["width"], "num_queries": HEAD["num_queries"], "heads": HEAD["num_attn_heads"]}
+    head = Head(features.tokens, embedding=features.embedding, image=1, text=0, projected=True, **told)
 
     def loss(step: int) -> Tensor:
         g = generator(seed, 63, step)
         rows = torch.randint(len(x0), (BATCH,), generator=g).tolist()
         t = TIMES[0] + (TIMES[1] - TIMES[0]) * torch.rand(BATCH, generator=g, dtype=torch.float64)
-        return (scores(rows, x0, captions, t, g) - liked[rows]).square().mean()
+        text = cond[[words[captions[k]] for k in rows]]
+        return (scored(model, features, head, x0[rows], text, t, g) - liked[rows]).square().mean()
 
     figures = train("latent", {"head": head}, loss, steps=steps, lr=2e-3)
-    figures["parameters"] = parameters(head)
-    held_x, held_said, held_liked, held_right = told
-    for t in (0.05, AT, 0.5):
-        with torch.no_grad():
-            every = list(range(len(held_x)))
-            found = scores(every, held_x, held_said, torch.full((len(held_x),), t).double(), generator(seed, 64))
-        ranks = [one.argsort().argsort().float() for one in (found, held_liked)]
-        figures[f"t={t}"] = {
-            "AUC": round(auc(held_right, found), 3),
-            "rank correlation with gold": round(torch.corrcoef(torch.stack(ranks))[0, 1].item(), 3),
-        }
+    figures["parameters"] = parameters([head])
+    write(head, figures | figures_of(model, features, head, seed))
+
+
+def write(head: Head, figures: dict) -> None:
+    """The checkpoint, its figures, and the page of all."""
     folder = CHECKPOINTS / NAME
     (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
     state = {key: value.half().contiguous() for key, value in head.state_dict().items()}

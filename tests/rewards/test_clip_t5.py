@@ -44,6 +44,7 @@ def loss(made, image, question: str, answer: str) -> float:
         asked = torch.cat([parts[0], seen, parts[1]])[None]
         mask = torch.ones(asked.shape[:2])
         logits = network(inputs_embeds=asked, attention_mask=mask, labels=labels[None]).logits[0]
+        logits = logits[:, : len(tokenizer)]  # t2v_metrics cuts the vocabulary to the tokenizer's
     return float(cross_entropy(logits, labels))
 
 

@@ -40,12 +40,16 @@ def save(folder: Path):
     CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
         folder / "tower"
     )
-    words = len(tokenizer(folder / "tokenizer"))
+    tokenizer(folder / "tokenizer")
     told = {"d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3, "feed_forward_proj": "gated-gelu"}
     told |= {"tie_word_embeddings": False, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
     torch.manual_seed(2)
     network = T5ForConditionalGeneration(T5Config(**told, vocab_size=ROWS)).eval()
+    network.lm_head.weight = torch.nn.Parameter(torch.randn(ROWS, 24) / 5)  # two matrices, as Flan-T5 has
     bridge = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.GELU(), torch.nn.Linear(24, 24))
+    with torch.no_grad():
+        for tensor in bridge.parameters():
+            tensor.mul_(4)
     vision = {f"vision_tower.vision_tower.vision_model.{k}": v for k, v in tower.state_dict().items()}
     state = dict(network.state_dict()) | {f"mm_projector.{k}": v for k, v in bridge.state_dict().items()}
     state |= {"embed_tokens.weight": network.shared.weight.detach()} | vision
@@ -60,7 +64,6 @@ def save(folder: Path):
     mm |= {"mm_vision_select_layer": -2, "mm_vision_select_feature": "patch"}
     config = {"model_type": "clip_t5", "architectures": ["CLIPT5ForConditionalGeneration"], "vocab_size": ROWS}
     (folder / "it" / "config.json").write_text(json.dumps(config | told | mm))
-    network.resize_token_embeddings(words)
     return network, tower, bridge.eval()
 
 

@@ -4,6 +4,7 @@ import csv
 import http.server
 import io
 import json
+import re
 import threading
 from dataclasses import replace
 
@@ -147,7 +148,7 @@ def test_another_layout_is_refused_in_a_line(name, home, monkeypatch):
     url, handler = home
     handler.pages = {f"/{file}": BROKEN[name] for file in FILES[name]}
     at_home(monkeypatch, name, url, 1)
-    with pytest.raises(UserError, match=f"^--prompts {name}: .* is not laid out as published: ") as caught:
+    with pytest.raises(UserError, match=f"^--prompts {re.escape(name)}: .* is not laid out as published: ") as caught:
         load(name)
     assert "\n" not in str(caught.value)
 
