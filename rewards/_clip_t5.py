@@ -56,7 +56,8 @@ class ClipT5(nn.Module):
         self.tokenizer: Any = load_tokenizer(tokenizer)
         plain = {k: v for k, v in told.items() if not k.startswith("mm_") and k not in ("model_type", "architectures")}
         own: dict[str, Any] = {k: v for k, v in plain.items() if "dtype" not in k}
-        config = T5Config(**own | {"vocab_size": len(self.tokenizer)})
+        own["vocab_size"] = len(self.tokenizer)
+        config = T5Config(**own)
         self.network: Any = T5ForConditionalGeneration._from_config(config, dtype=dtype)
         tied = bool(told.get("tie_word_embeddings", True))
         if not tied:  # transformers 5 ties them whatever the config says; Flan-T5 has two matrices

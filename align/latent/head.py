@@ -57,8 +57,8 @@ class Attention(nn.Module):
         return queries + self.to_out(read)
 
     def _read(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = (one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in (q, k, v))
-        return scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+        q, k, v = (one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in (q, k, v))
+        return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class Head(nn.Module):
