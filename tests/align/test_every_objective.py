@@ -42,11 +42,13 @@ def numbers(run):
 
 
 def trained(run):
-    return {
-        f"{f.name}/{k}": t
-        for f in sorted((run.output / "adapter").glob("*.safetensors"))
-        for k, t in load_file(f).items()
-    }
+    """{name: tensor} of what was exported; of a solver its numbers."""
+    folder = run.output / "adapter"
+    found = {f"{f.name}/{k}": t for f in sorted(folder.glob("*.safetensors")) for k, t in load_file(f).items()}
+    if (folder / "solver.json").is_file():
+        told = json.loads((folder / "solver.json").read_text())
+        found |= {key: torch.tensor(told[key]) for key in ("times", "below")}
+    return found
 
 
 def test_every_objective_is_compared():
