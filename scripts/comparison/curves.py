@@ -32,9 +32,9 @@ Written by `python scripts/compare.py write` from measured runs; not edited by h
 Each method by its own recipe, to its end, the last adapter, no guard. A change is of {prompts:,} report prompts a seed
 at the same noise, the model sampled as the recipe samples it ({steps} steps), the mean of the seeds with its 95 %
 t-interval over seeds; in brackets the seeds themselves. *Asked*: images that a reward was asked about in training.
-*Seconds*: in updates, one thread, on a machine that did other work beside; *parts*: those of the median update, spent
-in drawing + in the reward + in training. *Spikes*: the share of updates whose
-gradient's norm is above {spike:g} times the run's median. Curves: {panel} select prompts, the mean of the seeds.
+*Seconds*: updates times those of the median one, one thread, on a machine that did other work beside; *parts*: that
+one's seconds in drawing + in the reward + in training. *Spikes*: the share of updates whose gradient's norm is above
+{spike:g} times the run's median. Curves: {panel} select prompts, the mean of the seeds.
 """
 
 
@@ -148,7 +148,7 @@ def _table(found: Mapping[str, Sequence[Run]]) -> str:
         trained = [[record for record in each if "seconds" in record] for each in records]
         counts = [asked(run.recipe, each) for run, each in zip(runs, trained, strict=True)]
         told = f"{counts[0][-1]:,.0f}" if counts[0] else "labels"
-        seconds = statistics.fmean(sum(record["seconds"] for record in each) for each in trained)
+        seconds = statistics.fmean(len(each) * _middle(each) for each in trained)
         before = statistics.fmean(run.report.scores["judge"].before.mean for run in runs)
         norms = [record["grad_norm"] for each in trained for record in each if record.get("grad_norm") is not None]
         rows.append(
@@ -173,11 +173,13 @@ def _curve(runs: Sequence[Run], place: Callable[[Recipe, Sequence[Mapping[str, A
 
 
 def _seconds(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[float]:
-    spent, places = 0.0, []
-    for record in records:
-        spent += record.get("seconds", 0.0)
-        places.append(spent)
-    return places
+    """After each record, updates times the median one's seconds: what else the machine did stretches single ones."""
+    each = _middle(records)
+    return [each * record["step"] for record in records]
+
+
+def _middle(records: Sequence[Mapping[str, Any]]) -> float:
+    return statistics.median(record["seconds"] for record in records if "seconds" in record)
 
 
 def _ended(folder: Path) -> list[Run]:

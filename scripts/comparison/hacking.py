@@ -1,8 +1,9 @@
 """docs/lab/hacking.md: runs that their reward misleads, with the guard and, the same, without."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from align.figures import charts
 from align.hooks import metrics
@@ -48,17 +49,17 @@ def _hacked(folder: Path, name: str, images: Path) -> tuple[str, tuple[float, fl
     if not (guarded / summary.FILE_NAME).is_file() or not (free / summary.FILE_NAME).is_file():
         return None
     found, records = summary.read(guarded), metrics.read(free / metrics.FILE_NAME)
-    trained = [(r["step"], r["reward/total"]) for r in records if "reward/total" in r]
+    trained = [(r["step"], r[key]) for r in records if (key := _reward(r))]
     curves = {"trained reward": charts.running_mean(trained)}
     curves |= {
         label: [(r["step"], r[key]) for r in records if key in r]
         for label, key in (("held-out reward", "guard/score"), ("gold", "panel/gold"), ("judge", "panel/judge"))
     }
-    marks = {float(found.chosen_update): "kept", float(found.num_updates): "stopped"}
+    last = curves["gold"][-1][0]
+    marks = {float(x): name for x, name in ((found.chosen_update, "kept"), (found.num_updates, "stopped")) if x < last}
     drawn = {label: _own_range(points) for label, points in curves.items()}
     (images / f"hacking-{name}.svg").write_text(lines(drawn, "update", marks), encoding="utf-8")
     gold, judge, chosen = dict(curves["gold"]), dict(curves["judge"]), found.chosen_update
-    last = max(gold)
     reward = [_at(curves["trained reward"], step) for step in (chosen or trained[0][0], last)]
     best = {"gold": max(gold.values()), "judge": max(judge.values())}
     ended = f"ends the run after update {found.num_updates}" if found.num_updates < last else "lets the run go on"
@@ -72,8 +73,13 @@ def _hacked(folder: Path, name: str, images: Path) -> tuple[str, tuple[float, fl
     )
     if sheets := sorted((free / "samples").glob("*.png")):
         shutil.copyfile(sheets[-1], images / f"hacking-{name}.png")
-        text += f"\n![What {name} is hacked by: the last pictures of the unguarded run](img/hacking-{name}.png)\n"
+        text += f"\n![{name}: the last pictures of the unguarded run](img/hacking-{name}.png)\n"
     return text, (gold[last] - best["gold"], gold[chosen] - best["gold"])
+
+
+def _reward(record: Mapping[str, Any]) -> str | None:
+    """What one reward is called in the metrics: its name, and where several may be put together, total."""
+    return next((key for key in ("reward/total", *record) if key.startswith("reward/") and key in record), None)
 
 
 def _at(points: charts.Points, x: float) -> float:
