@@ -17,8 +17,8 @@ TITLE = """# What a reward is hacked by
 
 Written by `python scripts/compare.py write` from measured runs; not edited by hand.
 
-Runs on one reward: DRaFT-5 too fast and for too long, and NFT by its recipe, one seed each. The guard, which sees
-neither judge nor gold, holds another reward out. Judge and gold: 96 select prompts.
+Runs on one reward, one seed each; `scripts/comparison/methods.py` says how. One that ends at its best was not hacked.
+The guard, which sees neither judge nor gold, holds another reward out. Judge and gold: 96 select prompts.
 """
 
 
