@@ -4,7 +4,8 @@ python scripts/compare.py run                        # all methods; goes on wher
 python scripts/compare.py run draft-1 refl --seeds 11 --updates 20
 python scripts/compare.py run --add "spo-8=spo/shapes sampling.num_steps=8"
 python scripts/compare.py curves                     # methods by their own recipes, to their end
-python scripts/compare.py sweep                      # then: variance, overoptimise, reno, draw
+python scripts/compare.py curves --of preferences    # those that learn from preferences
+python scripts/compare.py sweep                      # then: variance, overoptimise, reno, ranks, draw
 python scripts/compare.py write                      # from what there is
 
 The budget is what the first method (draft-1) spends in its recipe's updates. Every method gets as many updates as it
@@ -14,6 +15,7 @@ reported first, and the run then goes on to the other.
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -60,17 +62,20 @@ def curves(
     names: Annotated[list[str] | None, typer.Argument(help="Methods; default: all.")] = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "60,61,62",
     prompts: Annotated[int, typer.Option(help="Report prompts of each run.")] = 1024,
+    of: Annotated[str, typer.Option(help="The page: curves or preferences.")] = "curves",
     output: Output = OUTPUT,
 ) -> None:
     """Train methods by their own recipes, watched on the way; what has ended is not trained again."""
-    from scripts.comparison.curves import train
-    from scripts.comparison.methods import CURVES
+    from scripts.comparison.curves import CHAPTERS, train
 
-    if unknown := set(names or ()) - CURVES.keys():
-        raise typer.BadParameter(f"{', '.join(unknown)}: known are {', '.join(CURVES)}.")
+    if of not in CHAPTERS:
+        raise typer.BadParameter(f"--of {of}: known are {', '.join(CHAPTERS)}.")
+    chapter = CHAPTERS[of]
+    if unknown := set(names or ()) - chapter.methods.keys():
+        raise typer.BadParameter(f"{', '.join(unknown)}: known are {', '.join(chapter.methods)}.")
     for seed in map(int, seeds.split(",")):
-        for name in names or CURVES:
-            train(output, name, CURVES[name], seed, prompts=prompts)
+        for name in names or chapter.methods:
+            train(output, chapter, name, seed, prompts=prompts)
 
 
 @app.command()
@@ -123,6 +128,15 @@ def reno(output: Output = OUTPUT, prompts: int = 64) -> None:
 
 
 @app.command()
+def ranks(output: Output = OUTPUT, seeds: str = "70,71,72", prompts: int = 64) -> None:
+    """Climb noise by ranks alone, with the method's parts and without, beside best of n at equal renders."""
+    from scripts.comparison.ranks import measure
+
+    for seed in map(int, seeds.split(",")):
+        measure(output, seed, prompts=prompts)
+
+
+@app.command()
 def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path = ROOT / "docs" / "img") -> None:
     """Draw the first report prompts before and after methods."""
     from scripts.comparison.draw import draw as draw_sheet
@@ -136,10 +150,11 @@ def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path
 @app.command()
 def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results.md") -> None:
     """Write the pages and their figures from what has been measured: results, learning curves, hacking."""
-    from scripts.comparison import curves, hacking
+    from scripts.comparison import curves, hacking, ranks
     from scripts.comparison.page import write as write_page
 
-    makers = {page.name: write_page, "curves.md": curves.write, "hacking.md": hacking.write}
+    makers = {page.name: write_page, "hacking.md": hacking.write, "ranks.md": ranks.write}
+    makers |= {f"{name}.md": partial(curves.write, chapter=chapter) for name, chapter in curves.CHAPTERS.items()}
     written = [made for name, make in makers.items() if (made := make(output, page.with_name(name)))]
     if not written:
         raise typer.BadParameter(f"{output} holds no measurements: python scripts/compare.py run")

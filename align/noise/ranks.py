@@ -49,7 +49,12 @@ def retract(x: Tensor) -> Tensor:
 
 
 class Search:
-    """One image's: the incumbent `x` (C, h, w) and its image, the running mean of the directions, what it has cost."""
+    """One image's: the incumbent `x` (C, h, w) and its image, the running mean of the directions, what it has cost.
+
+    `weights` and `retract` are the method's; a comparison may put others in their place."""
+
+    weights = staticmethod(weights)
+    retract = staticmethod(retract)
 
     def __init__(self, config: Any, x: Tensor, render: Render):
         self.config, self.render = config, render
@@ -60,15 +65,15 @@ class Search:
     def round(self, oracle: Oracle, xi: Tensor) -> bool:
         """One round with the perturbations xi (m, C, h, w); -> whether the incumbent was beaten."""
         config = self.config
-        tried = retract(self.x + config.spread * xi)
+        tried = self.retract(self.x + config.spread * xi)
         images = self._rendered(tried)
         order = oracle(images)[: config.num_ranked or len(xi)]
-        w = weights(len(xi), order).to(xi)
+        w = self.weights(len(xi), order).to(xi)
         direction = (w.view(-1, *[1] * (xi.ndim - 1)) * xi).sum(0)
         self.mean = (self.averaged * self.mean + direction) / (self.averaged + 1)
         self.averaged += 1
         lengths = [config.step * 0.5**i for i in range(config.num_lengths)]
-        steps = retract(torch.stack([self.x + length * self.mean for length in lengths]))
+        steps = self.retract(torch.stack([self.x + length * self.mean for length in lengths]))
         states = torch.cat([self.x[None], tried[order[:1]], steps])
         shown = torch.cat([self.image[None], images[order[:1]], self._rendered(steps)])
         best = oracle(shown)[0]

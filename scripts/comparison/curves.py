@@ -3,6 +3,7 @@ recipe was chosen by, and on the way there over seconds and over the images that
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,15 +16,14 @@ from align.figures import charts
 from align.hooks.panel import PanelConfig
 from align.run import Run
 from scripts.comparison.figures import lines
-from scripts.comparison.methods import CURVES, Method
+from scripts.comparison.methods import CURVES, PREFERENCES, Method
 
-FOLDER = "curves"
 SPIKE = 5.0
 """A gradient is one where its norm is above this many times the run's median."""
 APART = ("rollout_seconds", "reward_seconds")
 LABELS = ("judge", "judge_graded", "gold")
 
-HEAD = """# Learning curves on the shapes world
+HEAD = """# {title}
 
 {verdict}
 
@@ -34,14 +34,41 @@ at the same noise, the model sampled as the recipe samples it ({steps} steps), t
 t-interval over seeds; in brackets the seeds themselves. *Asked*: images that a reward was asked about in training.
 *Seconds*: updates times those of the median one, one thread, on a machine that did other work beside; *parts*: that
 one's seconds in drawing + in the reward + in training. *Spikes*: the share of updates whose gradient's norm is above
-{spike:g} times the run's median. Curves: {panel} select prompts, the mean of the seeds.
+{spike:g} times the run's median. Curves: {panel} select prompts, the mean of the seeds.{more}
 """
 
 
+@dataclass(frozen=True)
+class Chapter:
+    """A page docs/lab/NAME.md of runs in output/NAME/METHOD/seed-N."""
+
+    name: str
+    title: str
+    methods: Mapping[str, Method]
+    more: str = ""
+
+
+CHAPTERS = {
+    "curves": Chapter("curves", "Learning curves on the shapes world", CURVES),
+    "preferences": Chapter(
+        "preferences",
+        "Learning from preferences on the shapes world",
+        PREFERENCES,
+        """
+
+Learnt from images of the base model that were drawn beforehand, at no cost in these columns: diffusion-dpo and npo from
+pairs that gold's noisy voters ordered, kto and dro from thumbs of the strict judge. online-dpo draws its own images and
+asks the graded judge, spo and tailorpo ask the embedded preference reward. npo's row is the base drawn against the
+negative, at guidance 2, and its *before* the base at guidance 2.""",
+    ),
+}
+
+
 def train(
-    output: Path, name: str, method: Method, seed: int, *, prompts: int, panel: int = 192, every: int = 20
+    output: Path, chapter: Chapter, name: str, seed: int, *, prompts: int, panel: int = 192, every: int = 20
 ) -> Run:
-    """The run of `method` on `seed` in output/curves/NAME/seed-N; one that has ended is read."""
+    """The run of the chapter's method `name` on `seed`; one that has ended is read."""
+    method = chapter.methods[name]
     watched = {"prompts": "shapes:select", "num_prompts": panel, "rewards": {"gold": {}, "judge": {}}, "every": every}
     judged = {"prompts": "shapes:report", "num_prompts": prompts, "rewards": {label: {} for label in LABELS}}
     recipe = align.load_recipe(method.recipe, [*method.changes, f"train.seed={seed}"])
@@ -51,7 +78,7 @@ def train(
         "train.checkpoint_every": every,
         "hooks": {"panel": watched},
         "evaluate": judged | ({"sampling": sampling.model_dump(exclude_unset=True)} if sampling else {}),
-        "output": str(output / FOLDER / name / f"seed-{seed}"),
+        "output": str(output / chapter.name / name / f"seed-{seed}"),
     }
     run = align.train(
         align.load_recipe(method.recipe, [*method.changes, *(f"{k}={_yaml(v)}" for k, v in changes.items())])
@@ -61,9 +88,9 @@ def train(
     return run
 
 
-def write(output: Path, page: Path) -> Path | None:
-    """Writes the page and docs/lab/img/curves-*.svg from the runs that have ended; None where there are none."""
-    found = {name: runs for name in CURVES if (runs := _ended(output / FOLDER / name))}
+def write(output: Path, page: Path, chapter: Chapter = CHAPTERS["curves"]) -> Path | None:
+    """Writes the page and docs/lab/img/NAME-*.svg from the runs that have ended; None where there are none."""
+    found = {name: runs for name in chapter.methods if (runs := _ended(output / chapter.name / name))}
     if not found:
         return None
     images = page.parent / "img"
@@ -73,11 +100,12 @@ def write(output: Path, page: Path) -> Path | None:
     prompts = first.report.scores["judge"].num_prompts
     steps = first.recipe.sampling.num_steps
     told = {"prompts": prompts, "steps": steps, "spike": SPIKE, "panel": panel, "verdict": _verdict(found)}
+    told |= {"title": chapter.title, "more": chapter.more}
     parts = [HEAD.format(**told), _table(found)]
     for axis, label, place in (("seconds", "seconds in updates", _seconds), ("asked", "images asked about", asked)):
         series = {name: line for name, runs in found.items() if (line := _curve(runs, place))}
         if series:
-            figure = f"curves-{axis}.svg"
+            figure = f"{chapter.name}-{axis}.svg"
             (images / figure).write_text(lines(series, label, {}), encoding="utf-8")
             parts.append(f"![Share that the judge passes, over {label}](img/{figure})\n")
     page.write_text("\n".join(parts), encoding="utf-8")

@@ -64,6 +64,16 @@ CURVES = {
     "draft": Method("draft/shapes"),
 }
 """Those whose learning is drawn: each as its recipe says."""
+PREFERENCES = {
+    "diffusion-dpo": Method("diffusion_dpo/shapes"),
+    "online-dpo": Method("diffusion_dpo/shapes_online"),
+    "kto": Method("kto/shapes"),
+    "dro": Method("dro/shapes"),
+    "npo": Method("npo/shapes"),
+    "spo": Method("spo/shapes"),
+    "tailorpo": Method("tailorpo/shapes"),
+}
+"""Those that learn from pairs and thumbs, likewise."""
 OVEROPTIMISED = "draft/shapes_overoptimised"
 HACKED = {
     "pick": Method(OVEROPTIMISED),
