@@ -75,8 +75,11 @@ class HttpConfig(RewardConfig):
         low, high = self.range
         if low >= high:
             yield ".range", f"is {list(self.range)}. Set it to two numbers, the lower one first."
-        if self.key is not None and not os.environ.get(self.key):
+        key = os.environ.get(self.key or "", "").strip()
+        if self.key is not None and not key:
             yield ".key", f"{self.key} is no variable of the environment, or is empty. Set it to the server's key."
+        if not (key.isascii() and (key + "x").isprintable()):
+            yield ".key", f"{self.key} holds letters that cannot be sent in a header. Set it to the server's key."
         try:
             self.question.format(prompt="")
         except (KeyError, IndexError, ValueError):
@@ -95,7 +98,7 @@ class Http(Reward):
 
     def __init__(self, config: HttpConfig, sleep: Callable[[float], None] = time.sleep):
         super().__init__(config, name=config.model)
-        self._key = os.environ.get(config.key or "", "")
+        self._key = os.environ.get(config.key or "", "").strip()
         judge = [config.url, config.model, config.question, config.answer]
         self._answers = Answers(config.cache, judge)
         self._sleep = sleep
@@ -132,7 +135,7 @@ class Http(Reward):
                 reply = post(url, body, headers, config.timeout)
                 if reply.status == 200:
                     return self._read(json.loads(reply.text), expected)
-                what = f"answered {reply.status}: {' '.join(reply.text.split())[:200]}"
+                what = f"answered {reply.status}: {' '.join(self._hidden(reply.text).split())[:200]}"
                 if reply.status not in (408, 409, 429) and reply.status < 500:
                     break  # asking again would bring the same
                 wait = min(reply.retry_after, 60.0) if reply.retry_after is not None else wait
@@ -144,12 +147,14 @@ class Http(Reward):
                 what = f"gave an answer without sense ({error})"
             if attempt < config.retries:
                 self._sleep(wait)
-        if self._key:
-            what = what.replace(self._key, "***")
         raise RewardError(
-            f"reward {self.name}: {config.url} {what}, for the prompt {prompt!r}, asked {attempt + 1} times. Look at "
-            "the server, or raise rewards.*.retries; answers so far are kept."
+            f"reward {self.name}: {config.url} {self._hidden(what)}, for the prompt {prompt!r}, asked {attempt + 1} "
+            "times. Look at the server, or raise rewards.*.retries; answers so far are kept."
         )
+
+    def _hidden(self, text: str) -> str:
+        """Without the key, before anything is cut off: a part of it would not be found."""
+        return text.replace(self._key, "***") if self._key else text
 
     def _body(self, picture: str, prompt: str, expected: str | None) -> dict[str, Any]:
         image = {"type": "image_url", "image_url": {"url": picture}}

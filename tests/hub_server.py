@@ -37,6 +37,8 @@ class Hub:
     calls: Counter[str] = field(default_factory=Counter)
     failing: dict[str, list[int]] = field(default_factory=dict)
     """{call: statuses of the next answers, in order, before it works}."""
+    says: str = "made to fail"
+    """What those answers say."""
     expired: bool = False
     taken: set[str] = field(default_factory=set)
     """Names of repositories that this token may not see."""
@@ -90,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.calls[call] += 1
         body = self.body() if method in ("PUT", "POST") else b""
         if statuses := self.hub.failing.get(call):
-            return self.send(statuses.pop(0), {"error": "made to fail"})
+            return self.send(statuses.pop(0), {"error": self.hub.says})
         if call not in ("object", "yaml") and self.hub.expired:
             message = "Invalid credentials in Authorization header"
             return self.send(401, {"error": message}, X_Error_Message=message)

@@ -24,7 +24,7 @@ def serve_reward(
     """Serve a reward for the reward http: {name: http, url: "http://HOST:PORT/v1", model: NAME, answer: score}."""
     from align.evaluation.score_inputs import reward_configs
 
-    secret = os.environ.get(key, "") if key else ""
+    secret = os.environ.get(key, "").strip() if key else ""
     if key and not secret:
         raise UserError(f"--key {key}: is no variable of the environment, or is empty. Set it to a key of your own.")
     if host not in LOOPBACK and not secret:

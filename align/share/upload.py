@@ -42,7 +42,7 @@ def push(
     if leaking := [file.name for file in files if token.encode() in file.content]:
         raise UserError(f"{leaking[0]}: holds your token for the Hub. Take it out; nothing was published.")
     api = HfApi(token=token, library_name="diffalign")
-    with _in_a_line(repo, token):
+    with _in_a_line(repo):
         there = _retrying(lambda: _open(api, repo, private, overwrite), say)
         names = {file.name for file in files}
         stale = [name for name in there - names if re.fullmatch(IMAGES + r"/\d{4}-(before|after)\.png", name)]
@@ -90,25 +90,25 @@ def _retrying(call: Callable[[], T], say: Callable[[str], None]) -> T:
 
 
 @contextmanager
-def _in_a_line(repo: str, token: str) -> Iterator[None]:
-    """Whatever the client raises becomes one line, without the token."""
+def _in_a_line(repo: str) -> Iterator[None]:
+    """Whatever the client raises becomes one line."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(explain(repo, error).replace(token, "***")) from None
+        raise UserError(explain(repo, error)) from None
 
 
 def explain(repo: str, error: Exception) -> str:
-    """What a failure of huggingface_hub means for the user, and what to do."""
+    """What a failure of huggingface_hub means for the user, and what to do; no token, if a server repeats it."""
     from huggingface_hub import get_token
 
-    status = _status(error)
+    status, token = _status(error), get_token()
     known = {
         401: f"{repo}: the Hub does not accept the token (401): it has expired, was revoked or is mistyped. Log in "
         "again with `hf auth login`, or set HF_TOKEN to one that may write."
-        if get_token()
+        if token
         else f"{repo}: there is no such repository, or it is not public. Check the name, or log in: `hf auth login`.",
         403: f"{repo}: the token may not do this (403). Use one that may write to {repo.partition('/')[0]}'s "
         "repositories.",
@@ -121,6 +121,7 @@ def explain(repo: str, error: Exception) -> str:
     if type(root).__name__ == "OfflineModeIsEnabled":
         return f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked. Unset it."
     said = (str(root).strip() or type(root).__name__).splitlines()[0]
+    said = said.replace(token, "***") if token else said
     if _passing(error):
         return f"{repo}: the Hub cannot be reached ({said}). The same command goes on where this one ended."
     return f"{repo}: the Hub refused: {said}"

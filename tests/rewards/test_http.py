@@ -121,15 +121,31 @@ def test_no_more_questions_are_open_at_once_than_allowed(judge, tmp_path):
 
 def test_the_key_comes_from_the_environment_and_is_told_nobody(judge, images, tmp_path, monkeypatch, capfd, caplog):
     monkeypatch.setenv("MY_JUDGE", KEY)
-    judge.behave = lambda number: (400, f"bad key {KEY}") if number > 1 else None
+    answers = f"bad key {KEY}", f"{'x' * 195} {KEY}"  # whole, and where an answer is cut
+    judge.behave = lambda number: (400, answers[number - 2]) if number > 1 else None
     one = reward(judge, tmp_path, key="MY_JUDGE")
     one(images[:1], PROMPTS[:1])
-    with caplog.at_level("DEBUG"), pytest.raises(RewardError) as caught:
-        one(images[1:2], PROMPTS[:1])
-    assert judge.keys == [f"Bearer {KEY}"] * 2
-    told = [str(caught.value), repr(one), one.config.model_dump_json(), caplog.text, *capfd.readouterr()]
+    told = []
+    for _ in answers:
+        with caplog.at_level("DEBUG"), pytest.raises(RewardError, match="answered 400") as caught:
+            one(images[1:2], PROMPTS[:1])
+        told.append(str(caught.value))
+    assert judge.keys == [f"Bearer {KEY}"] * 3
+    told += [repr(one), one.config.model_dump_json(), caplog.text, *capfd.readouterr()]
     told += [path.read_text() for path in (tmp_path / "answers").rglob("*.json")]
-    assert not any(KEY in text for text in told)
+    assert not any(KEY[:4] in text for text in told)
+
+
+def test_a_key_that_no_header_can_hold(judge, images, tmp_path, monkeypatch):
+    """Line breaks around it are no part of it: the client would quote it in its error, break and all."""
+    monkeypatch.setenv("MY_JUDGE", f" {KEY}\r\n")
+    one = reward(judge, tmp_path, key="MY_JUDGE")
+    one(images[:1], PROMPTS[:1])
+    assert judge.keys == [f"Bearer {KEY}"] and not list(one.config.conflicts({}))
+    for broken in ("sk\nsk", "sk-\u00fc", "sk\x7f"):
+        monkeypatch.setenv("MY_JUDGE", broken)
+        ((place, text),) = one.config.conflicts({})
+        assert place == ".key" and "cannot be sent" in text and broken not in text
 
 
 def test_the_probability_of_a_benchmarks_answer(judge, images, tmp_path):
