@@ -5,7 +5,7 @@ python scripts/compare.py run draft-1 refl --seeds 11 --updates 20
 python scripts/compare.py run --add "spo-8=spo/shapes sampling.num_steps=8"
 python scripts/compare.py curves                     # methods by their own recipes, to their end
 python scripts/compare.py curves --of preferences    # those that learn from preferences
-python scripts/compare.py sweep                      # then: variance, overoptimise, reno, ranks, draw
+python scripts/compare.py sweep                      # then: variance, overoptimise, reno, ranks, guided, draw
 python scripts/compare.py write                      # from what there is
 
 The budget is what the first method (draft-1) spends in its recipe's updates. Every method gets as many updates as it
@@ -63,6 +63,8 @@ def curves(
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "60,61,62",
     prompts: Annotated[int, typer.Option(help="Report prompts of each run.")] = 1024,
     of: Annotated[str, typer.Option(help="The page: curves or preferences.")] = "curves",
+    panel: Annotated[int, typer.Option(help="Select prompts of the curve.")] = 192,
+    every: Annotated[int, typer.Option(help="Updates between its points.")] = 20,
     output: Output = OUTPUT,
 ) -> None:
     """Train methods by their own recipes, watched on the way; what has ended is not trained again."""
@@ -75,7 +77,7 @@ def curves(
         raise typer.BadParameter(f"{', '.join(unknown)}: known are {', '.join(chapter.methods)}.")
     for seed in map(int, seeds.split(",")):
         for name in names or chapter.methods:
-            train(output, chapter, name, seed, prompts=prompts)
+            train(output, chapter, name, seed, prompts=prompts, panel=panel, every=every)
 
 
 @app.command()
@@ -137,6 +139,15 @@ def ranks(output: Output = OUTPUT, seeds: str = "70,71,72", prompts: int = 64) -
 
 
 @app.command()
+def guided(output: Output = OUTPUT, seeds: str = "60,61,62") -> None:
+    """Hold the negatives of `curves --of preferences` against plain guidance, each at its best scale."""
+    from scripts.comparison.guided import measure
+
+    for seed in map(int, seeds.split(",")):
+        measure(output, seed, ROOT)
+
+
+@app.command()
 def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path = ROOT / "docs" / "img") -> None:
     """Draw the first report prompts before and after methods."""
     from scripts.comparison.draw import draw as draw_sheet
@@ -150,11 +161,12 @@ def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path
 @app.command()
 def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results.md") -> None:
     """Write the pages and their figures from what has been measured: results, learning curves, hacking."""
-    from scripts.comparison import curves, hacking, ranks
+    from scripts.comparison import curves, guided, hacking, ranks
     from scripts.comparison.page import write as write_page
 
     makers = {page.name: write_page, "hacking.md": hacking.write, "ranks.md": ranks.write}
-    makers |= {f"{name}.md": partial(curves.write, chapter=chapter) for name, chapter in curves.CHAPTERS.items()}
+    below = {"preferences": guided.table}
+    makers |= {f"{n}.md": partial(curves.write, chapter=c, more=below.get(n)) for n, c in curves.CHAPTERS.items()}
     written = [made for name, make in makers.items() if (made := make(output, page.with_name(name)))]
     if not written:
         raise typer.BadParameter(f"{output} holds no measurements: python scripts/compare.py run")

@@ -88,8 +88,11 @@ def train(
     return run
 
 
-def write(output: Path, page: Path, chapter: Chapter = CHAPTERS["curves"]) -> Path | None:
-    """Writes the page and docs/lab/img/NAME-*.svg from the runs that have ended; None where there are none."""
+def write(
+    output: Path, page: Path, chapter: Chapter = CHAPTERS["curves"], more: Callable[[Path], str] | None = None
+) -> Path | None:
+    """Writes the page and docs/lab/img/NAME-*.svg from the runs that have ended, and what `more` says
+    below; None where there are none."""
     found = {name: runs for name in chapter.methods if (runs := _ended(output / chapter.name / name))}
     if not found:
         return None
@@ -108,7 +111,8 @@ def write(output: Path, page: Path, chapter: Chapter = CHAPTERS["curves"]) -> Pa
             figure = f"{chapter.name}-{axis}.svg"
             (images / figure).write_text(lines(series, label, {}), encoding="utf-8")
             parts.append(f"![Share that the judge passes, over {label}](img/{figure})\n")
-    page.write_text("\n".join(parts), encoding="utf-8")
+    text = "\n".join(parts) + (more(output) if more else "")
+    page.write_text(text, encoding="utf-8")
     return page
 
 
