@@ -87,7 +87,14 @@ class TensorStore:
 
     def _opened(self, path: Path) -> Any:
         if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt")
+            try:
+                self._open[path] = safe_open(path, framework="pt")
+            except OSError as error:
+                why = error.strerror or "is gone"
+                raise UserError(
+                    f"{path}: {why}, while the run was reading it. Start it again: what is missing in the cache is "
+                    "encoded again."
+                ) from None
             if len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)
         self._open.move_to_end(path)

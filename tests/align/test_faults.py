@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import align
+from align.data._store import TensorStore
 from align.data.captioned import Captioned, CaptionedConfig
 from align.errors import UserError
 from align.run import Run
@@ -89,6 +91,17 @@ def test_a_picture_that_vanishes_during_the_run_is_named(tmp_path):
     (tmp_path / "a.png").unlink()
     with pytest.raises(RewardError, match=r"a\.png: .*") as found:
         batch.images()
+    assert "\n" not in str(found.value)
+
+
+def test_a_shard_of_the_cache_that_vanishes_during_the_run_is_named(tmp_path):
+    TensorStore(tmp_path).write({"a": {"x": torch.zeros(2)}})
+    store = TensorStore(tmp_path)
+    store.scan()
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.unlink()
+    with pytest.raises(UserError, match=r"\.safetensors: .*while the run was reading it\. Start it again") as found:
+        store.read("a")
     assert "\n" not in str(found.value)
 
 
