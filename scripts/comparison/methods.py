@@ -66,14 +66,17 @@ CURVES = {
 """Those whose learning is drawn: each as its recipe says."""
 PREFERENCES = {
     "diffusion-dpo": Method("diffusion_dpo/shapes"),
-    "online-dpo": Method("diffusion_dpo/shapes_online"),
+    "online-dpo": Method(
+        "diffusion_dpo/shapes_online", ("rewards={gold: {}}", "data.temperature=0.15", "train.num_updates=100")
+    ),
     "kto": Method("kto/shapes"),
     "dro": Method("dro/shapes"),
     "npo": Method("npo/shapes"),
     "spo": Method("spo/shapes"),
     "tailorpo": Method("tailorpo/shapes"),
 }
-"""Those that learn from pairs and thumbs, likewise."""
+"""Those that learn from pairs and thumbs, likewise; online-dpo has the judge of diffusion-dpo's pairs and as many updates
+as make its passes through the network those of making the pairs and of 200 updates."""
 OVEROPTIMISED = "draft/shapes_overoptimised"
 HACKED = {
     "pick": Method(OVEROPTIMISED),
