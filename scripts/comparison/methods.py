@@ -75,8 +75,8 @@ PREFERENCES = {
     "spo": Method("spo/shapes"),
     "tailorpo": Method("tailorpo/shapes"),
 }
-"""Those that learn from pairs and thumbs, likewise; online-dpo has the judge of diffusion-dpo's pairs and so many updates
-that it passes the network as often as making those pairs and 200 updates do."""
+"""Those that learn from pairs and thumbs, likewise; online-dpo has the judge of diffusion-dpo's pairs, and passes the
+network about as often as making those pairs and 200 updates do."""
 OVEROPTIMISED = "draft/shapes_overoptimised"
 HACKED = {
     "pick": Method(OVEROPTIMISED),
