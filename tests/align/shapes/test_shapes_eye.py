@@ -101,12 +101,12 @@ def test_saved_and_loaded_again_in_half_precision(tmp_path):
 
 
 def test_the_soft_count_is_the_number_of_objects():
-    """On renderings of one to four objects: within 0.1 on the average, and never half an object off."""
-    drawn, _, _ = scenes(48)
+    """On renderings of one to four objects: within 0.1."""
+    drawn, _, _ = scenes(96)
     with torch.no_grad():
         counts = reward("soft").network(render_batch(drawn))[:, -1].sum((1, 2))
     wrong = (counts - torch.tensor([float(len(one.objects)) for one in drawn])).abs()
-    assert float(wrong.mean()) < 0.1 and float(wrong.max()) < 0.4
+    assert float(wrong.quantile(0.95)) < 0.1 and float(wrong.max()) < 0.15
 
 
 def test_its_gradient_moves_what_is_drawn_to_where_the_caption_wants_it():
