@@ -19,6 +19,7 @@ from align import processes, sharding
 from align.config import Recipe, as_yaml, load_recipe
 from align.data._datasets import pinned
 from align.data._make_labels import as_labels
+from align.data._readable import refuse, scoring
 from align.data._repeated import repeated
 from align.data._workplace import Workplace
 from align.data.prompts import load_prompts
@@ -166,6 +167,8 @@ class _Session:
         if getattr(recipe.objective, "few_step", False):
             result.said[adapter_file.SAMPLING_KEY] = json.dumps(recipe.sampling.of_images(), sort_keys=True)
         batches = repeated(build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed), recipe.sampling)
+        if not hasattr(recipe.data, "make"):  # rows of pictures are scored by nobody
+            refuse("data", batches.all_prompts() if hasattr(batches, "all_prompts") else (), scoring(dict(recipe)))
         painter = Painter(policy, recipe.sampling, accelerator, seed=seed)
         for block in (recipe.sampling, recipe.evaluate and recipe.evaluate.sampling):
             if block is not None:
@@ -175,14 +178,14 @@ class _Session:
             if note:
                 self.say(note)
         if hasattr(batches, "prepare"):
-            batches.prepare(self._workplace(painter, rewards, getattr(objective, "wanted", None)))
+            batches.prepare(Workplace(painter, rewards, self._composite, self.say, getattr(objective, "wanted", None)))
         named |= batches.contents() if hasattr(batches, "contents") else {}
         if checkpoint is not None:
             resume.same_contents(checkpoint, resume.meta(checkpoint), named)
         around = Surroundings(self.output, accelerator, result, painter, self._composite, settings, seed)
         hooks = [build(HOOKS, config, around) for config in recipe.hooks.values()]
-        known: dict[str, Any] = {"recipe": settings, "contents": named, "say": self.say}
-        trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, **known)
+        told: dict[str, Any] = {"recipe": settings, "contents": named, "say": self.say}
+        trainer = Trainer(recipe.train, recipe.optim, accelerator, self.output, **told)
         self._open_folder(fresh=checkpoint is None)  # everything is built: what cannot be leaves no folder behind
         state = trainer.fit(objective, policy, trainable, batches, hooks, cast=cast, result=result, resume=checkpoint)
         again = "the same command" + {"auto": "", "never": " without --resume"}.get(resume_from, " with --resume auto")
@@ -220,7 +223,7 @@ class _Session:
         gather(policy, None, of_guidance(recipe))
         processes.cut(policy.model.network, recipe, self.accelerator)
         painter = Painter(policy, recipe.sampling, self.accelerator, seed=recipe.train.seed)
-        (batches.make if pairs_only else batches.prepare)(self._workplace(painter, None))
+        (batches.make if pairs_only else batches.prepare)(Workplace(painter, None, self._composite, self.say))
         return batches.folder
 
     def _policy(self) -> Policy:
@@ -233,9 +236,6 @@ class _Session:
         if recipe.train.compile:
             model.compile()
         return Policy(model, adapter, lambda: recipe.train.autocast(device))
-
-    def _workplace(self, painter: Painter, rewards: Composite | None, wanted: Any = None) -> Workplace:
-        return Workplace(painter, rewards, self._composite, self.say, wanted)
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:

@@ -68,6 +68,15 @@ class RewardConfig(ComponentConfig):
         """Whether scores carry a gradient back to the pixels; a property of the settings, known before building."""
         return True
 
+    def unreadable(self, prompts: Iterable[str]) -> Iterator[str]:
+        """What is wrong, and what to write instead, for each of these prompts that could not be scored. Known before
+        building; asked before a training or an evaluation begins. A reward that takes any text leaves this as it is."""
+        yield from ()
+
+    def demanding(self) -> bool:
+        """Whether there are prompts that it cannot score."""
+        return type(self).unreadable is not RewardConfig.unreadable
+
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """' Did you mean "clip"?' for a word close to a known one, else ''."""

@@ -9,7 +9,9 @@ and only as many pairs (q, k) as there are queries are looked at, those of the g
 Cheng et al. 2022, arXiv 2112.01527). p has a gradient, the box has none.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -56,12 +58,7 @@ class Instances(nn.Module):
 
     def forward(self, images: Tensor, names: Sequence[str]) -> Masked:
         """Images (B, 3, H, W) in [0, 1]."""
-        unknown = [name for name in names if name not in NAMES]
-        if unknown:
-            raise RewardError(
-                f"a prompt asks for {unknown[0]!r}, which is none of COCO's 80 objects. Take a zero-shot detector: "
-                "model: google/owlv2-base-patch16-ensemble."
-            )
+        known(names)
         kinds = [NAMES.index(name) for name in names]
         pixels = self.preprocess(images).to(self.network.dtype)
         out = self.network(pixel_values=pixels)
@@ -86,6 +83,31 @@ class Instances(nn.Module):
         logits = torch.where(looked, torch.logit(chances.clamp(1e-6, 1 - 1e-6)), NEVER)
         boxes = torch.stack([_around(one) for one in there])
         return Masked(logits, boxes.expand(len(kinds), -1, -1), there)
+
+
+def known(names: Sequence[str]) -> None:
+    """Refuses names of objects that are none of COCO's."""
+    if unknown := [name for name in names if name not in NAMES]:
+        raise RewardError(
+            f"a prompt asks for {unknown[0]!r}, which is none of COCO's 80 objects. Take a zero-shot detector: model: "
+            "google/owlv2-base-patch16-ensemble."
+        )
+
+
+def is_of_coco(model: str) -> bool:
+    """Whether a folder or a Hub id is a Mask2Former, as far as this machine knows: nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(model).expanduser()
+    cached = folder / "config.json" if folder.is_dir() else None
+    if cached is None and model.count("/") == 1:
+        found = try_to_load_from_cache(model, "config.json")
+        cached = Path(found) if isinstance(found, str) else None
+    try:
+        told = None if cached is None else json.loads(cached.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        told = None
+    return told.get("model_type") == KIND if isinstance(told, dict) else KIND in model.lower()
 
 
 def _around(mask: Tensor) -> Tensor:

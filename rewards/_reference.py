@@ -1,6 +1,6 @@
 """Reference images: files that a reward compares with, one for all prompts or one a prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,16 @@ from rewards._errors import RewardError
 from rewards._images import ImageError, read_image
 from rewards._load import given_file
 from rewards._preprocess import differentiable_resize
+
+
+def missing(reward: str, given: str | Mapping[str, str], prompts: Iterable[str]) -> Iterator[str]:
+    """What is to be said of prompts without a reference."""
+    if not isinstance(given, str):
+        yield from (_none(reward, prompt) for prompt in prompts if prompt not in given)
+
+
+def _none(reward: str, prompt: str) -> str:
+    return f"reward {reward}: there is no reference for the prompt {prompt!r}. Add it."
 
 
 class References:
@@ -27,7 +37,7 @@ class References:
         if self.one:
             return ""
         if prompt not in self.files:
-            raise RewardError(f"reward {self.reward}: there is no reference for the prompt {prompt!r}. Add it.")
+            raise RewardError(_none(self.reward, prompt))
         return prompt
 
     def image(self, key: str, size: tuple[int, int] | None, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ Mask2Former (rewards/_instances.py).
 The checks: rewards/_composition.py; captions: rewards/_simple_captions.py.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,8 +23,8 @@ from rewards._base import Reward
 from rewards._card import Card
 from rewards._colours import ColourReader
 from rewards._config import RewardConfig
-from rewards._errors import RewardError
-from rewards._instances import KIND, Instances
+from rewards._errors import RewardError, refused
+from rewards._instances import KIND, Instances, is_of_coco, known
 from rewards._load import hf_config
 from rewards._simple_captions import parse
 from rewards._zero_shot import Detector as Network
@@ -68,6 +68,20 @@ class DetectorConfig(RewardConfig):
     def has_gradient(self) -> bool:
         return self.form != "verdict"
 
+    def unreadable(self, prompts: Iterable[str]) -> Iterator[str]:
+        try:
+            told = demands.read(self.demands) if self.demands else {}
+        except RewardError:  # `conflicts` says so
+            return iter(())
+        coco = is_of_coco(self.model)
+
+        def read(prompt: str) -> None:
+            names = demanded(prompt, told, colours=self.colours is not None).names
+            if coco:
+                known(names)
+
+        return refused(read, prompts)
+
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if self.query is not None and self.query.count("{}") != 1:
             yield ".query", f"is {self.query!r}. Put {{}} where the name of the object goes, once."
@@ -98,7 +112,7 @@ class Detector(Reward):
             self.colours = ColourReader(config.colours)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        asked = [self.demanded(prompt) for prompt in prompts]
+        asked = [demanded(prompt, self.known, colours=self.colours is not None) for prompt in prompts]
         names = list(dict.fromkeys(name for one in asked for name in one.names))
         logits, boxes, *masks = self.network(images, names)
         scores = []
@@ -108,13 +122,6 @@ class Detector(Reward):
             shapes = masks[0][row] if masks else None
             scores.append(self._scored(one, self._coloured(images[row], one, found, shapes)))
         return torch.stack(scores).to(images.device, torch.float32)
-
-    def demanded(self, prompt: str) -> demands.Demands:
-        """What a prompt asks for; a RewardError where that is not understood."""
-        found = self.known.get(prompt.strip()) or parse(prompt)
-        if found.coloured and self.colours is None:
-            raise RewardError(f"the prompt {prompt!r} asks for a colour, and {self.name}.colours is null. Name a CLIP.")
-        return found
 
     def _coloured(
         self, image: Tensor, one: demands.Demands, found: dict[str, Any], masks: Tensor | None
@@ -133,3 +140,12 @@ class Detector(Reward):
             return torch.tensor(float(all(ok for _, ok in composition.verdict(one, found, threshold))))
         checks = composition.soft_checks(one, found, threshold)
         return composition.mean(checks, LEAST if self.config.form == "log" else None)
+
+
+def demanded(prompt: str, told: Mapping[str, demands.Demands], *, colours: bool) -> demands.Demands:
+    """What a prompt asks for, as it is told or as a simple caption; a RewardError where that is not understood, and for
+    colours where nothing names them."""
+    found = told.get(prompt.strip()) or parse(prompt)
+    if found.coloured and not colours:
+        raise RewardError(f"the prompt {prompt!r} asks for a colour, and detector.colours is null. Name a CLIP.")
+    return found

@@ -6,7 +6,7 @@ DINOv2: Oquab et al. 2023, arXiv:2304.07193; with DINO (facebook/dino-vits16) it
 (Ruiz et al. 2022, arXiv:2208.12242). Unlike LPIPS it does not ask for the same place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -18,7 +18,7 @@ from rewards._card import Card
 from rewards._clip import single
 from rewards._config import RewardConfig
 from rewards._load import hf_preprocess, load_hf
-from rewards._reference import References
+from rewards._reference import References, missing
 from rewards._text import PromptCache
 
 
@@ -41,6 +41,9 @@ class DinoConfig(RewardConfig):
 
     def licences(self) -> dict[str, str]:
         return self._of_checkpoint(self.model)
+
+    def unreadable(self, prompts: Iterable[str]) -> Iterator[str]:
+        return missing("dino", self.reference, prompts)
 
 
 class Dino(Reward):

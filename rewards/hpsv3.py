@@ -10,7 +10,7 @@ published source as text (nothing in it is run), once, and its sha256 is checked
 
 import ast
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +59,9 @@ class Hpsv3Config(RewardConfig):
         for key, path in (("weights", self.weights), ("instruction", self.instruction)):
             if path is not None and not Path(path).expanduser().is_file():
                 yield f".{key}", f"is {path!r}, and there is no such file. Check the path."
+
+    def unreadable(self, prompts: Iterable[str]) -> Iterator[str]:
+        return (f"{TOKEN} stands in the prompt {prompt!r}. Remove it." for prompt in prompts if TOKEN in prompt)
 
 
 class Hpsv3(Reward):

@@ -6,7 +6,7 @@ f_l are the activations of an ImageNet network after its convolutional stages, w
 judgements (Zhang et al. 2018, arXiv:1801.03924, version 0.1). The reference is resized to the image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from rewards._card import Card
 from rewards._config import RewardConfig
 from rewards._errors import RewardError
 from rewards._load import given_file, load_strictly, read_state, url_file
-from rewards._reference import References
+from rewards._reference import References, missing
 
 # network: (indices of the torchvision features that are read, torchvision's file, sha256 of the weights w_l)
 NETWORKS = {
@@ -58,6 +58,9 @@ class LpipsConfig(RewardConfig):
         partner="clip",
         licences={"LPIPS": "BSD-2-Clause", "torchvision": "BSD-3-Clause"},
     )
+
+    def unreadable(self, prompts: Iterable[str]) -> Iterator[str]:
+        return missing("lpips", self.reference, prompts)
 
 
 class Lpips(Reward):

@@ -8,7 +8,7 @@ The rule of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) on RapidOCR, whose mod
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from rewards._base import Reward
 from rewards._card import Card
 from rewards._config import RewardConfig
-from rewards._errors import RewardError
+from rewards._errors import RewardError, refused
 
 QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|«([^»]+)»|„([^“”]+)[“”]")
 
@@ -39,6 +39,9 @@ class OcrConfig(RewardConfig):
 
     def has_gradient(self) -> bool:
         return False
+
+    def unreadable(self, prompts: Iterable[str]) -> Iterator[str]:
+        return refused(quoted, prompts)
 
 
 class Ocr(Reward):

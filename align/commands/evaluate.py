@@ -47,7 +47,9 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="Another checkpoint, by folder or Hub id.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
     batch: Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Prompts drawn at once.")] = 16,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("evaluation"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the results; default: evaluation/ARMS-on-PROMPTS.")
+    ] = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="A change to recipe or reward: sampling.num_steps=20, clip.model=..."),
@@ -81,13 +83,16 @@ def evaluate(
         batch_size=batch,
     )
     from align.evaluation.page import PAGE
+    from align.evaluation.place import begin, chosen
     from align.evaluation.results import lines
     from align.evaluation.run import Session
     from align.interrupt import Interrupted
 
     shown = not quiet and sys.stderr.isatty()
-    session = Session(made, output, (lambda text: None) if quiet or shown else typer.echo)
-    main = session.accelerator.is_main_process
+    folder = chosen(made, output)
+    session = Session(made, folder, (lambda text: None) if quiet or shown else typer.echo)
+    if main := session.accelerator.is_main_process:
+        begin(made, folder)
     total = (1 + len(made.cast.arms)) * len(made.items) * images
     try:
         with _progress(total, shown=shown and main) as done:
@@ -98,9 +103,9 @@ def evaluate(
         raise typer.Exit(130 if str(signal) == "SIGINT" else 143) from None
     if found is not None:
         typer.echo("\n".join(lines(found)))
-        typer.echo(f"page  {output / PAGE}")
+        typer.echo(f"page  {folder / PAGE}")
         if vote:
-            _vote(session, output, port)
+            _vote(session, folder, port)
 
 
 def _vote(session: Any, output: Path, port: int) -> None:

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from align import recipes
 from align.config import Recipe, load_recipe
 from align.data._prompt_files import names_a_source
+from align.data._readable import readers, refuse
 from align.errors import UserError
 from align.evaluation.score_inputs import reward_configs
 from align.figures.picture import to_pil
@@ -96,6 +97,8 @@ def sample(
     """
     adapter, loaded = _behind(source, overrides, recipe, with_adapter=strength != 0)
     wanted = [prompt for prompt in _texts(prompts) for _ in range(num_images)]
+    judges = reward_configs(text.rewards, (), loaded.rewards) if text and text.num_steps else {}
+    refuse("the prompts", wanted, readers({"sampling": loaded.sampling}, judges))
     used = adapter if strength != 0 else None
     folder = make_folder(output or _default(source, loaded, adapter, strength), "--output")
     tree = loaded.dump()

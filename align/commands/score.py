@@ -64,6 +64,7 @@ def score(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Score images with one or more rewards: align score out/*.png --prompts prompts.txt --reward clip aesthetic."""
+    from align.data._readable import readers, refuse
     from align.evaluation.score_inputs import find_images, pair, reward_configs
 
     if form not in (None, "table", "csv", "json"):
@@ -74,6 +75,7 @@ def score(
     images, changes = settings_among(images, change)
     rewards = reward_configs(reward, changes)
     rows = pair(find_images(images), prompts)
+    refuse("--prompts", [row.prompt for row in rows], readers({}, rewards))
     if output is not None:
         check_file(output, "--output")
     from align.evaluation.score import default_processes, score_in_processes

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from align.data._readable import readers
 from align.data._workplace import Workplace
 from align.data.prompts import load_prompts, problems
 from align.errors import UserError
@@ -54,7 +55,7 @@ class JudgedConfig(ComponentConfig):
         return self
 
     def problems(self, key: str) -> Iterator[tuple[str, str]]:
-        yield from problems(self.prompts, f"{key}.prompts")
+        yield from problems(self.prompts, f"{key}.prompts", self.num_prompts, readers({}, self.rewards))
 
     def records(self, totals: Tensor, seed: int, prompt: int) -> Iterator[dict[str, Any]]:
         """What is said of prompt number `prompt`, whose images the judge scores `totals`, (n,) float64."""

@@ -18,6 +18,7 @@ from pydantic import Field
 from align.data._advantages import Normalise, Running, advantages, without_contrast
 from align.data._group_draw import Plan, Times, draw
 from align.data._group_rows import GroupBatch, Rollout
+from align.data._readable import scoring
 from align.data._wanted import Wanted
 from align.data._workplace import Workplace
 from align.data.prompts import Prompts, PromptsConfig, problems
@@ -72,7 +73,7 @@ class GroupsConfig(ComponentConfig):
     """Ask for rewards while the next images are drawn; for rewards that wait for others, such as http."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        yield from problems(self.prompts, ".prompts")
+        yield from problems(self.prompts, ".prompts", self.count, scoring(recipe))
         if not recipe.get("rewards", True):
             yield "rewards", "are missing: groups are compared by them. Add one, such as `rewards: {clip: {}}`."
         combine = recipe.get("combine")

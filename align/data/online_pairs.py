@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from align.data._make_pairs import compared, labelled
+from align.data._readable import scoring
 from align.data._wanted import Wanted
 from align.data._workplace import Workplace
 from align.data.groups import Groups, GroupsConfig
@@ -56,7 +57,7 @@ class OnlinePairsConfig(ComponentConfig):
     """Ask for rewards while the next images are drawn; for rewards that wait for others, such as http."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        yield from problems(self.prompts, ".prompts")
+        yield from problems(self.prompts, ".prompts", self.count, scoring(recipe))
         if not recipe.get("rewards", True):
             yield "rewards", "are missing: they are the judge. Add one, such as `rewards: {clip: {}}`."
 

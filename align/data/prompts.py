@@ -8,6 +8,7 @@ from pydantic import Field
 
 from align.data._datasets import NATIVE, DatasetConfig, brought
 from align.data._prompt_files import SHAPES, bundled, read
+from align.data._readable import Readers, scoring, unread
 from align.errors import UserError
 from align.files.texts import Unreadable
 
@@ -41,7 +42,7 @@ class PromptsConfig(DatasetConfig):
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if self.columns is None:
-            yield from problems(self.prompts, ".prompts")
+            yield from problems(self.prompts, ".prompts", self.count, scoring(recipe))
         else:
             yield from self.asked()
 
@@ -93,12 +94,18 @@ def load_prompts(source: list[str] | str, *, count: int | None = None, key: str)
         raise UserError(f"{key}: {problem}") from None
 
 
-def problems(source: list[str] | str, key: str) -> Iterator[tuple[str, str]]:
-    """(key, what is wrong) if the prompts cannot be loaded: for a config's `conflicts`."""
+def problems(
+    source: list[str] | str, key: str, count: int | None = None, asked: Readers = ()
+) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) if the prompts cannot be loaded, or if a reward of `asked` cannot read the first `count` of
+    them (align/data/_readable.py): for a config's `conflicts`."""
+    asked = list(asked)
     try:
-        _load(source, 1)
+        loaded = _load(source, count if asked else 1)
     except _Problem as problem:
         yield key, str(problem)
+        return
+    yield from ((key, text) for text in unread(loaded, asked))
 
 
 class _Problem(Exception):

@@ -25,6 +25,7 @@ import torch
 from pydantic import Field
 
 from align.data._branch import Judge, Rows, branch, branched, judged
+from align.data._readable import scoring
 from align.data._workplace import Workplace
 from align.data.prompts import Prompts, PromptsConfig, problems
 from align.processes import gather_object
@@ -64,7 +65,7 @@ class RolloutsConfig(ComponentConfig):
     """Prompts rolled out at once on one process."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        yield from problems(self.prompts, ".prompts")
+        yield from problems(self.prompts, ".prompts", self.count, scoring(recipe) if self.spm is None else ())
         sampling = recipe.get("sampling")
         if sampling is not None and not sampling.stochastic:
             yield (

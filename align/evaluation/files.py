@@ -27,6 +27,7 @@ from align.evaluation.arms import Arm
 from align.evaluation.benchmarks import Item
 from align.figures.picture import to_pil
 from align.files.output import make_folder, write, write_picture
+from align.policy import adapter_file
 from align.registry import resolve_embedded
 
 SCORE = "score:"
@@ -64,6 +65,11 @@ class Part:
 def fingerprint(*told: Any) -> str:
     """Of anything that JSON can say."""
     return hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+def adapter_digest(adapter: str) -> str:
+    """Of an adapter's file, wherever it lies."""
+    return hashlib.blake2b(adapter_file.find(adapter).read_bytes(), digest_size=8).hexdigest()
 
 
 def stamps(value: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from align.config import Recipe, load_recipe
+from align.data._readable import readers, refuse
 from align.errors import UserError
 from align.evaluation.arms import BASE, Cast, cast
 from align.evaluation.benchmarks import Item
@@ -95,8 +96,12 @@ def plan(
     if (dynamic := loaded.sampling.how.dynamic) is not None:  # what chose the scales has seen the images
         maximised += [_scored(config) for config in dynamic.rewards.values()]
     trained_on = [label for label, config in judges.items() if _scored(config) in maximised]
+    scoring = readers({"sampling": loaded.sampling}, judges, choosing)
     if exam is not None:
         items = [Item(one.prompt, one.category) for one in exam.asked]
+        questions, (label, judge) = [q.text for one in exam.asked for q in one.questions], next(iter(judges.items()))
+        refuse(f"the prompts of {exam.name}", [item.prompt for item in items], scoring)
+        refuse(f"the questions of {exam.name}", questions, readers({}, {label: judge}))
         return Plan(loaded, chosen, exam.name, items, num_images, batch_size, judges, trained_on, exam)
     report = loaded.evaluate
     source = prompts or (report.prompts if report else None)
@@ -108,6 +113,7 @@ def plan(
         count = report.num_prompts
     items = load(source, count)
     named = source if isinstance(source, str) else f"{len(source)} prompts of the recipe"
+    refuse(f"--prompts {named}", [item.prompt for item in items], scoring)
     return Plan(loaded, chosen, named, items, num_images, batch_size, judges, trained_on)
 
 

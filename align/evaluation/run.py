@@ -6,7 +6,6 @@ the work was interrupted. Image k of prompt i starts from the noise of (seed, "r
 a prompt these are the images of a run's own report.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from align import processes
 from align.errors import UserError
 from align.evaluation.arms import Arm
 from align.evaluation.draw import Built, Easel
-from align.evaluation.files import Chunk, Folder, Part, fingerprint, stamps, together
+from align.evaluation.files import Chunk, Folder, Part, adapter_digest, fingerprint, stamps, together
 from align.evaluation.page import PAGE, page
 from align.evaluation.plan import Plan
 from align.evaluation.questions import Asked
@@ -39,7 +38,6 @@ from align.evaluation.results import (
 from align.evaluation.verdicts import TABLE, answered, as_csv, examined
 from align.hooks._probes import SIDE
 from align.interrupt import Interrupt
-from align.policy import adapter_file
 from align.versions import hardware, versions
 
 DRIFT_PROMPTS = 8
@@ -63,7 +61,7 @@ class Session:
             for label, config in plan.rewards.items()
         }
         self._weights = stamps(plan.recipe.dump()["model"])
-        self._digests = {adapter: _digest(adapter) for adapter in plan.cast.adapters}
+        self._digests = {adapter: adapter_digest(adapter) for adapter in plan.cast.adapters}
         self.built = Built(self.accelerator)
         self.easel = Easel(plan, self.accelerator, self.built)
 
@@ -233,8 +231,3 @@ def _small(images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     small = functional.adaptive_avg_pool2d(images.flatten(0, 1), (min(SIDE, height), min(SIDE, width)))
     return small.unflatten(0, images.shape[:2])
-
-
-def _digest(adapter: str) -> str:
-    """Of an adapter's file, wherever it lies."""
-    return hashlib.blake2b(adapter_file.find(adapter).read_bytes(), digest_size=8).hexdigest()

@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from align.data._readable import readers
 from align.data.prompts import load_prompts, problems
 from align.hooks._base import Chosen, Hook, State, Surroundings
 from align.hooks._measured import Base, Measurement, measured
@@ -61,7 +62,8 @@ class GuardConfig(ComponentConfig):
     are fewer than 4, the sweep is drawn on the first ones, and only strength 1 is recommended."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        yield from problems(self.prompts, ".prompts")
+        count = self.num_prompts + self.num_sweep_prompts
+        yield from problems(self.prompts, ".prompts", count, readers(recipe, self.rewards))
         for label, reward in self.rewards.items():
             if any(reward == trained for trained in recipe.get("rewards", {}).values()):
                 yield f".rewards.{label}", "is trained on, so it rises whatever happens. Watch another reward."

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from align.data._readable import readers
 from align.data.prompts import load_prompts, problems
 from align.hooks._base import Chosen, Hook, State, Surroundings
 from align.registry import ComponentConfig, LabelledRewards
@@ -41,7 +42,7 @@ class PanelConfig(ComponentConfig):
         return self
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        yield from problems(self.prompts, ".prompts")
+        yield from problems(self.prompts, ".prompts", self.num_prompts, readers(recipe, self.rewards))
 
 
 class Panel(Hook):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from align.data._readable import readers
 from align.data.prompts import load_prompts, problems
 from align.figures.picture import Cell, sheet
 from align.files.output import write_picture
@@ -29,7 +30,7 @@ class SamplesConfig(ComponentConfig):
     """Of a sheet."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        yield from problems(self.prompts, ".prompts")
+        yield from problems(self.prompts, ".prompts", self.num_images, readers(recipe))
 
 
 class Samples(Hook):

@@ -6,7 +6,7 @@ GenEval (Ghosh et al. 2023, arXiv 2310.11513): single, two, counting, colour, po
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from align.errors import UserError
@@ -95,6 +95,15 @@ def parse(caption: str) -> Requirement:
     if len(items) > 2 or (len(items) == 2 and max(i.count for i in items) > 1):
         raise NotUnderstood(f"caption {caption!r}: at most two phrases, and a number only in a phrase alone.")
     return Requirement(tuple(items), parts[1] if len(parts) > 1 and parts[1] != "and" else None)
+
+
+def unreadable(captions: Iterable[str]) -> Iterator[str]:
+    """What is wrong with each of these captions that is outside the grammar."""
+    for caption in captions:
+        try:
+            parse(caption)
+        except NotUnderstood as error:
+            yield str(error)
 
 
 def requirements(skill: str) -> Iterator[Requirement]:

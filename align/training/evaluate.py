@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from align.data._readable import readers
 from align.data.prompts import load_prompts, problems
 from align.figures.picture import Cell, sheet, to_pil
 from align.figures.statistics import Comparison, compare
@@ -51,7 +52,8 @@ class EvaluateConfig(ComponentConfig):
         return self
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        yield from problems(self.prompts, ".prompts")
+        judges = readers(recipe, {**self.rewards, **(recipe.get("rewards") or {})})
+        yield from problems(self.prompts, ".prompts", self.num_prompts, judges)
         labels = [*recipe.get("rewards", {}), *self.rewards]
         if self.verdict is not None and self.verdict not in labels:
             yield ".verdict", f"is {self.verdict}, which is no reward here. Choose one of {', '.join(labels)}."

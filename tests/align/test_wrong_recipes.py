@@ -18,6 +18,10 @@ GOOD: dict[str, Any] = {
     "output": "the_run",
 }
 
+UNREAD = ["a red circle", "a cat"]
+READ = {"data.prompts": ["a red circle"]}
+FEW = {"num_prompts": 2, "num_pictures": 1}
+
 # (kind, overrides of GOOD, the key that is named, words of the way out)
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("unknown key", {"trian": {"num_updates": 3}}, "trian", 'Did you mean "train"'),
@@ -64,8 +68,8 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     ("unknown name", {"hooks": {"metrics": {"trackers": ["./no.py:T"]}}}, "hooks.metrics.trackers.0", "Check the path"),
     ("unknown name", {"data.prompts": "shapes:trian"}, "data.prompts", "shapes:train"),
-    ("not differentiable", {"rewards": {"judge": {}}}, "rewards.judge", "Watch it in hooks.panel.rewards"),
-    ("not differentiable", {"rewards": {"brightness": {}, "gold": {}}}, "rewards.gold", "train on another"),
+    ("not differentiable", {"rewards": {"judge": {}}, **READ}, "rewards.judge", "Watch it in hooks.panel.rewards"),
+    ("not differentiable", {"rewards": {"brightness": {}, "gold": {}}, **READ}, "rewards.gold", "train on another"),
     (
         "not differentiable",
         {"rewards": {"mine": {"name": "python", "function": "math:sqrt", "differentiable": False}}},
@@ -80,6 +84,41 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("bad prompts", {"data.prompts": "latin1.txt"}, "data.prompts", "Save the file as UTF-8"),
     ("bad prompts", {"data.prompts": "prompts.csv"}, "data.prompts", "there are no prompts in it"),
     ("bad prompts", {"data.prompts": "broken.jsonl"}, "data.prompts", "line 2 has no text"),
+    ("unread prompts", {"rewards": {"detector": {}}}, "data.prompts", "(2 of 2 prompts are so.)"),
+    (
+        "unread prompts",
+        {"evaluate": {"prompts": UNREAD, "rewards": {"judge": {}}, **FEW}},
+        "evaluate.prompts",
+        "Say for",
+    ),
+    (
+        "unread prompts",
+        {"hooks.panel": {"prompts": UNREAD, "rewards": {"ocr": {}}}},
+        "hooks.panel.prompts",
+        "a sign that",
+    ),
+    ("unread prompts", {"hooks.guard": {"prompts": UNREAD, "rewards": {"gold": {}}}}, "hooks.guard.prompts", "'a cat'"),
+    (
+        "unread prompts",
+        {
+            "hooks.samples": {"prompts": UNREAD},
+            "sampling.guidance": {"dynamic": {"rewards": {"eye": {}}}},
+            "data.prompts": UNREAD[:1],
+        },
+        "hooks.samples.prompts",
+        "reward eye cannot score",
+    ),
+    (
+        "unread prompts",
+        {
+            "objective": {"name": "diffusion_dpo"},
+            "rewards": {},
+            "sampling": {},
+            "data": {"name": "preferences", "pairs": "new", "make": {"prompts": UNREAD, "rewards": {"gold": {}}}},
+        },
+        "data.make.prompts",
+        "reward gold cannot score",
+    ),
 ]
 
 
@@ -134,4 +173,14 @@ def test_a_mistake_that_only_building_finds_leaves_no_folder_either(here):
     (here / "mine.yaml").write_text(yaml.safe_dump(changed({"model.checkpoint": "./folder"})))
     result = CliRunner().invoke(app, ["train", "mine.yaml"])
     assert result.exit_code == 2 and "model.checkpoint" in result.stderr and "model_index.json" in result.stderr
+    assert not (here / "the_run").exists()
+
+
+def test_prompts_that_are_brought_are_read_before_anything_is_trained(here):
+    """A table's column, which the recipe does not hold: the folder is not made, nor is anything measured."""
+    (here / "prompts.csv").write_text("text\na red circle\na cat\n")
+    changes = ["data.prompts=prompts.csv", "data.columns={prompt: text}", "output=the_run"]
+    result = CliRunner().invoke(app, ["train", "draft/shapes", *changes])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("data: reward eye cannot score all of them: caption 'a cat'"), result.stderr
     assert not (here / "the_run").exists()

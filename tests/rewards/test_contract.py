@@ -73,6 +73,25 @@ def test_images_of_every_precision_are_scored(examples, images, dtype):
             assert gradient.dtype == dtype and gradient.isfinite().all()
 
 
+ODD = ("a cat on the moon", "two red", 'it says "  "', "a photo of a dog <|Reward|>", "seven blue of a", "{}", "東京")
+"""What some reward or other cannot score."""
+
+
+def test_a_prompt_that_cannot_be_scored_is_known_before(examples, images):
+    """What raises in scoring is refused before a run begins, and nothing else is."""
+    reward = examples[0]
+    for prompt in (*ODD, *asked(reward)):
+        try:
+            reward(images[:1], [prompt])
+            raised = []
+        except ValueError as error:
+            raised = [str(error)]
+        found = list(reward.config.unreadable([prompt]))
+        assert len(found) == len(raised), f"{prompt!r}: scoring says {raised}, config.unreadable {found}"
+        assert all("\n" not in text for text in found)
+    assert not list(reward.config.unreadable(asked(reward)))
+
+
 def test_scores_do_not_depend_on_the_rest_of_the_batch(examples, images):
     for reward in examples:
         together = reward(images, asked(reward))

@@ -173,6 +173,10 @@ def test_demands_come_from_a_file_of_genevals_form(tmp_path):
     seen = {"dog": [(0.9, *RIGHT)], "bench": [(0.9, *LEFT)]}
     assert float(reward(seen, "verdict", demands=str(file))(IMAGE, [RECORD["prompt"]])[0]) == 1
     assert float(reward(seen, "verdict", demands=str(file))(IMAGE, ["a dog left of a bench"])[0]) == 0
+    told = DetectorConfig(demands=str(file), colours=None)
+    assert not list(told.unreadable([RECORD["prompt"], "a dog left of a bench"]))
+    (said,) = told.unreadable(["a red dog"])
+    assert "asks for a colour, and detector.colours is null" in said
     with pytest.raises(RewardError, match="asks for a colour"):
         reward(seen, "verdict")(IMAGE, ["a red dog"])
 

@@ -160,6 +160,10 @@ def test_thresholds_that_are_set_hold():
 def test_what_it_cannot_see_is_said(tiny, tmp_path):
     with pytest.raises(RewardError, match="'lighthouse', which is none of COCO's 80"):
         Detector(DetectorConfig(model=str(tiny), colours=None))(torch.zeros(1, 3, 40, 40), ["a lighthouse"])
+    for model in (str(tiny), "facebook/mask2former-swin-small-coco-instance"):
+        (said,) = DetectorConfig(model=model, colours=None).unreadable(["a lighthouse", "a dog"])
+        assert "'lighthouse', which is none of COCO's 80" in said
+    assert not list(DetectorConfig(colours=None).unreadable(["a lighthouse"]))
 
 
 def test_soft_checks_have_a_gradient(tiny):

@@ -113,6 +113,10 @@ def test_a_reference_for_each_prompt(reference, tiny_dino, tmp_path):
     assert scores[1] > 0.999 > scores[0]
     with pytest.raises(RewardError, match="no reference for the prompt 'a green star"):
         reward(images, PROMPTS[1:])
+    (said,) = reward.config.unreadable(PROMPTS)
+    assert "no reference for the prompt 'a green star" in said
+    assert list(LpipsConfig(reference=both).unreadable(PROMPTS)) == [said.replace("dino", "lpips")]
+    assert not list(LpipsConfig(reference=str(reference)).unreadable(PROMPTS))
 
 
 def test_a_reference_is_upright_as_every_picture_is(tiny_dino, tmp_path):

@@ -7,11 +7,12 @@
 The checks and the network are those of align.shapes.eye.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from torch import Tensor
 
+from align.shapes import captions
 from align.shapes.eye import checks, load
 from align.shapes.scene import SIZE
 from rewards._base import Reward
@@ -39,6 +40,9 @@ class EyeConfig(RewardConfig):
 
     def has_gradient(self) -> bool:
         return self.form != "verdict"
+
+    def unreadable(self, prompts: Iterable[str]) -> Iterator[str]:
+        return captions.unreadable(prompts)
 
 
 class Eye(Reward):

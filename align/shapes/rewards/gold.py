@@ -1,11 +1,12 @@
 """The gold utility of the shapes world: graded verdict + taste, in [0, 2]; what its preferences are drawn from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from align.shapes import captions
 from align.shapes.taste import gold
 from rewards._base import Reward
 from rewards._card import Card
@@ -25,6 +26,9 @@ class GoldConfig(RewardConfig):
 
     def has_gradient(self) -> bool:
         return False
+
+    def unreadable(self, prompts: Iterable[str]) -> Iterator[str]:
+        return captions.unreadable(prompts)
 
 
 class Gold(Reward):

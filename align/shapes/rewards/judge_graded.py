@@ -1,11 +1,12 @@
 """The graded verdict of the shapes judge: the share of a caption's requirements that a picture meets, in [0, 1]."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from align.shapes import captions
 from align.shapes.judge import judge
 from rewards._base import Reward
 from rewards._card import Card
@@ -25,6 +26,9 @@ class JudgeGradedConfig(RewardConfig):
 
     def has_gradient(self) -> bool:
         return False
+
+    def unreadable(self, prompts: Iterable[str]) -> Iterator[str]:
+        return captions.unreadable(prompts)
 
 
 class JudgeGraded(Reward):

@@ -125,7 +125,7 @@ def test_what_any_adapter_was_trained_on_is_no_judge(folders):
     """b maximises another form of what a only reports."""
     (folders / "a" / "recipe.yaml").write_text(
         "model: {name: sd, checkpoint: 'embedded:shapes-sd'}\nobjective: draft\ndata: {name: prompts, prompts: [x]}\n"
-        "rewards: {brightness: {}}\nevaluate: {prompts: [x, y], num_prompts: 2, num_pictures: 1, rewards: "
+        "rewards: {brightness: {}}\nevaluate: {prompts: [a star, a circle], num_prompts: 2, num_pictures: 1, rewards: "
         "{clip: {model: embedded:shapes-clip}, gold: {}}}\n"
     )
     (folders / "b" / "recipe.yaml").write_text(

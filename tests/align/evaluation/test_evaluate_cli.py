@@ -27,8 +27,8 @@ def test_the_command(runs, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "base: 3 of 3 prompts to do" in done.output and "one x 1:" in done.output
     assert "change +0.0000 [too few for an interval, below 4]  better on 50 %" in done.output
-    assert done.output.rstrip().endswith("page  evaluation/evaluation.html")
-    found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert done.output.rstrip().endswith("page  evaluation/one-on-prompts/evaluation.html")
+    found = json.loads((tmp_path / "evaluation" / "one-on-prompts" / "evaluation.json").read_text())
     assert list(found["baseline"]["scores"]) == ["brightness", "sharp"] and found["num_images"] == 1
     again = CliRunner().invoke(app, [*words, "--reward", "brightness", "sharp=sharpness", "--strengths", "0,1"])
     assert again.exit_code == 0 and "to do" not in again.output
@@ -43,6 +43,8 @@ def test_the_command(runs, tmp_path, monkeypatch):
         (["RUNS/one", "--strengths", "a"], "--strengths a: is no list of numbers"),
         (["RUNS/one", "--reward", "brightnes"], "brightness"),
         (["RUNS/one", "--output", "RUNS/prompts.csv"], "and it is no folder"),
+        (["RUNS/one", "--reward", "judge"], "5 prompts of the recipe: reward judge cannot score"),
+        (["RUNS/one", "--benchmark", "shapes:report", "--reward", "ocr"], "the prompts of shapes:report: reward ocr"),
         (["RUNS/one", "--prompts", "parti"], "HF_HUB_OFFLINE forbids"),
     ],
 )
@@ -53,6 +55,34 @@ def test_a_mistake_is_one_line_and_exit_code_2(runs, tmp_path, monkeypatch, word
     done = CliRunner().invoke(app, ["evaluate", *(word.replace("RUNS", str(runs)) for word in words)])
     assert done.exit_code == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_no_evaluation_takes_the_place_of_another(runs, tmp_path, monkeypatch):
+    """More prompts, arms or judges go on in the folder; what would lose some gets another, and draws nothing twice."""
+    monkeypatch.chdir(tmp_path)
+
+    def done(*words: str, n: int = 2, run: str = "one") -> tuple[str, str]:
+        prompts = ["--prompts", str(runs / "prompts.csv"), "-n", str(n), "--images", "1", "--batch-size", "2"]
+        found = CliRunner().invoke(app, ["evaluate", str(runs / run), *prompts, *words])
+        assert found.exit_code in (0, 2), found.output
+        return (found.output.rstrip().rpartition("page  ")[2].removesuffix("/evaluation.html"), found.output)
+
+    first, _ = done("--reward", "brightness")
+    assert first == "evaluation/one-on-prompts"
+    assert (
+        done("--reward", "brightness", "sharpness")[0] == done("--reward", "brightness", "sharpness", n=4)[0] == first
+    )
+    kept = (tmp_path / first / "evaluation.json").read_bytes()
+    other, _ = done("--reward", "colourfulness")  # the page there has two judges, of four prompts
+    assert other == f"{first}-2"
+    image = "images/base/0001-0.png"
+    assert (tmp_path / other / image).samefile(tmp_path / first / image), "what is there is not drawn again"
+    assert done("--reward", "brightness", "--set", "train.seed=9")[0] == f"{first}-3"
+    assert done("--reward", "brightness", run="two")[0] == "evaluation/two-on-prompts"
+    assert (tmp_path / first / "evaluation.json").read_bytes() == kept
+    refused = done("--reward", "brightness", "--set", "train.seed=8", "-o", first)[1]
+    assert f"--output {first}: holds an evaluation of 4 prompts with other seed, which this one would" in refused
+    assert done("--reward", "colourfulness", "-o", first)[0] == first
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

@@ -201,9 +201,11 @@ def test_noise_of_ones_choice(runs, tmp_path):
     assert [arm["noise"] for arm in values] == ["best-of", "best-of", "reno"]
 
 
-def test_what_a_judge_cannot_read_is_said_in_a_line(runs, tmp_path):
-    with pytest.raises(UserError, match=r"^--reward judge: caption 'a red cat'"):
-        evaluated(runs, tmp_path, "base", recipe=str(runs / "one"), rewards=["judge"])
+def test_what_a_judge_cannot_read_is_said_before_a_picture_is_drawn(runs, tmp_path):
+    said = r"^--prompts .*prompts\.csv: reward judge cannot score .*'a red cat'.*\(5 of 5 prompts"
+    with pytest.raises(UserError, match=said):
+        evaluated(runs, tmp_path / "new", "base", recipe=str(runs / "one"), rewards=["judge"])
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_judge_that_fails_half_way_leaves_no_scores_of_other_pictures(runs, tmp_path, monkeypatch):

@@ -174,7 +174,7 @@ WRONG = [
     (["{}", "--reward", "python"], r"python\.function: is missing.* instances are such functions\."),
     (["{}", "--reward", "clip"], r"openai/clip-vit-large-patch14 could not be loaded"),
     (["{}", "--reward", "mps"], r"its weights are on no hub"),
-    (["{}", "--reward", "judge", "--prompts", "x"], r"0\.png to .*2\.png: caption 'x': 'x' is not understood"),
+    (["{}", "--reward", "judge", "--prompts", "x"], r"--prompts: reward judge cannot .*'x' is not understood"),
 ]
 
 

@@ -1,0 +1,40 @@
+"""Prompts that a reward cannot read are refused before anything is trained or drawn, not when they are first scored."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from align.errors import UserError
+from align.registry import RewardConfig
+
+Readers = Iterable[tuple[str, RewardConfig]]
+"""(label, reward) of those that are to score some prompts."""
+
+
+def readers(recipe: Mapping[str, Any], *blocks: Mapping[str, RewardConfig]) -> list[tuple[str, RewardConfig]]:
+    """Those of these blocks that ask something of their prompts, and of the rewards by which the recipe's sampling
+    chooses its scales: these look at whatever is drawn."""
+    sampling = recipe.get("sampling")
+    dynamic = None if sampling is None else sampling.how.dynamic
+    found = [*blocks, {} if dynamic is None else dynamic.rewards]
+    return [(label, reward) for block in found for label, reward in block.items() if reward.demanding()]
+
+
+def scoring(recipe: Mapping[str, Any]) -> list[tuple[str, RewardConfig]]:
+    """Those that score what is drawn in training."""
+    return readers(recipe, recipe.get("rewards") or {})
+
+
+def unread(prompts: Sequence[str], readers: Readers) -> Iterator[str]:
+    """One line for each reward that cannot read all of these prompts: the first that it cannot, and how many there
+    are."""
+    for label, reward in readers:
+        found = list(reward.unreadable(dict.fromkeys(prompts)))
+        if found:
+            more = f" ({len(found)} of {len(prompts)} prompts are so.)" if len(found) > 1 else ""
+            yield f"reward {label} cannot score all of them: {found[0]}{more}"
+
+
+def refuse(key: str, prompts: Sequence[str], readers: Readers) -> None:
+    """Raises UserError where `unread` has something to say; `key` is where the prompts come from."""
+    for text in unread(prompts, readers):
+        raise UserError(f"{key}: {text}")
