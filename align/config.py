@@ -146,12 +146,12 @@ def load_recipe(
 def _line(said: Source, path: KeyPath, text: str) -> str:
     key = ".".join(map(str, path)) or "recipe"
     known = path and str(path[-1]) in OTHERS_SAY and text.startswith("unknown key.")
-    if (known or text.startswith("unknown key. Known")) and (other := _elsewhere(str(path[-1]), str(path[0]))):
+    if (known or text.startswith("unknown key. Known")) and (other := elsewhere(str(path[-1]), str(path[0]))):
         text = f"unknown key. Did you mean {other}? Known here{text.partition('Known here')[2]}"
     return f"{said.origin(path)}: {key}: {text.removeprefix(f'{key}=')}"
 
 
-def _elsewhere(word: str, block: str) -> str:
+def elsewhere(word: str, block: str = "") -> str:
     """The key of another block, or by another trainer's name, that a word may have been meant for: sampling.last_k."""
     if word in OTHERS_SAY:
         return OTHERS_SAY[word]

@@ -21,6 +21,12 @@ OTHERS_SAY = {
     "num_inference_steps": "sampling.num_steps",
     "resolution": "sampling.image_size",
     "gradient_checkpointing": "model.checkpoint_blocks",
+    "output_dir": "output",
+    "report_to": "hooks.metrics.trackers",
+    "lr_warmup_steps": "optim.num_warmup",
+    "checkpointing_steps": "train.checkpoint_every",
+    "cfg": "sampling.guidance_scale",
+    "cfg_scale": "sampling.guidance_scale",
     "pretrained_model_name_or_path": "model.checkpoint",
 }
 """What other trainers call our keys."""

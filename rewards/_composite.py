@@ -11,6 +11,7 @@ from rewards._base import Reward, check_scores
 from rewards._combine import CombineConfig, Normaliser, coefficients, gram
 from rewards._errors import RewardError
 from rewards._latents import Undecoded
+from rewards._numerals import counted
 
 
 class Scored(NamedTuple):
@@ -54,7 +55,9 @@ class Composite(nn.Module):
     def forward(self, images: Tensor | Undecoded, prompts: Sequence[str]) -> dict[str, Tensor]:
         given = images.x0 if isinstance(images, Undecoded) else images
         if len(prompts) != len(given):
-            raise RewardError(f"{len(given)} images came with {len(prompts)} prompts: one prompt an image.")
+            raise RewardError(
+                f"{counted(len(given), 'image')} came with {counted(len(prompts), 'prompt')}: one prompt an image."
+            )
         terms: dict[str, Tensor] = {}
         with torch.autocast(given.device.type, enabled=False):
             for label, (reader, seen) in self._readings(images).items():

@@ -9,6 +9,7 @@ import typer
 
 from align.commands import page
 from align.errors import UserError
+from rewards._numerals import counted
 
 if TYPE_CHECKING:
     from align.vote.ballots import Votes
@@ -54,7 +55,7 @@ def vote(
     all_votes = {name: one.given.values() for name, one in everyone(folder, how).items()}
     written = export(itertools.chain.from_iterable(all_votes.values()), folder)
     for file, count in written.items():
-        typer.echo(f"{file}  {count} rows")
+        typer.echo(f"{file}  {counted(count, 'row')}")
     if not written:
         typer.echo("no choice yet: nothing is written")
     if (alike := agreement(all_votes)) is not None:

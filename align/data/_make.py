@@ -23,6 +23,7 @@ from align.files.output import write, write_picture
 from align.models import _identity
 from align.registry import ComponentConfig, LabelledRewards
 from align.sampling import OF_GRADIENTS
+from rewards._numerals import counted
 
 SETTINGS, PARTS, IMAGES = "settings.json", "parts", "images"
 """Of the sampling block, what an image depends on; the rest is about gradients."""
@@ -85,7 +86,9 @@ def make(config: JudgedConfig, folder: Path, around: Workplace) -> int:
     length = max(1, config.batch_size // config.num_images)
     starts = list(range(0, len(prompts), length))
     parts = [folder / PARTS / f"{start:07d}.jsonl" for start in starts]
-    around.say(f"{config.noun}: {len(prompts)} prompts, {config.num_images} images each, into {folder}")
+    around.say(
+        f"{config.noun}: {counted(len(prompts), 'prompt')}, {counted(config.num_images, 'image')} each, into {folder}"
+    )
     mine = [
         i for i in range(accelerator.process_index, len(starts), accelerator.num_processes) if not parts[i].exists()
     ]
@@ -97,7 +100,7 @@ def make(config: JudgedConfig, folder: Path, around: Workplace) -> int:
     made = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
     lines = [json.dumps(record) for record in config.table(made)]
     if not lines:
-        raise UserError(f"{folder}: nothing is left of {len(prompts)} prompts: {config.why_empty()}")
+        raise UserError(f"{folder}: nothing is left of {counted(len(prompts), 'prompt')}: {config.why_empty()}")
     if accelerator.is_main_process:
         _write(folder / config.file_name, lines)
     accelerator.wait_for_everyone()

@@ -16,7 +16,8 @@ def readers(recipe: Mapping[str, Any], *blocks: Mapping[str, RewardConfig]) -> l
     sampling = recipe.get("sampling")
     dynamic = None if sampling is None else sampling.how.dynamic
     found = [*blocks, {} if dynamic is None else dynamic.rewards]
-    return [(label, reward) for block in found for label, reward in block.items() if reward.demanding()]
+    rewards = [one for block in found for one in block.items() if isinstance(one[1], RewardConfig)]
+    return [(label, reward) for label, reward in rewards if reward.demanding()]
 
 
 def scoring(recipe: Mapping[str, Any]) -> list[tuple[str, RewardConfig]]:

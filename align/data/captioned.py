@@ -21,6 +21,7 @@ from align.errors import UserError
 from align.files.texts import Unreadable, json_lines, read_text
 from align.models._identity import digest
 from rewards._images import ImageError, read_pil, tensor
+from rewards._numerals import counted
 
 FILE_NAME = "captions.jsonl"
 EXAMPLE = '{"file": "a.png", "caption": "..."}'
@@ -107,8 +108,8 @@ class Captioned:
             sizes[self.size or (height, width)] += 1
         if problems and (self.config.damaged == "refuse" or not kept):
             raise UserError(
-                f"data.folder={folder}: {len(problems)} of {len(rows)} pictures cannot be read, such as {problems[0]} "
-                "Repair them, or set data.damaged=skip."
+                f"data.folder={folder}: {len(problems)} of {counted(len(rows), 'picture')} cannot be read, such as "
+                f"{problems[0]} Repair them, or set data.damaged=skip."
             )
         if len(sizes) > 1:
             told = ", ".join(f"{number} of {h} x {w}" for (h, w), number in sizes.most_common(4))
@@ -118,7 +119,7 @@ class Captioned:
             )
         around.model.latent_shape(next(iter(sizes)))  # refuses what is no multiple of the codec's factor
         said = f", left out: {len(problems)} damaged, such as {problems[0]}" if problems else ""
-        around.say(f"data: {len(kept)} pictures with captions{said}")
+        around.say(f"data: {counted(len(kept), 'picture')} with captions{said}")
         self._take(kept)
 
     def all_prompts(self) -> list[str]:

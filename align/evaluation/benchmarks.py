@@ -14,6 +14,7 @@ from align.data._prompt_files import Item
 from align.errors import UserError
 from align.evaluation.benchmarks_fetch import fetch
 from align.files.texts import Unreadable, json_lines, lines, table
+from rewards._numerals import counted
 
 
 class _Layout(Exception):
@@ -53,7 +54,7 @@ def load(name: str, source: str | None = None) -> list[Item]:
             ) from None
     if len(items) != known.count and source is None:
         raise UserError(
-            f"--prompts {name}: {known.home} gave {len(items)} prompts, and {known.count} are published. Its files "
+            f"--prompts {name}: {known.home} gave {counted(len(items), 'prompt')}, and {known.count} are published. Its files "
             f"have changed; give those that you mean as --prompts {name}=FOLDER."
         )
     return items

@@ -18,6 +18,7 @@ from align.evaluation.files import adapter_digest, fingerprint, stamps
 from align.evaluation.plan import Plan
 from align.files.output import make_folder, write
 from align.policy.mix import Located
+from rewards._numerals import counted
 
 ROOT, FILE_NAME = Path("evaluation"), "plan.json"
 DRAWN = ("model", "sampling", "seed", "precision", "images")
@@ -56,8 +57,8 @@ def chosen(plan: Plan, output: Path | None) -> Path:
         if there is not None and not _alike(there, told):
             what = " and ".join([key for key in DRAWN if there.get(key) != told[key]] or ["prompts"])
             raise UserError(
-                f"--output {output}: holds an evaluation of {len(there['prompts'])} prompts with other {what}, which "
-                "this one would write over. Choose another folder, or leave --output out."
+                f"--output {output}: holds an evaluation of {counted(len(there['prompts']), 'prompt')} with other "
+                f"{what}, which this one would write over. Choose another folder, or leave --output out."
             )
         return output
     name = _name(plan)

@@ -16,6 +16,7 @@ from align.evaluation.score_inputs import reward_configs
 from align.noise.recipe import recipe_of
 from align.policy.adapter_file import drawn_by, find
 from align.registry import EMBEDDED, RewardConfig
+from rewards._numerals import counted
 
 ANY = "reno/any"  # what recipe_of says of a model that no recipe was made for
 
@@ -112,7 +113,7 @@ def plan(
     if prompts is None and count is None and report is not None:
         count = report.num_prompts
     items = load(source, count)
-    named = source if isinstance(source, str) else f"{len(source)} prompts of the recipe"
+    named = source if isinstance(source, str) else counted(len(source), "prompt of the recipe")
     refuse(f"--prompts {named}", [item.prompt for item in items], scoring)
     return Plan(loaded, chosen, named, items, num_images, batch_size, judges, trained_on)
 

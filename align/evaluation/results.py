@@ -16,6 +16,7 @@ from align.evaluation.verdicts import Examined
 from align.evaluation.verdicts import lines as benchmark_lines
 from align.figures.statistics import Interval
 from align.hooks._probes import spread
+from rewards._numerals import counted
 
 EVALUATION, SCORES, SUMMARY = "evaluation.json", "scores.csv", "summary.csv"
 ALL = "all"
@@ -195,7 +196,7 @@ def read(text: str) -> Evaluation:
 def lines(found: Evaluation) -> Iterator[str]:
     """What a user reads at the end."""
     width = max(map(len, found.baseline.scores))
-    yield f"{found.num_prompts} prompts of {found.prompts}, {found.num_images} images each"
+    yield f"{counted(found.num_prompts, 'prompt')} of {found.prompts}, {counted(found.num_images, 'image')} each"
     yield f"{found.model}, {found.sampling}, seed {found.seed}"
     yield f"{found.baseline.label}:"
     for label, mean in found.baseline.scores.items():

@@ -39,6 +39,7 @@ from align.evaluation.verdicts import TABLE, answered, as_csv, examined
 from align.hooks._probes import SIDE
 from align.interrupt import Interrupt
 from align.versions import hardware, versions
+from rewards._numerals import counted
 
 DRIFT_PROMPTS = 8
 OF_THE_NOISE = ("rewards", "combine", "objective", "optim", "train")  # what an arm that chooses its noise depends on
@@ -97,7 +98,9 @@ class Session:
         done(arm.label, (len(self.plan.items) - sum(len(c.items) for c in todo)) * self.plan.num_images)
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
         if todo:
-            self.say(f"{arm.label}: {sum(len(chunk.items) for chunk in todo)} of {len(self.plan.items)} prompts to do")
+            self.say(
+                f"{arm.label}: {sum(len(c.items) for c in todo)} of {counted(len(self.plan.items), 'prompt')} to do"
+            )
         for turn in range(0, len(todo), size):
             batch = todo[turn : turn + size]
             for number, chunk in enumerate(batch):
@@ -210,7 +213,7 @@ class Session:
         sampling, model = plan.recipe.sampling, plan.recipe.dump()["model"]
         return Evaluation(
             model=f"{model['name']} {model.get('checkpoint', '')}".strip(),
-            sampling=f"{sampling.step_rule}, {sampling.num_steps} steps, {sampling.how.described()}",
+            sampling=f"{sampling.step_rule}, {counted(sampling.num_steps, 'step')}, {sampling.how.described()}",
             seed=plan.recipe.train.seed,
             prompts=plan.prompts,
             num_prompts=len(plan.items),

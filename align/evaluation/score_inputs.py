@@ -13,6 +13,7 @@ from align.files.texts import Unreadable, read_text
 from align.registry import LabelledRewards, RewardConfig
 from align.source import Source
 from rewards._images import SUFFIXES, hidden
+from rewards._numerals import counted
 
 
 class Row(NamedTuple):
@@ -82,8 +83,8 @@ def pair(images: Sequence[str], prompts: str | None) -> list[Row]:
         raise UserError(f"--prompts {prompts}: some rows name an image and some do not. Name one in every row.")
     if len(items) not in (1, len(images)):
         raise UserError(
-            f"--prompts {prompts}: {len(items)} prompts for {len(images)} images. Give one an image, in the images' "
-            "order (folders and globs: sorted), or a CSV with the columns image and prompt."
+            f"--prompts {prompts}: {counted(len(items), 'prompt')} for {counted(len(images), 'image')}. Give one "
+            "an image, in the images' order (folders and globs: sorted), or a CSV with the columns image and prompt."
         )
     said = [item.prompt for item in items]
     return [Row(*row) for row in zip(images, said * len(images) if len(said) == 1 else said, strict=True)]

@@ -12,6 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from rewards._numerals import counted
+
 TEMPLATES = Path(__file__).with_name("templates")
 SMALL = 128  # pixels; images below this side are drawn enlarged, pixel by pixel, and stored without loss
 
@@ -38,7 +40,7 @@ def _environment(*, markdown: bool) -> Environment:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.globals["file"] = lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))
-    made.globals["picture"] = picture
+    made.globals |= {"picture": picture, "counted": counted}
     return made
 
 

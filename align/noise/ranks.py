@@ -27,6 +27,7 @@ from align.noise.oracle import Oracle
 from align.noise.studio import Row, Studio
 from align.policy.noise import Noise
 from align.processes import gather_object
+from rewards._numerals import counted
 from samplers import Rng
 
 Render = Callable[[Tensor], Tensor]
@@ -120,7 +121,8 @@ def ranked(
             done += 1
             _note(noise, searches, done)
             beaten = sum(int(noise.best_step[i]) == done for i in mine)
-            say(f"{title}round {done}/{recipe.train.num_updates}: {beaten} of {len(mine)} images became better")
+            became = f"{beaten} of {counted(len(mine), 'image')} became better"
+            say(f"{title}round {done}/{recipe.train.num_updates}: {became}")
             interrupted = interrupt.agreed()
             spent = time.perf_counter() - started
             stopped = _over(objective, spent, spent / done, accelerator)

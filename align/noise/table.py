@@ -8,6 +8,7 @@ import torch
 from align.figures.statistics import interval, paired
 from align.files.output import write as write_file
 from align.noise.files import Outcome
+from rewards._numerals import counted
 
 FILE_NAME = "table.md"
 COLUMNS = {
@@ -43,9 +44,9 @@ def table(outcomes: Sequence[Outcome]) -> str:
             for k in labels
         ),
         "",
-        f"{len(compared)} images, {compared[0].iterations} iterations; `total` is what was maximised "
-        f"({', '.join(f'{label} x {weight:g}' for label, weight in compared[0].rewards.items())}). Best of n drew "
-        f"{drawn['seconds']:.0f} candidates an image in the same seconds and {drawn['forwards']:.0f} at the same "
+        f"{counted(len(compared), 'image')}, {counted(compared[0].iterations, 'iteration')}; `total` is what was "
+        f"maximised ({', '.join(f'{label} x {weight:g}' for label, weight in compared[0].rewards.items())}). Best of n "
+        f"drew {drawn['seconds']:.0f} candidates an image in the same seconds and {drawn['forwards']:.0f} at the same "
         "forward-equivalents. Brackets: 95 % intervals over images; differences are paired.",
     ]
     return "\n".join(lines) + "\n"

@@ -14,6 +14,7 @@ from align.plan.networks import model_of
 from align.plan.rehearsal import Rehearsal, plain_dtypes, rehearse
 from align.policy.roles import Calls
 from align.sampling.levers import savings
+from rewards._numerals import counted
 
 RATE = 80.0
 """TFLOP/s at which hours are reckoned: about half of what a card of 24 GB promises for dense bfloat16."""
@@ -52,8 +53,8 @@ def _intent(recipe: Recipe) -> dict[str, str]:
         "writes to": recipe.output,
         "model": f"{_name(recipe.model)} {getattr(recipe.model, 'checkpoint', '')}".rstrip(),
         "rewards": ", ".join(f"{label} x {reward.weight:g}" for label, reward in recipe.rewards.items()) or "none",
-        "updates": f"{train.num_updates} of {train.batch_size} samples by {_name(recipe.objective)}, "
-        f"{sampling.num_steps} steps of {sampling.step_rule}, {sampling.how.described()}",
+        "updates": f"{train.num_updates} of {counted(train.batch_size, 'sample')} by {_name(recipe.objective)}, "
+        f"{counted(sampling.num_steps, 'step')} of {sampling.step_rule}, {sampling.how.described()}",
     }
 
 
@@ -71,12 +72,12 @@ def _costs(recipe: Recipe, found: Rehearsal, dtypes: Dtypes, needed: Budget, gpu
         "precision": precision + ("" if gpu else " (this machine has no GPU; --gpu-memory 24 plans for one)"),
         "parameters": f"{sum(found.parameters.values()) / 1e6:.1f} M ({each})",
         "trainable": f"{found.trainable / 1e6:.3f} M (rank {recipe.adapter.rank})",
-        "network calls": f"{calls.forward + calls.recompute} rows an update: {calls.forward} forward, of which "
-        f"{calls.backward} with gradient, and {calls.recompute} recomputed: {calls.forward_equivalents} "
+        "network calls": f"{counted(calls.forward + calls.recompute, 'row')} an update: {calls.forward} forward, of "
+        f"which {calls.backward} with gradient, and {calls.recompute} recomputed: {calls.forward_equivalents} "
         "forward-equivalents",
         "memory": f"about {needed.total / GIB:.1f} GiB a process, most in {needed.where}: weights "
         f"{needed.weights / GIB:.1f}, rewards {needed.rewards / GIB:.1f}, adapter and optimiser "
-        f"{needed.moments / GIB:.1f}, activations of {found.rows} samples at once "
+        f"{needed.moments / GIB:.1f}, activations of {counted(found.rows, 'sample')} at once "
         f"{needed.activations / GIB:.1f}{beside}{unknown}",
         "phases": ", ".join(f"{phase} {size / GIB:.1f} GiB" for phase, size in needed.phases.items()),
         "time": f"{work:.3g} PFLOP an update; about {_hours(time)} for all of them at {RATE:g} TFLOP/s, a GPU's "

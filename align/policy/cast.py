@@ -18,6 +18,7 @@ from align.policy import mix
 from align.policy.branches import MAIN, NEGATIVE
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter, Trainable
+from rewards._numerals import counted
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Cast:
         said = {name: f"trained beside the run's own, {_size(one)}" for name, (one, _) in self.trained.items()}
         for name, follower in self.followers.items():
             kind = follower.kind
-            law = "running average" if kind.decay is not None else f"copied every {kind.every} updates"
+            law = "running average" if kind.decay is not None else f"copied every {counted(kind.every or 0, 'update')}"
             how = law if kind.decay is not None or kind.every is not None else "copied at the start"
             said[name] = f"snapshot of {kind.of}, {how}, {_size(follower.adapter)}"
         return said | {name: f"frozen, {_size(attached)}" for name, attached in self.frozen.items()}

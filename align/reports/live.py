@@ -14,6 +14,7 @@ from align.figures import pages
 from align.hooks import metrics
 from align.reports import curves, summary
 from align.reports.curves import Records
+from rewards._numerals import counted
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDE = 48  # blocks of a curve in a terminal
@@ -41,7 +42,7 @@ class Live:
         total = int(self.tree.get("train", {}).get("num_updates", 0))
         seconds = [p for _, p in curves.series(self.records, "seconds")][-20:]
         each = sum(seconds) / len(seconds) if seconds else 0.0
-        facts = {f"of {total} updates": str(done)}
+        facts = {f"of {counted(total, 'update')}": str(done)}
         if each:
             facts |= {"s an update": f"{each:.2f}", "left": _time(0 if self.finished else (total - done) * each)}
         if reward := curves.series(self.records, "reward/total"):

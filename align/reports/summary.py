@@ -19,6 +19,7 @@ from align.hooks._base import State
 from align.policy.roles import Calls
 from align.training.evaluate import PICTURE
 from align.versions import hardware, versions
+from rewards._numerals import counted
 
 FILE_NAME = "summary.json"
 RSS_UNITS_PER_MIB = 1024**2 if sys.platform == "darwin" else 1024
@@ -156,7 +157,7 @@ def seen(recipe: Recipe, trained: Sequence[str]) -> dict[str, int]:
 
 def _named(prompts: str | Sequence[str]) -> str:
     """What report prompts are called: a set or a file by its name, those that stand in the recipe by their number."""
-    return prompts if isinstance(prompts, str) else f"{len(prompts)} prompts of the recipe"
+    return prompts if isinstance(prompts, str) else counted(len(prompts), "prompt of the recipe")
 
 
 def unmoved(summary: Summary) -> str:
@@ -164,9 +165,9 @@ def unmoved(summary: Summary) -> str:
     if summary.chosen_update > 0 or summary.num_updates == 0:
         return ""
     return (
-        f"the guard has found none of the {summary.num_updates} updates better than the base on what was not trained "
-        "on: the adapter is that of update 0 and changes nothing. Train longer, lower the rate, add what the reward "
-        "forgets, or take the last update with hooks.guard=false"
+        f"the guard has found none of the {counted(summary.num_updates, 'update')} better than the base on what was "
+        "not trained on: the adapter is that of update 0 and changes nothing. Train longer, lower the rate, add what "
+        "the reward forgets, or take the last update with hooks.guard=false"
     )
 
 
@@ -179,7 +180,7 @@ def held_out(report_seen: Mapping[str, int]) -> str:
     """What the report prompts are, in words that are true."""
     if not report_seen:
         return "prompts that nothing was trained or chosen on"
-    told = " and ".join(f"{number} were {how}" for how, number in report_seen.items())
+    told = " and ".join(f"{number} {'was' if number == 1 else 'were'} {how}" for how, number in report_seen.items())
     return f"prompts of which {told}, so that these are no held-out scores"
 
 
@@ -213,9 +214,10 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
     if summary.scores:
         yield f"before and after  {output / PICTURE}"
     yield f"report  {output / 'report.html'}"
+    updates = counted(summary.num_updates, "update")
     yield (
-        f"{summary.num_updates} updates in {summary.seconds:.0f} s ({summary.seconds_per_update:.2f} s each), adapter "
-        f"of update {summary.chosen_update} in {output / 'adapter'}"
+        f"{updates} in {summary.seconds:.0f} s ({summary.seconds_per_update:.2f} s each), adapter of update "
+        f"{summary.chosen_update} in {output / 'adapter'}"
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from align.registry import ComponentConfig
+from rewards._numerals import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,4 +100,4 @@ def savings(block: "SamplingConfig") -> str:
     if guided:
         said = [f"guidance refresh: {prefix // 2}", f"guidance none: {prefix}", *said]
     said.append(f"reuse 4: {rows - rows / 4:g}")
-    return f"{rows} rows an image before the window; of these would save " + ", ".join(said)
+    return f"{counted(rows, 'row')} an image before the window; of these would save " + ", ".join(said)

@@ -8,6 +8,7 @@ import typer
 
 from align.errors import UserError
 from align.files.texts import Unreadable, json_lines, read_text
+from rewards._numerals import counted
 
 app = typer.Typer(no_args_is_help=True, help="The embedded world: draw it, judge it, ask it.")
 
@@ -59,7 +60,7 @@ def render(
         to_pil(image).save(output / f"{i:04d}.png")
         rows.append(json.dumps({"file": f"{i:04d}.png", "caption": caption}))
     (output / "captions.jsonl").write_text("\n".join(rows) + "\n")
-    typer.echo(f"{len(rows)} pictures in {output}")
+    typer.echo(f"{counted(len(rows), 'picture')} in {output}")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from align.reports.summary import Summary
 from align.share import solver_card
 from align.share.branches import branches
 from align.share.stock import stock
+from rewards._numerals import counted
 
 FILE_NAME = "README.md"
 TAG = "diffalign"  # by this a published repository is known to be one of ours
@@ -104,7 +105,7 @@ def metadata(
     if found.scores:
         number = next(iter(found.scores.values())).num_prompts
         prompts = str(found.report_prompts)
-        prompts += "" if prompts.startswith(f"{number} prompts") else f", {number} prompts"
+        prompts += "" if prompts.startswith(counted(number, "prompt")) else f", {counted(number, 'prompt')}"
         result = {
             "task": {"type": "text-to-image"},
             "dataset": {"type": str(found.report_prompts), "name": prompts},

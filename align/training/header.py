@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from rewards._numerals import counted
+
 LARGE = 300e6
 """Parameters of a network whose training on a CPU is worth a word."""
 
@@ -20,8 +22,8 @@ def header(recipe: Any, model: Any, trained: Any, accelerator: Any) -> list[str]
     lines = [
         f"{recipe.objective.name} on {recipe.model.checkpoint}: trains {_millions(own)} parameters (rank "
         f"{recipe.adapter.rank}) beside {_millions(frozen)} in {str(dtype).removeprefix('torch.')}",
-        f"{train.num_updates} updates of {train.batch_size} rows, {each} in a pass, on {_device(device)}"
-        + (f" and {accelerator.num_processes - 1} more" if accelerator.num_processes > 1 else ""),
+        f"{counted(train.num_updates, 'update')} of {counted(train.batch_size, 'row')}, {each} in a pass, on "
+        f"{_device(device)}" + (f" and {accelerator.num_processes - 1} more" if accelerator.num_processes > 1 else ""),
         f"writes to {recipe.output}",
     ]
     if device.type == "cpu" and frozen > LARGE:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from align.errors import UserError
 from align.processes import gather_object
+from rewards._numerals import counted
 
 Done = TypeVar("Done")
 SAID = ("out of memory", "can't allocate memory", "not enough memory")
@@ -52,11 +53,13 @@ class Pieces:
             _put_back(objective, before)  # outside the handler: the error holds on to what had filled the memory
             size = min(self.size or share, share)
             if not again or size == 1:
-                what = f"train: out of memory in update {step + 1} with {size} rows at once ({said})."
+                what = f"train: out of memory in update {step + 1} with {counted(size, 'row')} at once ({said})."
                 raise UserError(f"{what} {_way(size)}")
             self.size = -(-size // 2)
             _release()
-            self.say(f"out of memory in update {step + 1} with {size} rows at once: going on with {self.size}")
+            self.say(
+                f"out of memory in update {step + 1} with {counted(size, 'row')} at once: going on with {self.size}"
+            )
 
 
 def exhausted(error: BaseException) -> bool:

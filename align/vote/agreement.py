@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from align.vote.ballots import Vote
 from align.vote.export import labels, pairs
+from rewards._numerals import counted
 
 
 class Agreement(NamedTuple):
@@ -34,7 +35,8 @@ class Agreement(NamedTuple):
 
     def __str__(self) -> str:
         alpha = "" if self.alpha is None else f", Krippendorff's alpha {self.alpha:.2f}"
-        return f"{self.voters} voters: two agree on {self.share:.0%} of {self.units} judgements that they share{alpha}"
+        common = counted(self.units, "judgement that they share")
+        return f"{self.voters} voters: two agree on {self.share:.0%} of {common}{alpha}"
 
 
 def agreement(voters: Mapping[str, Iterable[Vote]]) -> Agreement | None:

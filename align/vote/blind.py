@@ -18,6 +18,7 @@ from align.evaluation.files import Folder
 from align.figures.statistics import Interval, rate
 from align.files.output import write
 from align.vote.ballots import Ballot, Vote
+from rewards._numerals import counted
 from samplers import generator
 
 FOLDER, FILE_NAME = "votes", "votes.json"
@@ -84,7 +85,7 @@ def lines(found: Sequence[Rate], baseline: str) -> list[str]:
         within = "" if one.share.low is None else f" [{100 * one.share.low:.0f}, {100 * (one.share.high or 0):.0f}]"
         skipped = f", {one.skipped} skipped" if one.skipped else ""
         said.append(
-            f"{one.label}: chosen over {baseline} {one.chosen} of {one.asked} times, "
+            f"{one.label}: chosen over {baseline} {one.chosen} of {counted(one.asked, 'time')}, "
             f"{100 * one.share.mean:.0f} %{within}{skipped}"
         )
     return said

@@ -19,6 +19,7 @@ from align.objectives._reward import RewardObjectiveConfig
 from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry, RewardConfig
 from align.shapes.cli import app as shapes_app
 from align.training import optim
+from rewards._numerals import counted
 from scripts.handbook.settings import blocks, cell, settings, shared, table, takes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,9 +145,8 @@ def component(registry: Registry, name: str, key: str, bases: dict[str, type]) -
         yield from ("Nothing to set.", "")
     for published in getattr(registry.get(name), "published", ()):
         s = published.sampling
-        yield f"- `{published.checkpoint}` ({published.licence}): {s['num_steps']} steps of `{s['step_rule']}`, " + (
-            f"guidance {s['guidance_scale']:g}"
-        )
+        how = f"{counted(s['num_steps'], 'step')} of `{s['step_rule']}`, guidance {s['guidance_scale']:g}"
+        yield f"- `{published.checkpoint}` ({published.licence}): {how}"
     yield ""
 
 

@@ -261,7 +261,7 @@ def test_wrong_inputs():
     composite = Composite({"mine": Lambda(red)})
     with pytest.raises(RewardError, match=r"rewards take \(B, 3, H, W\)"):
         composite(torch.zeros(2, 4, 4, 3), ["a", "b"])
-    with pytest.raises(RewardError, match="2 images came with 1 prompts"):
+    with pytest.raises(RewardError, match="2 images came with 1 prompt:"):
         composite(pixels(), ["a"])
     with pytest.raises(RewardError, match="at least one"):
         Composite({})

@@ -21,6 +21,7 @@ from align.hooks._base import Hook, State, running
 from align.models import _reach
 from align.models._reach import reach
 from align.training.header import header
+from rewards._numerals import counted
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -29,6 +30,12 @@ def refused(*overrides: str, recipe: str = "draft/shapes") -> str:
     with pytest.raises(UserError) as said:
         load_recipe(recipe, overrides)
     return str(said.value)
+
+
+def test_numbers_agree_with_what_they_count():
+    assert [counted(n, "prompt of a file") for n in (0, 1, 2)] == [
+        f"{n} of a file" for n in ("0 prompts", "1 prompt", "2 prompts")
+    ]
 
 
 def test_the_version_is_said():
@@ -199,3 +206,18 @@ def test_another_ending_of_a_recipes_file_is_guessed(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("model: {}")
     done = CliRunner().invoke(app, ["train", "mine.yml"])
     assert done.exit_code == 2 and 'Did you mean "mine.yaml"?' in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "draft/shapes", "--lr", "1e-4"], "Write optim.lr=..., without dashes"),
+        (["train", "draft/shapes", "--max-train-steps=20"], "Write train.num_updates=..., without dashes"),
+        (["sample", "draft/shapes", "a star", "--num-inference-steps", "4"], "Write sampling.num_steps=..., without"),
+        (["train", "draft/shapes", "--nonsense", "1"], "such as optim.lr=1e-4"),
+        (["train", "draft/shapes", "--resum", "never"], "--resume"),
+    ],
+)
+def test_a_setting_that_is_given_as_an_option(words, said):
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and said in done.stderr, done.stderr

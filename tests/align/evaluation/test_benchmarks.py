@@ -157,7 +157,7 @@ def test_another_number_of_prompts_is_refused_from_home_but_not_from_files(home,
     url, handler = home
     handler.pages = {f"/{file}": text for file, text in FILES["geneval"].items()}
     at_home(monkeypatch, "geneval", url, 2)
-    with pytest.raises(UserError, match="gave 1 prompts, and 2 are published"):
+    with pytest.raises(UserError, match="gave 1 prompt, and 2 are published"):
         load("geneval")
     (tmp_path / "mine.jsonl").write_text(FILES["geneval"]["evaluation_metadata.jsonl"])
     assert load("geneval", str(tmp_path / "mine.jsonl")) == WANTED["geneval"]

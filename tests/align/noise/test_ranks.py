@@ -230,7 +230,7 @@ def test_a_program_as_the_oracle_gives_what_the_same_reward_gives(model, tmp_pat
 
 
 def test_a_reward_without_a_gradient_will_do():
-    tree = recipe("embedded:shapes-turbo", **{"objective.ranks": {}}).dump()
+    tree = recipe("embedded:shapes-turbo", **{"objective.ranks": {}, "data.prompts": ["a star"]}).dump()
     judged = load_recipe(tree | {"rewards": {"judge": {}}})
     assert not judged.objective.needs_gradient and RenoConfig().needs_gradient
     with pytest.raises(UserError, match="judge: is not differentiable"):

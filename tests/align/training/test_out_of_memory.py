@@ -58,7 +58,7 @@ def test_without_it_the_run_ends_with_what_to_set(tmp_path, error):
 
 
 def test_what_cannot_be_cut_is_said(tmp_path):
-    with pytest.raises(UserError, match=r"with 1 rows.*nothing left to cut.*checkpoint_blocks"):
+    with pytest.raises(UserError, match=r"with 1 row at.*nothing left to cut.*checkpoint_blocks"):
         fit(tmp_path, objective=Hungry(0), auto_micro_batch=True)
 
 
