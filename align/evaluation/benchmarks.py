@@ -54,8 +54,8 @@ def load(name: str, source: str | None = None) -> list[Item]:
             ) from None
     if len(items) != known.count and source is None:
         raise UserError(
-            f"--prompts {name}: {known.home} gave {counted(len(items), 'prompt')}, and {known.count} are published. Its files "
-            f"have changed; give those that you mean as --prompts {name}=FOLDER."
+            f"--prompts {name}: {known.home} gave {counted(len(items), 'prompt')}, and {known.count} are published. "
+            f"Its files have changed; give those that you mean as --prompts {name}=FOLDER."
         )
     return items
 
