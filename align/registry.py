@@ -87,6 +87,12 @@ def resolve_embedded(value: C) -> C:
     return _resolved(value)
 
 
+def called(model: ComponentConfig) -> str:
+    """A model for people: its family and its checkpoint, or the latter alone where the checkpoint says the family."""
+    name, checkpoint = str(getattr(model, "name", "")), str(getattr(model, "checkpoint", ""))
+    return checkpoint if getattr(model, "asks", False) else f"{name} {checkpoint}".strip()
+
+
 def model_family(config: ComponentConfig) -> Any:
     """The class of the model that `config` builds: where it looks at its checkpoint to know, the class it finds."""
     found = MODELS.get(config.name)  # type: ignore[attr-defined]  # every component has one

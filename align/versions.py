@@ -4,6 +4,8 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from rewards._numerals import counted
+
 PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 
 
@@ -22,7 +24,7 @@ def hardware() -> str:
     """Processor, cores, torch's threads, GPU."""
     import torch
 
-    parts = [f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
+    parts = [f"{_processor()}, {counted(os.cpu_count() or 1, 'core')}, {counted(torch.get_num_threads(), 'thread')}"]
     if torch.cuda.is_available():
         parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
     return "; ".join(parts)

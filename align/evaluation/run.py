@@ -38,6 +38,7 @@ from align.evaluation.results import (
 from align.evaluation.verdicts import TABLE, answered, as_csv, examined
 from align.hooks._probes import SIDE
 from align.interrupt import Interrupt
+from align.registry import called
 from align.versions import hardware, versions
 from rewards._numerals import counted
 
@@ -210,9 +211,9 @@ class Session:
         if plan.exam is not None:
             answers = {one.arm.label: self._answers(one.arm) for one in others}
             exam = examined(plan.exam, next(iter(plan.rewards)), self._answers(base.arm), answers)
-        sampling, model = plan.recipe.sampling, plan.recipe.dump()["model"]
+        sampling = plan.recipe.sampling
         return Evaluation(
-            model=f"{model['name']} {model.get('checkpoint', '')}".strip(),
+            model=called(plan.recipe.model),
             sampling=f"{sampling.step_rule}, {counted(sampling.num_steps, 'step')}, {sampling.how.described()}",
             seed=plan.recipe.train.seed,
             prompts=plan.prompts,

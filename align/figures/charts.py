@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 520, 240
-LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 32
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 38
 NUM_COLOURS = 6
 DENSE = 40  # points above which a line is drawn faint, under its running mean
 
@@ -111,7 +111,7 @@ class Frame:
         for value, said in zip(marks, numbers(marks), strict=True):
             parts.append(f'<text x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{said}</text>')
         middle = (LEFT + WIDTH - RIGHT) / 2
-        parts.append(f'<text x="{middle:g}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>')
+        parts.append(f'<text x="{middle:g}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
         if y_label:
             parts.append(
                 f'<text transform="translate(11 {HEIGHT / 2:g}) rotate(-90)" text-anchor="middle">'

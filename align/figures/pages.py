@@ -52,16 +52,20 @@ def picture(file: Path, alt: str = "", side: int | None = None, *, lazy: bool = 
     if side is not None:
         image.thumbnail((side, side))
     image.save(data, **({"format": "PNG"} if small else {"format": "WEBP", "quality": 88}))
-    return _image(data.getvalue(), "png" if small else "webp", alt, pixels=small, lazy=lazy)
+    return _image(data.getvalue(), image.size, "png" if small else "webp", alt, pixels=small, lazy=lazy)
 
 
 def as_it_is(file: Path, alt: str, *, pixels: bool = False) -> Markup:
     """An <img> that holds the file: one that moves."""
-    return _image(file.read_bytes(), file.suffix[1:], alt, pixels=pixels, lazy=False)
+    with Image.open(file) as opened:
+        size = opened.size
+    return _image(file.read_bytes(), size, file.suffix[1:], alt, pixels=pixels, lazy=False)
 
 
-def _image(data: bytes, kind: str, alt: str, *, pixels: bool, lazy: bool) -> Markup:
+def _image(data: bytes, size: tuple[int, int], kind: str, alt: str, *, pixels: bool, lazy: bool) -> Markup:
+    """With its size, so that the page keeps its place before it is read."""
     look = Markup(' class="pixels"') if pixels else ""
     waits = Markup(' loading="lazy"') if lazy else ""
     source = base64.b64encode(data).decode()
-    return Markup('<img{}{} alt="{}" src="data:image/{};base64,{}">').format(look, waits, alt, kind, source)
+    tag = '<img{}{} alt="{}" width="{}" height="{}" src="data:image/{};base64,{}">'
+    return Markup(tag).format(look, waits, alt, *size, kind, source)

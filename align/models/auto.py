@@ -1,7 +1,7 @@
 """The family that a checkpoint's model_index.json says it is of."""
 
 import logging
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from align.errors import UserError
 from align.models._base import DiffusionModel
@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 class AutoConfig(CheckpointConfig):
     """Any checkpoint in diffusers' layout, a folder or on the Hub; a family's own settings need its name."""
+
+    asks: ClassVar[bool] = True  # its checkpoint for the family: its own name says nothing
 
     name: Literal["auto"] = "auto"
 

@@ -20,7 +20,7 @@ def write(folder: Path, outcomes: Sequence[Outcome]) -> Path:
         "noise.html",
         title=f"{outcomes[0].method} on {outcomes[0].model}" if outcomes else "no images",
         facts={"images": str(len(outcomes)), "better than plain sampling": str(better)} if outcomes else {},
-        compared=reno_table.table(outcomes),
+        compared=reno_table.compared(outcomes),
         images=[_image(folder, outcome) for outcome in outcomes[:MOST]],
     )
     return write_file(folder / FILE_NAME, text)
@@ -40,6 +40,5 @@ def _image(folder: Path, outcome: Outcome) -> dict[str, Any]:
         "scores": [
             (label, outcome.start[label], score) for label, score in outcome.best.items() if label in outcome.start
         ],
-        "curve": "",
         "told": f"the best of {outcome.iterations} at {outcome.iteration}, seed {outcome.seed}, image {outcome.index}",
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -19,37 +20,49 @@ COLUMNS = {
 }
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
-    """Markdown: the mean of every score with its 95 % interval, then ReNO less each other column, paired by image."""
-    compared = [outcome for outcome in outcomes if outcome.baselines]
-    if len(compared) < 2:
-        return ""
-    labels = [k for k in compared[0].best if all(k in scores for o in compared for scores in _columns(o).values())]
+class Compared(NamedTuple):
+    """What is said of images that best-of has followed."""
+
+    tables: list[list[list[str]]]
+    """The rows of each, its head first: the mean of every score with its 95 % interval; then ReNO less each other
+    column, paired by image."""
+    note: str
+
+
+def compared(outcomes: Sequence[Outcome]) -> Compared | None:
+    """None where fewer than two images have been compared."""
+    found = [outcome for outcome in outcomes if outcome.baselines]
+    if len(found) < 2:
+        return None
+    labels = [k for k in found[0].best if all(k in scores for o in found for scores in _columns(o).values())]
     values = {
-        column: {label: torch.tensor([_columns(o)[column][label] for o in compared]).double() for label in labels}
+        column: {label: torch.tensor([_columns(o)[column][label] for o in found]).double() for label in labels}
         for column in COLUMNS
     }
-    drawn = {
-        name: sum(o.baselines[name]["candidates"] for o in compared) / len(compared) for name in ("seconds", "forwards")
-    }
-    lines = [
-        "| score | " + " | ".join(COLUMNS.values()) + " |",
-        "|---" * (1 + len(COLUMNS)) + "|",
-        *(f"| {k} | " + " | ".join(str(interval(values[c][k])) for c in COLUMNS) + " |" for k in labels),
-        "",
-        "| ReNO less | " + " | ".join(list(COLUMNS.values())[:-1]) + " |",
-        "|---" * len(COLUMNS) + "|",
-        *(
-            f"| {k} | " + " | ".join(str(paired(values["best"][k] - values[c][k])) for c in list(COLUMNS)[:-1]) + " |"
-            for k in labels
-        ),
-        "",
-        f"{counted(len(compared), 'image')}, {counted(compared[0].iterations, 'iteration')}; `total` is what was "
-        f"maximised ({', '.join(f'{label} x {weight:g}' for label, weight in compared[0].rewards.items())}). Best of n "
-        f"drew {drawn['seconds']:.0f} candidates an image in the same seconds and {drawn['forwards']:.0f} at the same "
-        "forward-equivalents. Brackets: 95 % intervals over images; differences are paired.",
-    ]
-    return "\n".join(lines) + "\n"
+    drawn = {name: sum(o.baselines[name]["candidates"] for o in found) / len(found) for name in ("seconds", "forwards")}
+    others = list(COLUMNS)[:-1]
+    means = [[k, *(str(interval(values[c][k])) for c in COLUMNS)] for k in labels]
+    less = [[k, *(str(paired(values["best"][k] - values[c][k])) for c in others)] for k in labels]
+    note = (
+        f"{counted(len(found), 'image')}, {counted(found[0].iterations, 'iteration')}; total is what was maximised "
+        f"({', '.join(f'{label} x {weight:g}' for label, weight in found[0].rewards.items())}). Best of n drew "
+        f"{drawn['seconds']:.0f} candidates an image in the same seconds and {drawn['forwards']:.0f} at the same "
+        "forward-equivalents. Brackets: 95 % intervals over images; differences are paired."
+    )
+    heads = ["score", *COLUMNS.values()], ["ReNO less", *(COLUMNS[column] for column in others)]
+    return Compared([[heads[0], *means], [heads[1], *less]], note)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The same as Markdown; "" where there is nothing to compare."""
+    found = compared(outcomes)
+    if found is None:
+        return ""
+    lines = []
+    for head, *rows in found.tables:
+        lines += [" | ".join(["", *head, ""]).strip(), "|---" * len(head) + "|"]
+        lines += [*(" | ".join(["", *row, ""]).strip() for row in rows), ""]
+    return "\n".join([*lines, found.note]) + "\n"
 
 
 def write(folder: Path, outcomes: Sequence[Outcome]) -> Path | None:

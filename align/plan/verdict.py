@@ -13,6 +13,7 @@ from align.plan.budget import CONTEXT, GIB, SLACK, Budget, budget, hours
 from align.plan.networks import model_of
 from align.plan.rehearsal import Rehearsal, plain_dtypes, rehearse
 from align.policy.roles import Calls
+from align.registry import called
 from align.sampling.levers import savings
 from rewards._numerals import counted
 
@@ -51,7 +52,7 @@ def _intent(recipe: Recipe) -> dict[str, str]:
     train, sampling = recipe.train, recipe.sampling
     return {
         "writes to": recipe.output,
-        "model": f"{_name(recipe.model)} {getattr(recipe.model, 'checkpoint', '')}".rstrip(),
+        "model": called(recipe.model),
         "rewards": ", ".join(f"{label} x {reward.weight:g}" for label, reward in recipe.rewards.items()) or "none",
         "updates": f"{train.num_updates} of {counted(train.batch_size, 'sample')} by {_name(recipe.objective)}, "
         f"{counted(sampling.num_steps, 'step')} of {sampling.step_rule}, {sampling.how.described()}",

@@ -17,6 +17,7 @@ from align.files.output import write as write_file
 from align.hooks import metrics
 from align.hooks._base import State
 from align.policy.roles import Calls
+from align.registry import called
 from align.training.evaluate import PICTURE
 from align.versions import hardware, versions
 from rewards._numerals import counted
@@ -105,7 +106,7 @@ def write(
     seconds = [record["seconds"] for record in metrics.read(output / metrics.FILE_NAME) if "seconds" in record]
     written = Summary(
         method=recipe.objective.name,  # type: ignore[attr-defined]  # every component has one
-        model=f"{recipe.model.name} {getattr(recipe.model, 'checkpoint', '')}".strip(),  # type: ignore[attr-defined]
+        model=called(recipe.model),
         seed=recipe.train.seed,
         num_processes=num_processes,
         num_updates=state.step,

@@ -17,6 +17,8 @@ from align.reports import summary as summaries
 from align.reports.summary import Summary
 from align.share import card
 
+SWEPT = [{"strength": 0.5, "score": 0.2}, {"strength": 0.75, "score": 0.31}]
+
 
 def summary(**changes: Any) -> Summary:
     told = {
@@ -25,7 +27,7 @@ def summary(**changes: Any) -> Summary:
         "seconds_per_update": 0.2, "network_calls": 1, "forward_equivalents": 3, "peak_rss_mib": 5.0,
         "peak_gpu_mib": None, "hardware": "a machine", "versions": {"torch": "2.6"},
         "scores": {n: compare(torch.zeros(4), torch.full((4,), gain)) for n, gain in (("pick", 1.0), ("gold", 0.5))},
-        "findings": {"guard": {"recommended_strength": 0.75, "sweep": [{"strength": 0.75, "score": 0.31}]}},
+        "findings": {"guard": {"recommended_strength": 0.75, "sweep": SWEPT}},
     }  # fmt: skip
     return Summary(**{**told, **changes})
 

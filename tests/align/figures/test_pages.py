@@ -78,3 +78,20 @@ def test_noise_optimisation_names_its_pictures_and_its_winner(tmp_path):
     lost = report.write(tmp_path, [outcome(best={"clip": 0.1, "total": 0.1})]).read_text()
     assert "better<" not in lost and 'class="good"' not in lost
     assert "no images" in report.write(tmp_path, []).read_text()
+
+
+def test_a_comparison_is_tables_and_pictures_have_their_size(tmp_path):
+    """No Markdown in a page, and no page that jumps while its pictures are read."""
+    for name in ("0.png", "0-start.png"):
+        Image.new("RGB", (8, 6)).save(tmp_path / name)
+    scores = {"clip": 0.2, "total": 0.2, "candidates": 3.0}
+    both = [outcome(baselines={"seconds": scores, "forwards": scores})] * 2
+    text = report.write(tmp_path, both).read_text()
+    assert "|---" not in text and "<th>best of n, same seconds</th>" in text and "best of n drew 3" in text.lower()
+    assert text.count('width="8" height="6"') == text.count('src="data:image/') == 4
+
+
+def test_what_an_interval_says_in_words_may_break(tmp_path):
+    macros = pages._environment(markdown=False).get_template("parts.html").module
+    assert 'class="said"' in macros.number("0.1", "too few for an interval, below 4")  # pyright: ignore
+    assert "said" not in macros.number("0.1", "+0.0 to +0.2") + macros.number("0.1", "[0, 1]")  # pyright: ignore
