@@ -6,12 +6,14 @@ All places of the rooms below where an operator, a constant, a statement or the 
 are listed, and every n-th is tried. The tests are collected once. A fork of that process runs each test file that names
 a module and notes which functions each test calls and how long it takes; then one fork for each mutant puts the broken
 code into the function that is in memory, and runs the tests that call it, the quickest first, for so many seconds.
-What is written is resumed. Reasons for survivors stand in scripts/mutants.json.
+What is written is resumed. scripts/mutants.json says why one is not noticed, or which test is to be run for it that the
+choice by names and seconds leaves out.
 """
 
 import argparse
 import gc
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -44,8 +46,8 @@ Function = tuple[str, str, int]
 class Plugin:
     """Takes the place of pytest's loop over the tests."""
 
-    def __init__(self, options: argparse.Namespace, mutants: list[Place]):
-        self.options, self.mutants = options, mutants
+    def __init__(self, options: argparse.Namespace, mutants: list[Place], told: dict[str, str]):
+        self.options, self.mutants, self.told = options, mutants, told
         self.files: dict[Path, list[pytest.Item]] = {}
         self.of: dict[CodeType, str] = {}
         self.map, self.results = options.output / "map.jsonl", options.output / "results.jsonl"
@@ -53,6 +55,8 @@ class Plugin:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         live: dict[Function, list[FunctionType]] = {}
+        for module in sorted({module_of(place) for place in self.mutants}):
+            importlib.import_module(module)
         for found in gc.get_objects():
             if isinstance(found, FunctionType) and found.__code__.co_filename.startswith(str(ROOT)):
                 live.setdefault(key(found.__code__), []).append(found)
@@ -83,9 +87,14 @@ class Plugin:
         return self.known[known]
 
     def chosen(self, place: Place) -> list[pytest.Item]:
-        """Tests that call the function: of the room's files that name its module, else its others, else others."""
+        """The test that is told, if it passes; else those that call the function: of the room's files that name its
+        module, else its others, else others."""
+        if (told := self.told.get(place.id, "")).startswith("tests/"):
+            items = [item for each in self.files.values() for item in each if item.nodeid.startswith(told)]
+            passing = forked(lambda: traced(items, {}), limit=90) or {}
+            return [item for item in items if item.nodeid in passing]
         file = place.function[0].removeprefix(f"{ROOT}/")
-        package, _, last = file.removesuffix(".py").replace("/", ".").rpartition(".")
+        package, _, last = module_of(place).rpartition(".")
         word = re.compile(rf"\b{package}\.{last}\b|from {package} import [^#]*\b{last}\b")
         room = [path for path in self.files if f"tests/{file.rpartition('/')[0]}/" in str(path)]
         named = [
@@ -111,6 +120,10 @@ class Plugin:
             if taken:
                 return taken
         return taken
+
+
+def module_of(place: Place) -> str:
+    return place.function[0].removeprefix(f"{ROOT}/").removesuffix(".py").replace("/", ".")
 
 
 def short(function: Function) -> str:
@@ -194,7 +207,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=220)
     parser.add_argument("--output", type=Path, default=Path("runs/mutants"))
     parser.add_argument("--seconds", type=float, default=4.0, help="of tests for a mutant")
-    parser.add_argument("--again", action="store_true", help="try what was not killed again")
+    parser.add_argument("--again", action="store_true", help="try what was not killed and has no reason again")
     parser.add_argument("--docs", type=Path, help="the page whose table the result becomes")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -208,12 +221,13 @@ def main() -> None:
         key=lambda place: "/objectives/" in place.function[0] or "/policy/" in place.function[0]
     )  # slow tests last
     results = options.output / "results.jsonl"
+    told: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text())
+    reasons = {id: text for id, text in told.items() if not text.startswith("tests/")}
     if options.again:
-        kept = [line for line in read(results) if line["outcome"] in ("killed", "time")]
+        kept = [line for line in read(results) if line["outcome"] in ("killed", "time") or line["id"] in reasons]
         results.write_text("".join(json.dumps(line) + "\n" for line in kept))
     if not options.docs:
-        pytest.main([*OPTIONS, *(str(ROOT / "tests" / name) for name in TESTS)], plugins=[Plugin(options, tried)])
-    reasons = json.loads(Path(__file__).with_suffix(".json").read_text())
+        pytest.main([*OPTIONS, *(str(ROOT / "tests" / name) for name in TESTS)], plugins=[Plugin(options, tried, told)])
     text = table(tried, {line["id"]: line for line in read(results)}, reasons, len(every))
     if options.docs:
         put(options.docs, "scripts/mutants.py", text)

@@ -11,9 +11,11 @@ TESTS = Path(__file__).parent
 TIMEOUT = 500
 
 
-def together(*words: str | Path, num_processes: int = 2, folders: tuple[Path, ...] = ()) -> None:
-    """Runs `python WORDS` so often at once, in the project's folder; fails with what they said if one fails.
-    `folders` are looked through for modules too."""
+def together(
+    *words: str | Path, num_processes: int = 2, folders: tuple[Path, ...] = (), timeout: int = TIMEOUT
+) -> None:
+    """Runs `python WORDS` so often at once, in the project's folder; fails with what they said if one fails, or runs
+    for more than `timeout` seconds. `folders` are looked through for modules too."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -33,7 +35,7 @@ def together(*words: str | Path, num_processes: int = 2, folders: tuple[Path, ..
         for rank in range(num_processes)
     ]
     try:
-        said = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
+        said = [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -1,18 +1,16 @@
 """Whole runs of online RL and of few-step students: two processes are one, and an ended run goes on bit for bit."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from several import WORKER, numbers, same_runs, smoothly, trained
 from two_processes import together
 
 import align
 from align.run import Run
 from align.training.checkpoint import Checkpoints
 
-WORKER = Path(__file__).with_name("preference_worker.py")
 DATA = {"name": "groups", "prompts": ["a cat", "two", "x", "abc"], "group_size": 3, "rollout_size": 4}
 PROMPTS = {"name": "prompts", "prompts": DATA["prompts"]}
 STEPS = {"num_steps": 4, "guidance_scale": 2.0, "eta": 1.0}
@@ -45,7 +43,6 @@ METHODS = {
 }
 OF_ROLLOUTS = ("ddpo", "grpo", "nft")
 ENDED = [(name, done) for name in METHODS for done in ((1, 2) if name in OF_ROLLOUTS else (2,))]
-UNEQUAL = ("seconds", "outcome", "rollout_seconds", "reward_seconds")
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +70,6 @@ def whole(recipes, tmp_path_factory):
     return {name: align.train(recipe, output=str(folder / name)) for name, recipe in recipes.items()}
 
 
-def numbers(run):
-    return [{k: v for k, v in record.items() if k not in UNEQUAL} for record in run.metrics]
-
-
-def trained(run):
-    return load_file(next((run.output / "adapter").glob("*.safetensors")))
-
-
 def test_two_processes_give_the_run_of_one(recipes, whole, tmp_path):
     """A group's images lie on both: advantages, DGPO's margins and the gradient are of all rows."""
     file = tmp_path / "recipes.json"
@@ -96,6 +85,19 @@ def test_two_processes_give_the_run_of_one(recipes, whole, tmp_path):
         assert sum(float(t.abs().sum()) for t in first.values()) > 0
         for key, tensor in trained(two).items():
             torch.testing.assert_close(tensor, first[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("rows", [5, 2])
+def test_three_processes_give_it_too(recipes, tmp_path, rows):
+    """One group: 2, 2 and 1 of its images, or one on two of the three, and none on the third."""
+    trees = {}
+    for name, recipe in recipes.items():
+        groups = {"group_size": rows} if recipe["data"]["name"] == "groups" else {}
+        groups |= {"num_prompts": 2} if "num_prompts" in recipe["data"] else {}
+        trees[name] = smoothly(recipe, rows) | {"data": recipe["data"] | groups}
+    same_runs(trees, tmp_path, 3, timeout=1200)
 
 
 def test_the_first_updates_are_on_policy_and_the_second_ones_are_not(whole):

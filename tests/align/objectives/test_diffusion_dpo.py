@@ -164,6 +164,14 @@ def test_the_laws_of_times():
     torch.testing.assert_close(shifted, 3 * normal / (1 + 2 * normal))
 
 
+def test_the_guard_changes_gradients_and_no_value(policy, tmp_path):
+    batch = first(prepared(policy, write_pairs(tmp_path)))
+    plain, guarded = (objective(policy, beta=50.0, guard=guard)(policy, batch) for guard in (False, True))
+    torch.testing.assert_close(guarded.per_sample, plain.per_sample, rtol=1e-4, atol=1e-6)
+    one, other = (gradients(policy, loss) for loss in (plain, guarded))
+    assert (other - one).norm() > 1e-3 * one.norm()
+
+
 def test_a_dropped_prompt_is_dropped_for_both(policy, tmp_path):
     pairs = first(prepared(policy, write_pairs(tmp_path))).load()
     winner, loser = (cond.tensors["text"] for cond in pairs.conds([False, True, False, True]))

@@ -54,6 +54,14 @@ def test_at_the_reference_the_loss_is_a_half_and_its_gradient_w_beta_over_4():
         torch.testing.assert_close(found, (1 if good else -1) * beta / 4 * slope, rtol=1e-9, atol=0)
 
 
+def test_accuracy_counts_the_side_of_the_reference_however_near_it_is():
+    rows = objective().noised(Roles(ZERO), LabelledLatents(latents(), GOOD))
+    nearer = 1e-3 * rows.sign  # good ones below the reference's error, bad ones above
+    reference = torch.ones(len(GOOD), dtype=torch.float64)
+    for shift, expected in ((-nearer, 1.0), (nearer, 0.0), (0 * nearer, 0.5)):
+        assert objective().said(rows, reference + shift, reference)["accuracy"].tolist() == [expected] * len(GOOD)
+
+
 def test_the_baseline_has_no_gradient():
     """Through it, rows that are all good would have a mean gradient of 0 at the reference."""
     theta = ZERO.clone().requires_grad_()

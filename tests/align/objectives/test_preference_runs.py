@@ -1,12 +1,11 @@
 """Whole runs of the preference methods: two processes are one, and a run that was ended goes on bit for bit."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from pair_toys import write_pairs
-from safetensors.torch import load_file
+from several import WORKER, numbers, same_runs, smoothly, trained
 from two_processes import together
 
 import align
@@ -14,7 +13,6 @@ from align.registry import resolve_embedded
 from align.run import Run
 from align.training.checkpoint import Checkpoints
 
-WORKER = Path(__file__).parents[1] / "preference_worker.py"
 PREFERENCES = {"name": "preferences", "views": {"flip": True}}
 METHODS = {
     "diffusion_dpo": {
@@ -98,25 +96,16 @@ def whole(recipes, tmp_path_factory):
     return {name: align.train(recipe, output=str(folder / name)) for name, recipe in recipes.items()}
 
 
-def numbers(run):
-    return [{k: v for k, v in record.items() if not k.endswith("seconds") and k != "outcome"} for record in run.metrics]
-
-
-def trained(run):
-    tensors = {}
-    for path in sorted((run.output / "adapter").glob("*.safetensors")):
-        tensors |= {f"{path.name}/{name}": tensor for name, tensor in load_file(path).items()}
-    return tensors
+def own_cache(recipe, folder):
+    """The block `data` with a cache of its own, whose rows several processes are to make as well; not for spm: rounding
+    of 4e-7 in the latents is 1e-4 in the scores of pictures guessed at the first steps."""
+    own = "cache" in recipe["data"] and recipe["objective"]["name"] != "spm"
+    return {"data": recipe["data"] | ({"cache": str(folder)} if own else {})}
 
 
 def test_two_processes_give_the_run_of_one(recipes, whole, tmp_path):
     file = tmp_path / "recipes.json"
-    apart = {}
-    for name, recipe in recipes.items():  # a cache of its own: its rows are to be made by two processes as well
-        data = recipe["data"]
-        # not for spm: rounding of 4e-7 in the latents is 1e-4 in the scores of pictures guessed at the first steps
-        own = "cache" in data and name != "spm"
-        apart[name] = recipe | {"data": data | ({"cache": str(tmp_path / name)} if own else {})}
+    apart = {name: recipe | own_cache(recipe, tmp_path / name) for name, recipe in recipes.items()}
     file.write_text(json.dumps(apart))
     together(WORKER, file, tmp_path / "two")
     for name, one in whole.items():
@@ -129,6 +118,19 @@ def test_two_processes_give_the_run_of_one(recipes, whole, tmp_path):
         assert moved > 0
         for key, tensor in trained(two).items():
             torch.testing.assert_close(tensor, first[key], rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("rows", [5, 2])
+def test_three_processes_give_it_too(recipes, tmp_path, rows):
+    """Shares of 2, 2 and 1 rows; one row on two of the three, and none on the third."""
+    trees = {}
+    for name, recipe in recipes.items():
+        groups = {"group_size": rows} if recipe["data"]["name"] == "groups" else {}
+        trees[name] = smoothly(recipe, rows) | {"data": recipe["data"] | groups}
+    caches = {name: own_cache(recipe, tmp_path / name) for name, recipe in trees.items()}
+    same_runs(trees, tmp_path, 3, timeout=1200, **caches)
 
 
 def test_pairs_were_dropped_unevenly(whole):

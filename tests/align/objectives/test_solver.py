@@ -75,6 +75,15 @@ def test_the_file_draws_the_path_that_was_learned(policy, tmp_path):
         block.step()
 
 
+def test_times_that_have_met_are_not_written(policy, tmp_path):
+    objective = search(policy)
+    with torch.no_grad():
+        objective.numbers.gaps[1] = -1e4
+    with pytest.raises(UserError, match="two of its times have met"):
+        objective.save(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_a_place_between_two_states_is_on_their_line_and_has_times_gradient():
     states = tuple(torch.full((1, 2), v, dtype=torch.float64) for v in (4.0, 2.0, 1.0))
     path = Trajectory(torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64), states, states[-1], ())

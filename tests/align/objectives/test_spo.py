@@ -65,6 +65,7 @@ def test_on_a_fresh_adapter_the_ratio_is_exactly_1(fresh):
         assert torch.equal(loss.metrics[f"log_ratio_{side}"], torch.zeros(6))
         assert torch.equal(loss.metrics[f"clamped_{side}"], torch.zeros(6))
     assert torch.equal(loss.per_sample, torch.full((6,), math.log(2)))
+    assert loss.metrics["accuracy"].tolist() == [0.5] * 6
     assert gradients(fresh, loss).norm() > 1e-4
 
 

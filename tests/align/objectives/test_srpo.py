@@ -14,7 +14,7 @@ from align.shapes.embedded import resolve
 from rewards import Composite, Reward, RewardConfig
 from rewards.brightness import Brightness, BrightnessConfig
 from rewards.clip import Clip, ClipConfig
-from samplers import FlowSchedule, Prediction, VPSchedule, add_noise, split, target
+from samplers import FlowSchedule, Prediction, Rng, VPSchedule, add_noise, split, target
 
 VP = VPSchedule.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 KINDS = [(FlowSchedule(), Prediction.FLOW), (VP, Prediction.EPSILON), (VP, Prediction.V), (VP, Prediction.SAMPLE)]
@@ -107,6 +107,19 @@ def test_on_a_table_it_is_the_papers_formula():
     expected = (add_noise(VP, x0, eps, T) - d * out - (sigma - d) * eps) / alpha
     found = recovered(Says(VP, Prediction.EPSILON, out), x0, eps, T, s, None, recompute=False)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("noise", "stream"), [("own", "x_T"), ("fresh", "known")])
+def test_the_noise_is_the_images_own_or_another(monkeypatch, noise, stream):
+    seen = []
+
+    def kept(denoiser, x0, eps, *rest, **settings):
+        seen.append(eps)
+        return recovered(denoiser, x0, eps, *rest, **settings)
+
+    monkeypatch.setattr("align.objectives.srpo.recovered", kept)
+    made(noise=noise)(Network(), BATCH)
+    assert torch.equal(seen[0], Rng(SEED, BATCH.indices, BATCH.step).normal(stream, seen[0]))
 
 
 @pytest.mark.parametrize("inversion", [0.0, 1.0])

@@ -102,6 +102,28 @@ def test_the_surrogates_gradient_is_the_groups_preference(world):
     assert not of(policy, "default", method.surrogate(policy, batch, margin)).any()
 
 
+def test_a_rows_weight_is_its_own_groups_at_its_own_look(world):
+    """sigmoid(S) of (group, look)."""
+    policy, method, batch = world
+    keys = list(zip(batch.groups, batch.slot.tolist(), strict=True))
+    margin = {key: 0.5 * place - 1 for place, key in enumerate(sorted(set(keys)))}
+    assert len(margin) > 2
+    loss = method.surrogate(policy, batch, margin)
+    torch.testing.assert_close(loss.metrics["margin"], torch.tensor([margin[key] for key in keys]))
+    late = method.surrogate.noised(batch).late.float()
+    expected = loss.metrics["margin"].sigmoid() * late * batch.advantage * loss.metrics["error"]
+    torch.testing.assert_close(loss.per_sample.detach(), expected)
+
+
+def test_fake_learns_what_the_student_makes(world):
+    """The error of its prediction of x0_hat, each row with the weight 1, and a pull to the base that is 0 at it."""
+    policy, method, batch = world
+    loss = method.fake(policy, batch)
+    assert loss.weight.tolist() == [1.0] * len(batch) and loss.per_sample.min() > 0
+    assert len(set(loss.per_sample.tolist())) == len(batch)
+    assert of(policy, "fake", loss).norm() > 0 and not of(policy, "default", method.fake(policy, batch)).any()
+
+
 def test_a_row_that_went_far_enough_is_left_out(world):
     """By its ratio to the average of before in the favourable direction, or by its distance to the base."""
     policy, method, batch = world

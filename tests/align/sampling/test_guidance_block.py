@@ -9,7 +9,8 @@ from align.errors import UserError
 from align.models.sd import SDConfig, StableDiffusion
 from align.sampling import SamplingConfig, rollout
 from align.sampling.guidance import GuidanceConfig
-from samplers import Rng
+from align.sampling.levers import prefixed
+from samplers import FlowSchedule, GaussianDenoiser, Prediction, Rng, constant, grids
 
 PROMPTS = ["a red circle", "two stars"]
 
@@ -152,6 +153,17 @@ def test_dynamic_guidance_judges_what_a_step_predicts(tiny_sd_factory):
         SamplingConfig(guidance={"scale": 3.0, "dynamic": {"rewards": bright}})
     with pytest.raises(ValidationError, match="goes by one scale"):
         SamplingConfig(guidance={"skip": "adaptive", "dynamic": {"rewards": bright}})
+
+
+def test_guidance_of_a_shorter_prefix_counts_the_calls_that_are_made(monkeypatch):
+    """Half of the calls in full is half of the three that levers leave, not of the nine."""
+    seen = []
+    monkeypatch.setattr(SamplingConfig, "guided", lambda self, denoiser, _: seen.append(self.num_calls) or denoiser)
+    block = SamplingConfig(num_steps=9, last_k=1, guidance_scale=3.0, levers={"steps": 3, "guidance": "refresh"})
+    x = torch.ones(1, 2, 2, 2, dtype=torch.float64)
+    exact = GaussianDenoiser(FlowSchedule(), Prediction.FLOW, 0.7)
+    prefixed(block, exact, None, x, grids.flow(9), constant(torch.zeros_like(x)))
+    assert seen == [3]
 
 
 def test_levers_act_on_the_prefix_alone_and_a_full_one_changes_nothing(tiny_sd_factory):

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from align.data.prompts import PromptBatch
 from align.objectives._base import Loss
 from align.training.ema import EMA
+from align.training.memory import Shortage
 from align.training.update import _add, update
 
 BATCH = PromptBatch(("a",) * 6, tuple(range(6)), 0)
@@ -119,6 +120,24 @@ def test_a_metric_may_be_on_another_device_than_the_losses():
         sums = {}
         _add(sums, Loss(losses, torch.ones_like(losses), {"step_read": torch.tensor(3.0), "error": losses}))
     assert {total.device.type for total, _ in sums.values()} == {"cuda"} and len(sums) == 4
+
+
+def test_memory_that_ran_out_on_another_process_ends_this_ones_update_too():
+    policy, asked = toy_policy(0, rank=2), []
+    fresh, optimiser = weights(policy), torch.optim.SGD(policy.adapter.parameters(), lr=0.1)
+    with pytest.raises(Shortage, match="on another process"):
+        update(
+            Regression(),
+            policy,
+            policy.adapter,
+            optimiser,
+            [BATCH],
+            Accelerator(cpu=True),
+            seed=(0, 0),
+            agree=lambda short: asked.append(short) or True,
+        )
+    assert asked == [False] and torch.equal(weights(policy), fresh)
+    assert all(parameter.grad is None for parameter in policy.adapter.parameters())
 
 
 def test_a_process_without_rows_takes_part_in_a_scaled_update(monkeypatch):
