@@ -17,7 +17,8 @@ HERE = [name for name, recipe in LOADED.items() if recipe.data.name == "prompts"
 CASES = {2: 5, 3: 2}
 """{processes: rows of an update}."""
 SMOOTH = """def smooth(images, prompts):
-    return (images * images.new_tensor([len(p) / 20 for p in prompts]).view(-1, 1, 1, 1)).sin().mean((1, 2, 3))
+    sizes = images.new_tensor([sum(map(ord, prompt)) / 1000 for prompt in prompts])
+    return (images * sizes.view(-1, 1, 1, 1)).sin().mean((1, 2, 3))
 """
 """A reward of picture and prompt. One that rounds pixels to levels of 8 bits leaps where rounding differs."""
 
@@ -25,7 +26,7 @@ SMOOTH = """def smooth(images, prompts):
 def small(name, rows, folder):
     """The recipe in two short updates."""
     tree = smoothly(LOADED[name].dump(), rows)
-    tree["sampling"]["num_steps"] = min(tree["sampling"]["num_steps"], 10)
+    tree["sampling"]["num_steps"] = min(tree["sampling"]["num_steps"], 7)
     if tree["rewards"]:
         (folder / "smooth.py").write_text(SMOOTH)
         tree["rewards"] = {"smooth": {"name": "python", "function": f"{folder / 'smooth.py'}:smooth"}}

@@ -46,12 +46,19 @@ def recipe(tiny_sd_factory, tmp_path):
     }
 
 
+CONFIG = "recipes/accelerate/multi_gpu.yaml"  # on the CPU here, by ACCELERATE_USE_CPU
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+    "accelerate launch": ["accelerate.commands.launch", "--config_file", CONFIG, "--main_process_port", "0"],
+}
+
+
 @contextmanager
-def started(file, output):
+def started(launcher, file, output):
     """The launcher of two processes; nothing of it is left behind."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "align"]
-    launcher = subprocess.Popen(
-        [*command, "train", str(file), "train.num_processes=2", f"output={output}"],
+    words = ["train", str(file), "train.num_processes=2", f"output={output}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "align", *words],
         env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -59,11 +66,11 @@ def started(file, output):
         text=True,
     )
     try:
-        yield launcher
+        yield process
     finally:
-        for process in (*ranks(launcher).values(), launcher.pid):
+        for one in (*ranks(process).values(), process.pid):
             with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+                os.kill(one, signal.SIGKILL)
 
 
 def ranks(launcher):
@@ -92,11 +99,12 @@ def num_updates(output):
 
 
 @pytest.mark.timeout(1500)
-def test_all_end_within_a_minute_and_the_same_command_goes_on(recipe, tmp_path, capsys):
+@pytest.mark.parametrize("by", LAUNCHERS)
+def test_all_end_within_a_minute_and_the_same_command_goes_on(recipe, tmp_path, capsys, by):
     output, file = tmp_path / "run", tmp_path / "recipe.yaml"
     file.write_text(json.dumps(recipe))
     for rank, after in ((1, 3), (0, 6)):
-        with started(file, output) as launcher:
+        with started(by, file, output) as launcher:
             deadline = time.monotonic() + 400
             while num_updates(output) < after and launcher.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -110,9 +118,9 @@ def test_all_end_within_a_minute_and_the_same_command_goes_on(recipe, tmp_path, 
                 assert time.monotonic() < killed + 60, "a process is left"
                 time.sleep(0.1)
             with capsys.disabled():
-                print(f"\nprocess {rank} killed at update {num_updates(output)}, all ended after", end=" ")
+                print(f"\n{by}: process {rank} killed at update {num_updates(output)}, all ended after", end=" ")
                 print(f"{time.monotonic() - killed:.1f} s")
-    with started(file, output) as launcher:
+    with started(by, file, output) as launcher:
         said = launcher.communicate(timeout=600)[0]
         assert launcher.returncode == 0, said[-3000:]
     assert "going on from" in said
