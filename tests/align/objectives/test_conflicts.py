@@ -70,6 +70,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("reno", {"combine": NORMALISED}, "combine.normalise", "depend on the others"),
     ("soft_prompt", {"objective.times": [0.5, 0.5]}, "objective.times", "low < high"),
     ("soft_prompt", {"rewards": {}}, "rewards", "learnt by one"),
+    ("soft_prompt", {"rewards": {"judge": {}}}, "rewards.judge", "differentiable"),
     ("soft_prompt", {"model.offload_text": True}, "model.offload_text", "is what is trained"),
     ("soft_prompt", {"objective.learn_from": "pictures"}, "objective.learn_from", "gives none"),
     ("solver", {"sampling.eta": 1.0}, "sampling", "must be plain ddim"),
@@ -101,6 +102,7 @@ FINE: list[tuple[str, dict[str, Any]]] = [
     ("flowbp", {"objective.form": "lagrange", "sampling.num_steps": 2}),
     ("leapalign", {"sampling.num_steps": 2}),
     ("refl", {"objective.last": 9}),
+    ("soft_prompt", {"objective.gradient": "zeroth", "rewards": {"judge": {}}}),
     ("unlearn", {"objective.target": "negative", "sampling.num_steps": 2}),
 ]
 """Just what is still possible."""

@@ -163,6 +163,7 @@ def test_no_velocity_of_a_segment_is_without_weight():
     for start, end in [(0, 9), (3, 7), (20, 25), (21, 25), (22, 25), (23, 25), (24, 25)]:
         nodes, weights = quadrature(path, start, end)
         assert nodes[0] == start and nodes[-1] < end and len({*nodes}) == len(nodes) <= 3
+        assert len(nodes) == 3 or end - start < 4 or end == N
         assert (weights < 0).all() and float(weights.sum()) == pytest.approx(float(path.tau[end] - path.tau[start]))
 
 

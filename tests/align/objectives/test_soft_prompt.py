@@ -50,6 +50,7 @@ def test_a_run_leaves_tokens_that_are_drawn_with(tmp_path, gradient):
     said = SMALL | {"output": str(tmp_path / "run"), "objective.gradient": gradient, "objective.num_tokens": 2}
     run = align.train("soft_prompt/shapes", said)
     assert run.metrics[-1]["token_norm"] != run.metrics[0]["token_norm"]
+    assert all(isinstance(record["reward/total"], float) for record in run.metrics)
     pipeline = run.pipeline()
     assert "<vivid>_1" in pipeline.tokenizer.get_vocab()
     (path,) = sample(str(run.output), ["a red circle <vivid>"], output=tmp_path / "images")
