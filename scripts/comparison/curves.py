@@ -31,10 +31,11 @@ Written by `python scripts/compare.py write` from measured runs; not edited by h
 
 Each method by its own recipe, to its end, the last adapter, no guard. A change is of {prompts:,} report prompts a seed
 at the same noise, the model sampled as the recipe samples it ({steps} steps), the mean of the seeds with its 95 %
-t-interval over seeds; in brackets the seeds themselves. *Asked*: images that a reward was asked about in training.
-*Seconds*: updates times those of the median one, one thread, on a machine that did other work beside; *parts*: that
-one's seconds in drawing + in the reward + in training. *Spikes*: the share of updates whose gradient's norm is above
-{spike:g} times the run's median. Curves: {panel} select prompts, the mean of the seeds.{more}
+t-interval over seeds; in brackets the seeds themselves. *Asked*: images that a reward was asked about in training
+(*labels*: none, *steps*: predicted images of single steps, not counted). *Seconds*: updates times those of the median
+one, one thread, on a machine that did other work beside; *parts*: that one's seconds in drawing + in the reward + in
+training. *Spikes*: the share of updates whose gradient's norm is above {spike:g} times the run's median. Curves:
+{panel} select prompts, the mean of the seeds.{more}
 """
 
 
@@ -118,8 +119,9 @@ def write(
 
 
 def asked(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[float]:
-    """After each record, the images that rewards were asked about; none where no reward is."""
-    if not recipe.rewards:
+    """After each record, the images that rewards were asked about; none where no reward is, or where what it judges
+    are the steps of rollouts, which are not counted."""
+    if not recipe.rewards or recipe.data.name == "rollouts":
         return []
     return [record.get("queries", recipe.train.batch_size * record["step"]) for record in records]
 
@@ -180,7 +182,7 @@ def _table(found: Mapping[str, Sequence[Run]]) -> str:
         records = [run.metrics for run in runs]
         trained = [[record for record in each if "seconds" in record] for each in records]
         counts = [asked(run.recipe, each) for run, each in zip(runs, trained, strict=True)]
-        told = f"{counts[0][-1]:,.0f}" if counts[0] else "labels"
+        told = f"{counts[0][-1]:,.0f}" if counts[0] else ("steps" if runs[0].recipe.rewards else "labels")
         seconds = statistics.fmean(len(each) * _middle(each) for each in trained)
         before = statistics.fmean(run.report.scores["judge"].before.mean for run in runs)
         norms = [record["grad_norm"] for each in trained for record in each if record.get("grad_norm") is not None]

@@ -13,7 +13,7 @@ from align.evaluation.results import EVALUATION, Evaluation
 from scripts.comparison.curves import over_seeds
 
 FOLDER = "guided"
-SCALES = (1.0, 2.0, 3.0, 4.5)
+SCALES = (1.0, 2.0, 3.0)
 ARMS = ("base", "dpo", "npo", "dpo + npo")
 LABELS = ("judge", "gold")
 
@@ -28,7 +28,7 @@ unprompted branch, and both together.
 """
 
 
-def measure(output: Path, seed: int, root: Path, *, select: int = 128, report: int = 384) -> None:
+def measure(output: Path, seed: int, root: Path, *, select: int = 128, report: int = 256) -> None:
     """All scales on select prompts, then each arm at its best on report prompts, for one seed's two adapters."""
     dpo, npo = (output / "preferences" / name / f"seed-{seed}" for name in ("diffusion-dpo", "npo"))
     systems = {"dpo": str(dpo), "npo": str(npo), "dpo + npo": f"{dpo}~{npo}"}

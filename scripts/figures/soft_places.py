@@ -31,7 +31,7 @@ def painted(places: Tensor) -> Tensor:
 
 def ascended(steps: int = STEPS) -> tuple[list[Tensor], Tensor, list[float]]:
     """(pictures at every step, the last places, scores) of gradient ascent on where the two stand."""
-    reward = build(REWARDS, REWARDS.look_up({"name": "eye", "form": "log"}))
+    reward = build(REWARDS, REWARDS.look_up({"name": "eye", "model": "embedded:shapes-detector", "form": "log"}))
     places = torch.tensor(START, requires_grad=True)
     optimiser = torch.optim.Adam([places], lr=RATE)
     seen, scores = [], []

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor
 
 from align.shapes import assembled
-from scripts.pretrain import eye, flow, pick, sd, text, tune, turbo, web
+from scripts.pretrain import detector, eye, flow, pick, sd, text, tune, turbo, web
 from scripts.pretrain.common import CHECKPOINTS, WORK
 
 _TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -91,8 +91,9 @@ def main() -> None:
     for name, stage in {"tune": tune, "pick": pick}.items():
         if (WORK / "out" / name).exists():
             _clip("shapes-clip" if name == "tune" else "shapes-pick", stage.load())
-    if (WORK / "out" / "eye").exists():
-        eye.load().save(CHECKPOINTS / "shapes-eye")
+    for name, reader in {"eye": eye, "detector": detector}.items():
+        if (WORK / "out" / name).exists():
+            reader.load().save(CHECKPOINTS / f"shapes-{name}")
     (CHECKPOINTS / "README.md").write_text(readme())
     total = sum(p.stat().st_size for p in CHECKPOINTS.rglob("*") if p.is_file())
     print(f"{CHECKPOINTS.name}: {total / 1e6:.1f} MB")

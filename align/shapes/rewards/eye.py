@@ -34,7 +34,8 @@ class EyeConfig(RewardConfig):
         measures="Which objects of a caption a picture shows, how many and where, read by a dense network.",
         range="[0, 1]; log [-3.9, 0]; verdict 0 or 1",
         size="embedded, 0.3 M",
-        hacking="Not measured. By its form only the checks count: dull colours and uneven light go unseen.",
+        hacking="`soft`: one object too many, which meets more checks than it fails; `log` was not seen to be. Dull "
+        "colours and uneven light go unseen.",
         partner="judge",
     )
 

@@ -140,7 +140,7 @@ def test_files_are_small_and_listed_with_their_checksums():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    known = "clip eye flow latent pick sd turbo".split()
+    known = "clip detector eye flow latent pick sd turbo".split()
     assert names() == [f"shapes-{name}" for name in known]
     with pytest.raises(UserError, match=r"embedded:shapes-xl: there is no embedded checkpoint.*embedded:shapes-sd"):
         resolve("embedded:shapes-xl")
