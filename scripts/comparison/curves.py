@@ -121,7 +121,7 @@ def write(
 def asked(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[float]:
     """After each record, the images that rewards were asked about; none where no reward is, or where what it judges
     are the steps of rollouts, which are not counted."""
-    if not recipe.rewards or recipe.data.name == "rollouts":
+    if not recipe.rewards or getattr(recipe.data, "name", "") == "rollouts":
         return []
     return [record.get("queries", recipe.train.batch_size * record["step"]) for record in records]
 
