@@ -13,7 +13,7 @@ from align.evaluation.results import EVALUATION, Evaluation
 from scripts.comparison.curves import over_seeds
 
 FOLDER = "guided"
-SCALES = (1.0, 2.0, 3.0)
+SCALES = (1.5, 2.0, 3.0, 4.5)
 ARMS = ("base", "dpo", "npo", "dpo + npo")
 LABELS = ("judge", "gold")
 
