@@ -189,7 +189,8 @@ def test_the_comparison_is_at_equal_cost_and_the_table_says_so(model, studio, tm
 
 
 def test_a_judge_that_cannot_read_the_prompt_is_left_out(model, studio, tmp_path):
-    changes = {"evaluate.prompts": PROMPTS, "evaluate.num_prompts": 2, "evaluate.num_pictures": 1}
+    read = ["a red circle", "two squares"]
+    changes = {"evaluate.prompts": read, "evaluate.num_prompts": 2, "evaluate.num_pictures": 1}
     watched = recipe(model, **changes, **{"evaluate.rewards": {"judge": {}, "other": {"name": "brightness"}}})
     looked = Studio(watched)
     black = torch.zeros(3, 64, 64)

@@ -168,7 +168,7 @@ def test_report_prompts_that_were_seen_are_said_by_their_words(recipe, tmp_path,
     panel = {"prompts": ["x", "z"], "num_prompts": 2, "rewards": {"jpeg": {}}, "best": "jpeg"}
     run = align.train(recipe | {"evaluate": evaluated, "hooks": {"panel": panel}})
     assert run.report.report_seen == {"trained on": 1, "chosen on": 1}
-    told = "prompts of which 1 were trained on and 1 were chosen on, so that these are no held-out scores"
+    told = "prompts of which 1 was trained on and 1 was chosen on, so that these are no held-out scores"
     assert f"report: 3 {told}" in capsys.readouterr().out
     assert told in (run.output / "adapter" / "README.md").read_text()
     assert told in (run.output / "report.html").read_text()
