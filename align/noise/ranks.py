@@ -108,7 +108,7 @@ def ranked(
     if frames:
         noise.keep_frames()
     mine = list(range(len(rows)))[part]
-    searches = {i: Search(config, noise.best[i].clone(), _renderer(studio, rows[i])) for i in mine}
+    searches = {i: Search(config, noise.best[i].clone(), renderer(studio, rows[i])) for i in mine}
     _note(noise, searches, 0)
     done, interrupted, stopped = 0, None, None
     with Interrupt(accelerator) as interrupt:
@@ -133,7 +133,9 @@ def ranked(
     return Optimised(noise, done, seconds, cost, stopped, interrupted)
 
 
-def _renderer(studio: Studio, row: Row) -> Render:
+def renderer(studio: Studio, row: Row) -> Render:
+    """What draws one row's image from any of its states."""
+
     def render(states: Tensor) -> Tensor:
         pixels = studio.draw([row] * len(states), states)
         return (pixels.float() * 255).round() / 255  # what is judged is what would be seen

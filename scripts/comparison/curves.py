@@ -123,6 +123,10 @@ def asked(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[float]:
     are the steps of rollouts, which are not counted."""
     if not recipe.rewards or getattr(recipe.data, "name", "") == "rollouts":
         return []
+    if every := getattr(recipe.data, "every", 0):  # pairs of the policy's own images, drawn for so many updates
+        data: Any = recipe.data
+        each = data.num_prompts(recipe.train.batch_size) * data.num_images
+        return [each * -(-record["step"] // every) for record in records]
     return [record.get("queries", recipe.train.batch_size * record["step"]) for record in records]
 
 
@@ -132,13 +136,14 @@ def spikes(norms: Sequence[float]) -> float:
     return sum(norm > SPIKE * middle for norm in norms) / max(1, len(norms))
 
 
-def parts(runs: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+def parts(runs: Sequence[Sequence[Mapping[str, Any]]], every: int = 1) -> str:
     """ "3.1 + 0.1 + 2.0": the median update's seconds of drawing, of the reward and of training; one figure where the
     update draws and scores with a gradient."""
     records = [record for each in runs for record in each]
     middle = {key: statistics.median(r.get(key, 0.0) for r in records) for key in (*APART, "seconds")}
     apart = [middle[key] for key in APART]
-    told = [*apart, middle["seconds"] - sum(apart)] if any(apart) else [middle["seconds"]]
+    whole = statistics.median(_middle(each, every) for each in runs)
+    told = [*apart, middle["seconds"] - sum(apart)] if any(apart) else [whole]
     return " + ".join(f"{seconds:.1f}" for seconds in told)
 
 
@@ -183,11 +188,12 @@ def _table(found: Mapping[str, Sequence[Run]]) -> str:
         trained = [[record for record in each if "seconds" in record] for each in records]
         counts = [asked(run.recipe, each) for run, each in zip(runs, trained, strict=True)]
         told = f"{counts[0][-1]:,.0f}" if counts[0] else ("steps" if runs[0].recipe.rewards else "labels")
-        seconds = statistics.fmean(len(each) * _middle(each) for each in trained)
+        seconds = statistics.fmean(len(each) * _middle(each, _every(runs[0].recipe)) for each in trained)
         before = statistics.fmean(run.report.scores["judge"].before.mean for run in runs)
         norms = [record["grad_norm"] for each in trained for record in each if record.get("grad_norm") is not None]
+        split = parts(trained, _every(runs[0].recipe))
         rows.append(
-            f"| {name} | {runs[0].report.num_updates} | {seconds:.0f} | {parts(trained)} | {told} | {before:.1%} "
+            f"| {name} | {runs[0].report.num_updates} | {seconds:.0f} | {split} | {told} | {before:.1%} "
             f"| {over_seeds(gains(runs, 'judge'))} | {over_seeds(gains(runs, 'gold'))} | {spikes(norms):.1%} |"
         )
     return "\n".join(rows) + "\n"
@@ -209,12 +215,19 @@ def _curve(runs: Sequence[Run], place: Callable[[Recipe, Sequence[Mapping[str, A
 
 def _seconds(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[float]:
     """After each record, updates times the median one's seconds: what else the machine did stretches single ones."""
-    each = _middle(records)
+    each = _middle(records, _every(recipe))
     return [each * record["step"] for record in records]
 
 
-def _middle(records: Sequence[Mapping[str, Any]]) -> float:
-    return statistics.median(record["seconds"] for record in records if "seconds" in record)
+def _every(recipe: Recipe) -> int:
+    """Updates between two drawings of the policy's own pairs; 1 elsewhere."""
+    return getattr(recipe.data, "every", 1)
+
+
+def _middle(records: Sequence[Mapping[str, Any]], every: int) -> float:
+    """The median update's seconds; where images are drawn for `every` updates, the median of their means."""
+    each = [record["seconds"] for record in records if "seconds" in record]
+    return statistics.median(statistics.fmean(each[i : i + every]) for i in range(0, len(each), every))
 
 
 def _ended(folder: Path) -> list[Run]:

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def measure(output: Path, seed: int, *, prompts: int = 64) -> None:
     rows = [Row(i, prompt) for i, prompt in enumerate(load_prompts("shapes:report", count=prompts, key="prompts"))]
     rounds, count = recipe.train.num_updates, renders(config.ranks, recipe.train.num_updates)
     for name, kind in ARMS.items():
-        path = output / FOLDER / name.replace(" ", "-").replace(",", "") / f"{seed}.json"
+        path = _folder(output, name) / f"{seed}.json"
         if path.is_file():
             continue
         start = studio.noise(rows)
@@ -91,6 +91,10 @@ def measure(output: Path, seed: int, *, prompts: int = 64) -> None:
         path.write_text(json.dumps(said), encoding="utf-8")
 
 
+def _folder(output: Path, arm: str) -> Path:
+    return output / FOLDER / arm.replace(" ", "-").replace(",", "")
+
+
 def renders(config: Any, rounds: int) -> int:
     """Images drawn for one, its first among them."""
     return 1 + rounds * (config.num_images + config.num_lengths)
@@ -99,8 +103,7 @@ def renders(config: Any, rounds: int) -> int:
 @torch.no_grad()
 def _climbed(studio: Studio, kind: type[ranks.Search], config: Any, row: Row, rounds: int) -> Tensor:
     """The last incumbent's noise (C, h, w)."""
-    render: Callable[[Tensor], Tensor] = lambda x: (studio.draw([row] * len(x), x) * 255).round() / 255  # noqa: E731
-    search = kind(config, studio.noise([row])[0], render)
+    search = kind(config, studio.noise([row])[0], ranks.renderer(studio, row))
     for number in range(rounds):
         rng = Rng(studio.seed, [row.index], number)
         xi = torch.stack([rng.normal(f"rank/{j}", search.x[None])[0] for j in range(config.num_images)])
@@ -112,7 +115,7 @@ def write(output: Path, page: Path) -> Path | None:
     """The page; None where nothing has been measured."""
     found = {}
     for name in ARMS:
-        paths = sorted((output / FOLDER / name.replace(" ", "-").replace(",", "")).glob("*.json"))
+        paths = sorted(_folder(output, name).glob("*.json"))
         if paths:
             found[name] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     if not found:

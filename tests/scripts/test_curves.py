@@ -32,6 +32,20 @@ def test_what_rewards_were_asked_about():
     assert curves.asked(online, [{"step": 1, "queries": 64.0}, {"step": 2, "queries": 128.0}]) == [64.0, 128.0]
     assert curves.asked(gradient, [{"step": 0}, {"step": 3}]) == [0, 3 * gradient.train.batch_size]
     assert curves.asked(pairs, [{"step": 1}]) == [] and not pairs.rewards
+    steps, own = load_recipe("spo/shapes"), load_recipe("diffusion_dpo/shapes_online")
+    assert curves.asked(steps, [{"step": 1}]) == []
+    assert curves.asked(own, [{"step": s} for s in (0, 1, 4, 5)]) == [
+        0,
+        512,
+        512,
+        1024,
+    ]  # 128 prompts of 4 for 4 updates
+
+
+def test_a_drawing_for_several_updates_is_shared_among_them():
+    records = [{"seconds": s} for s in (9.0, 1.0, 1.0, 1.0, 17.0, 1.0, 1.0, 1.0)]
+    assert curves._middle(records, 4) == 4.0 and curves._middle(records, 1) == 1.0
+    assert curves.parts([records], 4) == "4.0"
 
 
 def test_the_parts_of_an_update_are_those_of_the_median_one():
