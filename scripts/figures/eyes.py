@@ -5,9 +5,10 @@ python scripts/figures/eyes.py
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -21,7 +22,7 @@ COUNT, BATCH, SEED = 768, 128, 77
 
 
 def main() -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(CHECKPOINTS / "shapes-sd", torch_dtype=torch.float32)
+    pipe: Any = StableDiffusionPipeline.from_pretrained(CHECKPOINTS / "shapes-sd", torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     captions, images = prompts("select", COUNT, SEED), []
     for k in range(0, COUNT, BATCH):  # six steps without guidance, as draft/shapes draws
