@@ -5,7 +5,7 @@ python scripts/compare.py run draft-1 refl --seeds 11 --updates 20
 python scripts/compare.py run --add "spo-8=spo/shapes sampling.num_steps=8"
 python scripts/compare.py curves                     # methods by their own recipes, to their end
 python scripts/compare.py curves --of preferences    # those that learn from preferences
-python scripts/compare.py sweep                      # then: variance, overoptimise, reno, ranks, guided, draw
+python scripts/compare.py sweep                      # then: variance, overoptimise, reno, ranks, guided, students, draw
 python scripts/compare.py write                      # from what there is
 
 The budget is what the first method (draft-1) spends in its recipe's updates. Every method gets as many updates as it
@@ -139,6 +139,24 @@ def ranks(output: Output = OUTPUT, seeds: str = "70,71,72", prompts: int = 64) -
 
 
 @app.command()
+def students(
+    names: Annotated[list[str] | None, typer.Argument(help="Students; default: all.")] = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = SEEDS,
+    prompts: Annotated[int, typer.Option(help="Report prompts of each run.")] = 1024,
+    output: Output = OUTPUT,
+) -> None:
+    """Train students of few steps, what they begin from first, and draw the base at many."""
+    from scripts.comparison.methods import STUDENTS
+    from scripts.comparison.students import measure
+
+    if unknown := set(names or ()) - STUDENTS.keys():
+        raise typer.BadParameter(f"{', '.join(unknown)}: known are {', '.join(STUDENTS)}.")
+    for seed in map(int, seeds.split(",")):
+        for name in names or STUDENTS:
+            measure(output, name, seed, prompts=prompts)
+
+
+@app.command()
 def guided(output: Output = OUTPUT, seeds: str = "60,61,62") -> None:
     """Hold the negatives of `curves --of preferences` against plain guidance, each at its best scale."""
     from scripts.comparison.guided import measure
@@ -161,10 +179,15 @@ def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path
 @app.command()
 def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results.md") -> None:
     """Write the pages and their figures from what has been measured: results, learning curves, hacking."""
-    from scripts.comparison import curves, guided, hacking, ranks
+    from scripts.comparison import curves, guided, hacking, ranks, students
     from scripts.comparison.page import write as write_page
 
-    makers = {page.name: write_page, "hacking.md": hacking.write, "ranks.md": ranks.write}
+    makers = {
+        page.name: write_page,
+        "hacking.md": hacking.write,
+        "ranks.md": ranks.write,
+        "students.md": students.write,
+    }
     below = {"preferences": guided.table}
     makers |= {f"{n}.md": partial(curves.write, chapter=c, more=below.get(n)) for n, c in curves.CHAPTERS.items()}
     written = [made for name, make in makers.items() if (made := make(output, page.with_name(name)))]

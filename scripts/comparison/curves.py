@@ -3,7 +3,7 @@ recipe was chosen by, and on the way there over seconds and over the images that
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,6 +47,8 @@ class Chapter:
     title: str
     methods: Mapping[str, Method]
     more: str = ""
+    judged: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {label: {} for label in LABELS})
+    """What looks at the report prompts' images."""
 
 
 CHAPTERS = {
@@ -72,7 +74,7 @@ def train(
     """The run of the chapter's method `name` on `seed`; one that has ended is read."""
     method = chapter.methods[name]
     watched = {"prompts": "shapes:select", "num_prompts": panel, "rewards": {"gold": {}, "judge": {}}, "every": every}
-    judged = {"prompts": "shapes:report", "num_prompts": prompts, "rewards": {label: {} for label in LABELS}}
+    judged = {"prompts": "shapes:report", "num_prompts": prompts, "rewards": dict(chapter.judged)}
     recipe = align.load_recipe(method.recipe, [*method.changes, f"train.seed={seed}"])
     sampling = recipe.evaluate.sampling if recipe.evaluate else None
     changes: dict[str, Any] = {
@@ -95,7 +97,7 @@ def write(
 ) -> Path | None:
     """Writes the page and docs/lab/img/NAME-*.svg from the runs that have ended, and what `more` says
     below; None where there are none."""
-    found = {name: runs for name in chapter.methods if (runs := _ended(output / chapter.name / name))}
+    found = {name: runs for name in chapter.methods if (runs := ended(output / chapter.name / name))}
     if not found:
         return None
     images = page.parent / "img"
@@ -230,7 +232,7 @@ def _middle(records: Sequence[Mapping[str, Any]], every: int) -> float:
     return statistics.median(statistics.fmean(each[i : i + every]) for i in range(0, len(each), every))
 
 
-def _ended(folder: Path) -> list[Run]:
+def ended(folder: Path) -> list[Run]:
     runs = [Run(path) for path in sorted(folder.glob("seed-*")) if (path / "summary.json").is_file()]
     return [run for run in runs if run.report.scores]
 

@@ -77,6 +77,34 @@ PREFERENCES = {
 }
 """Those that learn from pairs and thumbs, likewise; online-dpo has the judge of diffusion-dpo's pairs, and passes the
 network about as often as making those pairs and 200 updates do."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student of few steps, and the one whose adapter it begins from."""
+
+    method: Method
+    start: str = ""
+
+
+STUDENTS = {
+    "tdm-4": Student(Method("tdm/shapes")),
+    "tdm-2": Student(Method("tdm/shapes", ("sampling.num_steps=2",))),
+    "tdm_r1": Student(Method("tdm_r1/shapes"), "tdm-4"),
+    "nft": Student(
+        Method(
+            "nft/shapes",
+            (
+                "rewards={judge: {}}",
+                "sampling={num_steps: 4, spacing: trailing, guidance_scale: 1}",
+                "adapter.rank=16",
+                "optim.lr=1e-3",
+            ),
+        ),
+        "tdm-4",
+    ),
+    "diff-instruct": Student(Method("diff_instruct/shapes"), "tdm-2"),
+}
 OVEROPTIMISED = "draft/shapes_overoptimised"
 HACKED = {
     "pick": Method(OVEROPTIMISED),

@@ -125,12 +125,22 @@ def test_sharpness_is_scipys_laplacian():
         np.testing.assert_allclose(found.item(), ndimage.laplace(luma, mode="mirror").var(), rtol=1e-5)
 
 
+def test_the_energy_of_the_gradient_is_that_of_a_ramp():
+    """Luma rising by 3 levels a column and falling by 2 a row: 9 + 4, whatever the size; flat is 0."""
+    rows, columns = torch.arange(6.0)[:, None], torch.arange(9.0)[None, :]
+    ramp = ((100 + 3 * columns - 2 * rows) / 255).expand(1, 3, 6, 9)
+    reward = Sharpness(SharpnessConfig(form="gradient"))
+    assert reward(ramp.double(), [""]).item() == pytest.approx(13.0, rel=1e-5)
+    assert reward(ramp[..., :1, :1], [""]).item() == 0.0
+
+
 PIXEL_REWARDS = [
     Jpeg(JpegConfig(form="rate")),
     Jpeg(JpegConfig(form="distance", quality=30)),
     Symmetry(SymmetryConfig()),
     Colourfulness(ColourfulnessConfig()),
     Sharpness(SharpnessConfig()),
+    Sharpness(SharpnessConfig(form="gradient")),
 ]
 
 

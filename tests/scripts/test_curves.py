@@ -75,7 +75,7 @@ def test_the_page_is_of_runs_that_have_ended(tmp_path, monkeypatch):
         scores = {label: compare(before, before + gain) for label in curves.LABELS}
         return SimpleNamespace(recipe=recipe, metrics=records, report=SimpleNamespace(scores=scores, num_updates=2))
 
-    monkeypatch.setattr(curves, "_ended", ended)
+    monkeypatch.setattr(curves, "ended", ended)
     told = curves.write(tmp_path, tmp_path / "curves.md").read_text()
     assert told.index("| nft | 2 | 4 | 2.0 | 128 | 25.0% | **+0.410**") < told.index("| grpo | 2 | 4 | 2.0 | 128 |")
     assert (
@@ -85,5 +85,5 @@ def test_the_page_is_of_runs_that_have_ended(tmp_path, monkeypatch):
     assert "(+0.400 +0.420)" in told and "40 report prompts" in told and "(6 steps)" in told
     for axis in ("seconds", "asked"):
         xml.dom.minidom.parse(str(tmp_path / "img" / f"curves-{axis}.svg"))
-    monkeypatch.setattr(curves, "_ended", lambda folder: [])
+    monkeypatch.setattr(curves, "ended", lambda folder: [])
     assert curves.write(tmp_path, tmp_path / "curves.md") is None

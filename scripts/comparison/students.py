@@ -1,0 +1,155 @@
+"""Students of few steps: TDM at 4 and at 2 steps, and what rewards make of them, beside the base at few and at many.
+
+The base is drawn at the noise of each seed's report, so that differences are of the same prompts and the same x_T.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import align
+from align.data.prompts import load_prompts
+from align.files.output import write as write_text
+from align.noise.studio import Studio
+from align.policy.painter import Painter
+from align.run import Run
+from align.sampling import SamplingConfig
+from align.training.evaluate import FOLDER as REPORT
+from align.training.evaluate import SCORES
+from rewards import Composite
+from scripts.comparison.curves import LABELS, Chapter, ended, over_seeds, train
+from scripts.comparison.methods import STUDENTS
+
+FOLDER, BLUR = "students", "energy"
+JUDGED: Mapping[str, Mapping[str, Any]] = {label: {} for label in LABELS} | {
+    BLUR: {"name": "sharpness", "form": "gradient"}
+}
+TEACHER = {"num_steps": 20, "guidance_scale": 2.0}
+
+HEAD = """# Students of few steps on the shapes world
+
+{verdict}
+
+Written by `python scripts/compare.py write` from measured runs; not edited by hand.
+
+Each student by its recipe, to its end, the last adapter, {prompts:,} report prompts a seed, the mean of the seeds, and
+differences with their 95 % t-interval over seeds, in brackets the seeds. *Against many*: against the base at {many}
+steps under guidance {guidance:g}, {calls} network calls an image, at the same noise; *its own steps*: the base at as
+many steps as the student, without guidance. *Energy*: of the images' gradients, in percent of that base's; less is
+blur. tdm_r1 and nft begin from the seed's tdm-4 and ask the strict judge; diff-instruct begins from tdm-2 and follows
+pick. *Seconds* are those of the training's updates on one thread, on a machine that did other work beside, what it
+begins from not counted.
+
+| drawn by | steps | judge | against many | against its own steps | gold against many | energy | updates | seconds |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def measure(output: Path, name: str, seed: int, *, prompts: int) -> None:
+    """The student `name` of the seed, after the one that it begins from, and the base at many steps."""
+    method = STUDENTS[name]
+    chapter = Chapter(FOLDER, "", {name: method.method}, judged=JUDGED)
+    if method.start:
+        measure(output, method.start, seed, prompts=prompts)
+        adapter = output / FOLDER / method.start / f"seed-{seed}" / "adapter"
+        begun = replace(method.method, changes=(*method.method.changes, f"adapter.init={adapter}"))
+        chapter = replace(chapter, methods={name: begun})
+    train(output, chapter, name, seed, prompts=prompts, panel=192, every=50)
+    teach(output, seed, prompts)
+
+
+def teach(output: Path, seed: int, count: int) -> None:
+    """Draws and scores the base at many steps under guidance, at the noise of the seed's reports."""
+    path = _teacher(output, seed)
+    if path.is_file():
+        return
+    recipe = align.load_recipe("tdm/shapes", [f"train.seed={seed}"])
+    studio = Studio(recipe)
+    sampling = SamplingConfig.model_validate(TEACHER)
+    painter = Painter(studio.policy, sampling, studio.accelerator, seed=seed)
+    asked = load_prompts("shapes:report", count=count, key="prompts")
+    judges: Composite = studio._composite(align.load_recipe("tdm/shapes", [f"rewards={json.dumps(JUDGED)}"]).rewards)
+    scores, _ = painter.score("reference", asked, judges, stream="report")
+    write_text(path, json.dumps({label: value.tolist() for label, value in scores.items()}))
+
+
+def _teacher(output: Path, seed: int) -> Path:
+    return output / FOLDER / "teacher" / f"{seed}.json"
+
+
+def write(output: Path, page: Path) -> Path | None:
+    """The page; None where nothing has been measured."""
+    found = {name: runs for name in STUDENTS if (runs := ended(output / FOLDER / name))}
+    if not found:
+        return None
+    rows, gains = [], {}
+    for name, runs in found.items():
+        told = [_scores(run) for run in runs]
+        many = [json.loads(_teacher(output, run.recipe.train.seed).read_text(encoding="utf-8")) for run in runs]
+        gains[name] = [_mean(t["after"], "judge") - _mean(m, "judge") for t, m in zip(told, many, strict=True)]
+        own = [_mean(t["after"], "judge") - _mean(t["before"], "judge") for t in told]
+        gold = [_mean(t["after"], "gold") - _mean(m, "gold") for t, m in zip(told, many, strict=True)]
+        blur = [_mean(t["after"], BLUR) / _mean(m, BLUR) for t, m in zip(told, many, strict=True)]
+        passed = statistics.fmean(_mean(t["after"], "judge") for t in told)
+        seconds = statistics.fmean(sum(r.get("seconds", 0.0) for r in run.metrics) for run in runs)
+        rows.append(
+            f"| {name} | {runs[0].recipe.sampling.num_steps} | {passed:.1%} | {over_seeds(gains[name])} "
+            f"| {over_seeds(own)} | {over_seeds(gold)} | {_percent(blur)} | {runs[0].report.num_updates} "
+            f"| {seconds:.0f} |"
+        )
+    rows += _bases(output, found)
+    first = next(iter(found.values()))[0]
+    best = max(gains, key=lambda name: statistics.fmean(gains[name]))
+    verdict = "**Verdict.** Against the base at 20 guided steps, in points of the strict judge:\n"
+    verdict += ", ".join(f"{name} {100 * statistics.fmean(each):+.1f}" for name, each in gains.items())
+    head = HEAD.format(
+        verdict=f"{verdict}; {best} is best.",
+        prompts=first.report.scores["judge"].num_prompts,
+        many=TEACHER["num_steps"],
+        guidance=TEACHER["guidance_scale"],
+        calls=2 * int(TEACHER["num_steps"]),
+    )
+    page.write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
+    return page
+
+
+def _bases(output: Path, found: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Rows of the base at the students' steps, and at many."""
+    many = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in (output / FOLDER / "teacher").glob("*.json")}
+    rows, at = [], {runs[0].recipe.sampling.num_steps: runs for runs in found.values()}
+    for steps, runs in sorted(at.items()):
+        before = [_scores(run)["before"] for run in runs]
+        theirs = [many[str(run.recipe.train.seed)] for run in runs]
+        each = [_mean(b, "judge") - _mean(m, "judge") for b, m in zip(before, theirs, strict=True)]
+        gold = [_mean(b, "gold") - _mean(m, "gold") for b, m in zip(before, theirs, strict=True)]
+        blur = [_mean(b, BLUR) / _mean(m, BLUR) for b, m in zip(before, theirs, strict=True)]
+        passed = statistics.fmean(_mean(b, "judge") for b in before)
+        rows.append(
+            f"| base, no guidance | {steps} | {passed:.1%} | {over_seeds(each)} | | {over_seeds(gold)} "
+            f"| {_percent(blur)} | | |"
+        )
+    passed = statistics.fmean(_mean(m, "judge") for m in many.values())
+    return [
+        *rows,
+        f"| base, guidance {TEACHER['guidance_scale']:g} | {TEACHER['num_steps']} | {passed:.1%} | | | | | | |",
+    ]
+
+
+def _percent(each: Sequence[float]) -> str:
+    return f"{statistics.fmean(each):.0%} ({' '.join(f'{x:.0%}' for x in each)})"
+
+
+def _scores(run: Run) -> dict[str, dict[str, list[float]]]:
+    told: dict[str, dict[str, list[float]]] = json.loads((run.output / REPORT / SCORES).read_text(encoding="utf-8"))[
+        "scores"
+    ]
+    return told
+
+
+def _mean(scores: Mapping[str, Sequence[float]], label: str) -> float:
+    return float(torch.tensor(scores[label]).mean())

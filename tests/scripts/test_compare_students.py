@@ -1,0 +1,68 @@
+"""Students of few steps beside the base: what stands in the rows, by hand."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from align.config import load_recipe
+from align.training.evaluate import FOLDER, SCORES
+from scripts.comparison import students
+from scripts.comparison.methods import STUDENTS
+
+
+def told(judge: float, gold: float, energy: float) -> dict[str, list[float]]:
+    return {"judge": [judge, judge], "gold": [gold, gold], students.BLUR: [energy, energy]}
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """tdm-4 on two seeds: 40 and 44 % of the judge, 20 and 22 before, 42 at many steps."""
+
+    def ended(folder: Path) -> list[SimpleNamespace]:
+        return [run(folder, seed) for seed in (1, 2)] if folder.name == "tdm-4" else []
+
+    def run(folder: Path, seed: int) -> SimpleNamespace:
+        output = folder / f"seed-{seed}"
+        (output / FOLDER).mkdir(parents=True, exist_ok=True)
+        scores = {"before": told(0.18 + 0.02 * seed, 1.0, 50.0), "after": told(0.36 + 0.04 * seed, 1.2, 95.0)}
+        (output / FOLDER / SCORES).write_text(json.dumps({"scores": scores}))
+        report = SimpleNamespace(num_updates=7, scores={"judge": SimpleNamespace(num_prompts=2)})
+        recipe = load_recipe("tdm/shapes", [f"train.seed={seed}"])
+        return SimpleNamespace(
+            output=output, report=report, recipe=recipe, metrics=[{"seconds": 3.0}, {"seconds": 4.0}]
+        )
+
+    for seed in (1, 2):
+        path = students._teacher(tmp_path, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(told(0.42, 1.1, 100.0)))
+    monkeypatch.setattr(students, "ended", ended)
+    return tmp_path
+
+
+def test_a_student_stands_beside_the_base_at_few_and_at_many(runs):
+    text = students.write(runs, runs / "students.md").read_text()
+    row, base, many = (line for line in text.splitlines() if line.startswith(("| tdm-4", "| base")))
+    assert row.startswith("| tdm-4 | 4 | 42.0% | **+0.000** [-0.254, +0.254] (-0.020 +0.020) | **+0.210** ")
+    assert row.endswith("| 95% (95% 95%) | 7 | 7 |") and "(+0.100 +0.100)" in row
+    assert base.startswith("| base, no guidance | 4 | 21.0% |") and "| 50% (50% 50%) |" in base
+    assert many == "| base, guidance 2 | 20 | 42.0% | | | | | | |"
+    assert "2 report prompts a seed" in text and "40 network calls an image" in text
+
+
+def test_every_student_is_a_recipe_and_begins_from_one_of_as_many_steps():
+    for student in STUDENTS.values():
+        recipe = load_recipe(student.method.recipe, student.method.changes)
+        if student.start:
+            first = STUDENTS[student.start].method
+            started = load_recipe(first.recipe, first.changes)
+            assert (started.sampling.num_steps, started.adapter.rank) == (
+                recipe.sampling.num_steps,
+                recipe.adapter.rank,
+            )
+            assert started.sampling.spacing == recipe.sampling.spacing
