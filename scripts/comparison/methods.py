@@ -90,6 +90,7 @@ class Student:
 STUDENTS = {
     "tdm-4": Student(Method("tdm/shapes")),
     "tdm-2": Student(Method("tdm/shapes", ("sampling.num_steps=2",))),
+    "tdm-4-flow": Student(Method("tdm/shapes_flow")),
     "tdm_r1": Student(Method("tdm_r1/shapes"), "tdm-4"),
     "nft": Student(
         Method(

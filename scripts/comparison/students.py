@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import align
+from align.config import Recipe
 from align.data.prompts import load_prompts
 from align.files.output import write as write_text
 from align.noise.studio import Studio
@@ -38,7 +39,7 @@ HEAD = """# Students of few steps on the shapes world
 Written by `python scripts/compare.py write` from measured runs; not edited by hand.
 
 Each student by its recipe, to its end, the last adapter, {prompts:,} report prompts a seed, the mean of the seeds, and
-differences with their 95 % t-interval over seeds, in brackets the seeds. *Against many*: against the base at {many}
+differences with their 95 % t-interval over seeds, in brackets the seeds. *Against many*: against its base at {many}
 steps under guidance {guidance:g}, {calls} network calls an image, at the same noise; *its own steps*: the base at as
 many steps as the student, without guidance. *Energy*: of the images' gradients, in percent of that base's; less is
 blur. tdm_r1 and nft begin from the seed's tdm-4 and ask the strict judge; diff-instruct begins from tdm-2 and follows
@@ -59,27 +60,32 @@ def measure(output: Path, name: str, seed: int, *, prompts: int) -> None:
         adapter = output / FOLDER / method.start / f"seed-{seed}" / "adapter"
         begun = replace(method.method, changes=(*method.method.changes, f"adapter.init={adapter}"))
         chapter = replace(chapter, methods={name: begun})
-    train(output, chapter, name, seed, prompts=prompts, panel=192, every=50)
-    teach(output, seed, prompts)
+    run = train(output, chapter, name, seed, prompts=prompts, panel=192, every=50)
+    teach(output, run.recipe, prompts)
 
 
-def teach(output: Path, seed: int, count: int) -> None:
-    """Draws and scores the base at many steps under guidance, at the noise of the seed's reports."""
-    path = _teacher(output, seed)
+def teach(output: Path, recipe: Recipe, count: int) -> None:
+    """Draws and scores the base at many steps under guidance, at the noise of the run's report."""
+    path = _teacher(output, recipe)
     if path.is_file():
         return
-    recipe = align.load_recipe("tdm/shapes", [f"train.seed={seed}"])
     studio = Studio(recipe)
     sampling = SamplingConfig.model_validate(TEACHER)
-    painter = Painter(studio.policy, sampling, studio.accelerator, seed=seed)
+    painter = Painter(studio.policy, sampling, studio.accelerator, seed=recipe.train.seed)
     asked = load_prompts("shapes:report", count=count, key="prompts")
     judges: Composite = studio._composite(align.load_recipe("tdm/shapes", [f"rewards={json.dumps(JUDGED)}"]).rewards)
     scores, _ = painter.score("reference", asked, judges, stream="report")
     write_text(path, json.dumps({label: value.tolist() for label, value in scores.items()}))
 
 
-def _teacher(output: Path, seed: int) -> Path:
-    return output / FOLDER / "teacher" / f"{seed}.json"
+def _teacher(output: Path, recipe: Recipe) -> Path:
+    model: Any = recipe.model
+    return output / FOLDER / "teacher" / model.checkpoint.removeprefix("embedded:") / f"{recipe.train.seed}.json"
+
+
+def _many(output: Path, run: Run) -> dict[str, list[float]]:
+    told: dict[str, list[float]] = json.loads(_teacher(output, run.recipe).read_text(encoding="utf-8"))
+    return told
 
 
 def write(output: Path, page: Path) -> Path | None:
@@ -90,7 +96,7 @@ def write(output: Path, page: Path) -> Path | None:
     rows, gains = [], {}
     for name, runs in found.items():
         told = [_scores(run) for run in runs]
-        many = [json.loads(_teacher(output, run.recipe.train.seed).read_text(encoding="utf-8")) for run in runs]
+        many = [_many(output, run) for run in runs]
         gains[name] = [_mean(t["after"], "judge") - _mean(m, "judge") for t, m in zip(told, many, strict=True)]
         own = [_mean(t["after"], "judge") - _mean(t["before"], "judge") for t in told]
         gold = [_mean(t["after"], "gold") - _mean(m, "gold") for t, m in zip(told, many, strict=True)]
@@ -119,25 +125,31 @@ def write(output: Path, page: Path) -> Path | None:
 
 
 def _bases(output: Path, found: Mapping[str, Sequence[Run]]) -> list[str]:
-    """Rows of the base at the students' steps, and at many."""
-    many = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in (output / FOLDER / "teacher").glob("*.json")}
-    rows, at = [], {runs[0].recipe.sampling.num_steps: runs for runs in found.values()}
-    for steps, runs in sorted(at.items()):
-        before = [_scores(run)["before"] for run in runs]
-        theirs = [many[str(run.recipe.train.seed)] for run in runs]
-        each = [_mean(b, "judge") - _mean(m, "judge") for b, m in zip(before, theirs, strict=True)]
-        gold = [_mean(b, "gold") - _mean(m, "gold") for b, m in zip(before, theirs, strict=True)]
-        blur = [_mean(b, BLUR) / _mean(m, BLUR) for b, m in zip(before, theirs, strict=True)]
+    """Rows of each base at its students' steps, and at many."""
+    few = {
+        (_teacher(output, runs[0].recipe).parent.name, runs[0].recipe.sampling.num_steps): runs
+        for runs in found.values()
+    }
+    rows = []
+    for (base, steps), runs in sorted(few.items()):
+        before, many = [_scores(run)["before"] for run in runs], [_many(output, run) for run in runs]
+        each, gold = (
+            [_mean(b, label) - _mean(m, label) for b, m in zip(before, many, strict=True)]
+            for label in ("judge", "gold")
+        )
+        blur = [_mean(b, BLUR) / _mean(m, BLUR) for b, m in zip(before, many, strict=True)]
         passed = statistics.fmean(_mean(b, "judge") for b in before)
         rows.append(
-            f"| base, no guidance | {steps} | {passed:.1%} | {over_seeds(each)} | | {over_seeds(gold)} "
+            f"| {base}, no guidance | {steps} | {passed:.1%} | {over_seeds(each)} | | {over_seeds(gold)} "
             f"| {_percent(blur)} | | |"
         )
-    passed = statistics.fmean(_mean(m, "judge") for m in many.values())
-    return [
-        *rows,
-        f"| base, guidance {TEACHER['guidance_scale']:g} | {TEACHER['num_steps']} | {passed:.1%} | | | | | | |",
-    ]
+    for base in dict.fromkeys(base for base, _ in sorted(few)):
+        files = (output / FOLDER / "teacher" / base).glob("*.json")
+        passed = statistics.fmean(_mean(json.loads(p.read_text(encoding="utf-8")), "judge") for p in files)
+        rows.append(
+            f"| {base}, guidance {TEACHER['guidance_scale']:g} | {TEACHER['num_steps']} | {passed:.1%} | | | | | | |"
+        )
+    return rows
 
 
 def _percent(each: Sequence[float]) -> str:

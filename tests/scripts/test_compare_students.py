@@ -38,7 +38,7 @@ def runs(tmp_path, monkeypatch):
         )
 
     for seed in (1, 2):
-        path = students._teacher(tmp_path, seed)
+        path = students._teacher(tmp_path, load_recipe("tdm/shapes", [f"train.seed={seed}"]))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(told(0.42, 1.1, 100.0)))
     monkeypatch.setattr(students, "ended", ended)
@@ -47,11 +47,11 @@ def runs(tmp_path, monkeypatch):
 
 def test_a_student_stands_beside_the_base_at_few_and_at_many(runs):
     text = students.write(runs, runs / "students.md").read_text()
-    row, base, many = (line for line in text.splitlines() if line.startswith(("| tdm-4", "| base")))
+    row, base, many = (line for line in text.splitlines() if line.startswith(("| tdm-4", "| shapes-sd")))
     assert row.startswith("| tdm-4 | 4 | 42.0% | **+0.000** [-0.254, +0.254] (-0.020 +0.020) | **+0.210** ")
     assert row.endswith("| 95% (95% 95%) | 7 | 7 |") and "(+0.100 +0.100)" in row
-    assert base.startswith("| base, no guidance | 4 | 21.0% |") and "| 50% (50% 50%) |" in base
-    assert many == "| base, guidance 2 | 20 | 42.0% | | | | | | |"
+    assert base.startswith("| shapes-sd, no guidance | 4 | 21.0% |") and "| 50% (50% 50%) |" in base
+    assert many == "| shapes-sd, guidance 2 | 20 | 42.0% | | | | | | |"
     assert "2 report prompts a seed" in text and "40 network calls an image" in text
 
 
