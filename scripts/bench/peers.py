@@ -1,13 +1,15 @@
 """Published code beside ours: the same embedded model, prompts or pairs, and reward; what gold gains, over CPU seconds.
 
-    python -P scripts/bench/peers.py --peer-python PEER/bin/python --output FOLDER     # then: --docs
-    python -P scripts/bench/peers.py dpo reno --seconds 30 --turns 2 --output FOLDER
+    python -P scripts/bench/peers.py alignprop --peer-python PEER/bin/python --seeds 0 1 --output FOLDER
+    python -P scripts/bench/peers.py dpo reno --seconds 90 --output FOLDER
+    python -P scripts/bench/peers.py --output FOLDER --docs     # tables and curves of docs/lab/performance.md
 
 AlignProp is TRL 0.11.4's own trainer, in an environment of its own (pip install trl==0.11.4 diffusers==0.30.3
 transformers==4.44.2 peft==0.12.0 accelerate==0.34.2 "huggingface_hub<0.26" "numpy<2" and torch). Diffusion-DPO and
-ReNO have no package: their published structures are written down in peer_loops.py and reno.py. Both sides train in
-turns, each for as many seconds of CPU time, so that whatever else the machine does meets both; an adapter is kept after
+ReNO have no package: their published structures are written down in peer_loops.py and reno.py. The sides train in
+turns, each for as many seconds of CPU time, so that whatever else the machine does meets all; an adapter is kept after
 each turn, and all of them draw the same report prompts from the same noise. Seconds are those of updates, no loading.
+Each line of FOLDER/rows.jsonl is written when it is there: a run that is cut off keeps what it has.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import torch
 from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).parent))
+import peer_page  # type: ignore[import-not-found]
 import reno  # type: ignore[import-not-found]
 
 import align
@@ -46,16 +49,20 @@ from align.shapes.embedded import resolve
 from rewards import Composite
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parents[1] / "docs" / "lab" / "performance.md"
-BEGIN, END = "<!-- written by scripts/bench/peers.py -->", "<!-- end peers -->"
 TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]  # and rank 4: TRL's, which has no setting for them
 MODEL = {"name": "sd", "checkpoint": "embedded:shapes-sd"}
 SAMPLING = {"num_steps": 10, "guidance_scale": 2.0, "last_k": 1}
-OPTIM = {"lr": 1e-3, "weight_decay": 0.1}
+RATES = {"alignprop": 3e-3, "dpo": 1e-3}
+DECAY = 0.1
 BETA = 500.0
-TITLES = {
-    "alignprop": "AlignProp, K = 1 of 10 steps, batch 16, reward pick: TRL 0.11.4",
-    "dpo": f"Diffusion-DPO, beta {BETA:g}, batch 16, pairs by gold: the example script's structure",
+LEVERS = {"reuse": 4}
+SIDES = {"alignprop": ("ours", "theirs", "levers"), "dpo": ("ours", "theirs")}
+SETTINGS = {
+    "alignprop": "K = {last_k} of {num_steps} steps, guidance {guidance_scale:g}, batch 16, rate {lr:g}".format(
+        **SAMPLING, lr=RATES["alignprop"]
+    ),
+    "dpo": f"Beta {BETA:g}, batch 16, rate {RATES['dpo']:g}",
+    "reno": "Settings of reno/shapes",
 }
 
 
@@ -92,26 +99,31 @@ class Turns(Hook):
         self.seconds, self.started = float(line.strip() or 0), time.process_time()
 
 
-def ours(name: str, pairs: Path | None, output: Path, seed: int) -> dict[str, Any]:
-    """The recipe of our side; `output` is its folder."""
+def optim(pairs: Path | None) -> dict[str, float]:
+    """The same for all sides of a method."""
+    return {"lr": RATES["dpo" if pairs else "alignprop"], "weight_decay": DECAY}
+
+
+def ours(pairs: Path | None, output: Path, seed: int, *, side: str = "ours") -> dict[str, Any]:
+    """The recipe of our side, with the levers or without; `output` is its folder."""
     data = {"name": "preferences", "pairs": str(pairs)} if pairs else {"name": "prompts", "prompts": "shapes:train"}
     return {
         "model": MODEL,
         "objective": {"name": "diffusion_dpo", "beta": BETA} if pairs else {"name": "draft"},
         "data": data,
         **({} if pairs else {"rewards": {"pick": {"name": "clip", "model": "embedded:shapes-pick", "form": "logit"}}}),
-        "sampling": SAMPLING,
+        "sampling": {**SAMPLING, "levers": LEVERS} if side == "levers" else SAMPLING,
         "adapter": {"rank": 4, "targets": TARGETS},
-        "optim": OPTIM,
+        "optim": optim(pairs),
         "train": {"num_updates": 10**5, "batch_size": 16, "checkpoint_every": 10**5, "seed": seed},
-        "hooks": {"turns": {"name": f"{Path(__file__).resolve()}:Turns", "folder": str(output / "ours")}},
-        "output": str(output / "run"),
+        "hooks": {"turns": {"name": f"{Path(__file__).resolve()}:Turns", "folder": str(output / side)}},
+        "output": str(output / f"run-{side}"),
     }
 
 
-def theirs(name: str, pairs: Path | None, output: Path, seed: int) -> dict[str, Any]:
+def theirs(pairs: Path | None, output: Path, seed: int) -> dict[str, Any]:
     """The settings of the published loop: the same in its words."""
-    told: dict[str, Any] = {**SAMPLING, **OPTIM, "batch_size": 16, "rank": 4, "targets": TARGETS, "seed": seed}
+    told: dict[str, Any] = {**SAMPLING, **optim(pairs), "batch_size": 16, "rank": 4, "targets": TARGETS, "seed": seed}
     told |= {"model": str(resolve("embedded:shapes-sd")), "pick": str(resolve("embedded:shapes-pick"))}
     told |= {"beta": BETA, "output": str(output / "theirs"), "prompts": load_prompts("shapes:train", key="prompts")}
     if pairs:
@@ -119,18 +131,19 @@ def theirs(name: str, pairs: Path | None, output: Path, seed: int) -> dict[str, 
     return told
 
 
-def trained(name: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row a side and turn, both sides after one another."""
-    output = arguments.output / name
+def trained(name: str, seed: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row a side and turn, the sides after one another."""
+    output = (arguments.output / f"{name}-{seed}").resolve()
     output.mkdir(parents=True, exist_ok=True)
     pairs = made(arguments) if name == "dpo" else None
-    for side, told in (("ours", ours), ("theirs", theirs)):
-        (output / f"{side}.json").write_text(json.dumps(told(name, pairs, output, arguments.seed)))
-    python = arguments.peer_python if name == "alignprop" else Path(sys.executable)
-    commands = {
-        "ours": [sys.executable, "-P", str(HERE / "peers.py"), "--side", str(output / "ours.json")],
-        "theirs": [str(python), "-P", str(HERE / "peer_loops.py"), name, str(output / "theirs.json")],
-    }
+    commands: dict[str, list[str]] = {}
+    for side in SIDES[name]:
+        file = output / f"{side}.json"
+        told = theirs(pairs, output, seed) if side == "theirs" else ours(pairs, output, seed, side=side)
+        file.write_text(json.dumps(told))
+        python = arguments.peer_python if (name, side) == ("alignprop", "theirs") else sys.executable
+        script = ["peer_loops.py", name] if side == "theirs" else ["peers.py", "--side"]
+        commands[side] = [str(python), "-P", str(HERE / script[0]), script[1], str(file)]
     env = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env}
     sides: dict[str, Any] = {side: subprocess.Popen(command, **pipes) for side, command in commands.items()}
@@ -140,7 +153,8 @@ def trained(name: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]
             for side in sides if turn % 2 == 0 else reversed(sides):
                 row = asked(sides[side], arguments.seconds / arguments.turns)
                 spent[side] += row["spent"]
-                yield {"method": name, "side": side, **row, "seconds": spent[side]}
+                told = {"method": name, "side": side, "seed": seed, "turn": turn + 1}
+                yield {**told, **row, "seconds": spent[side]}
     finally:
         for process in sides.values():
             with suppress(BrokenPipeError):  # it has ended already
@@ -188,102 +202,80 @@ class Judge:
 
 
 def noise(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """ReNO for a few prompts at a time, by ours together and by the published structure one by one."""
-    studio = Studio(load_recipe("reno/shapes", {"train.num_updates": arguments.iterations}))
-    bench = reno.Bench(studio, time.process_time, arguments.iterations)
+    """ReNO for four prompts at a time, by ours together and by the published structure one by one."""
     prompts = load_prompts("shapes:report", count=arguments.images, key="prompts")
     gold = build(REWARDS, REWARDS.config_class("gold")())
     rows = [Row(i, prompt) for i, prompt in enumerate(prompts)]
-    for turn in range(0, len(rows), 4):
-        part = rows[turn : turn + 4]
-        started = time.process_time()
-        best = optimise(studio, part, say=lambda _: None).noise.best
-        middle = time.process_time()
-        alone = torch.cat([bench.alone(row) for row in part])
-        ended = time.process_time()
-        words = [row.prompt for row in part]
-        first, together = (studio.draw(part, x) for x in (studio.noise(part), best))
-        with torch.no_grad():
-            found = {k: gold(v, words).tolist() for k, v in (("base", first), ("ours", together), ("theirs", alone))}
-        yield {
-            "method": "reno",
-            "seconds": [middle - started, ended - middle],
-            "iterations": arguments.iterations,
-            **found,
-        }
+    for count in arguments.iterations:
+        studio = Studio(load_recipe("reno/shapes", {"train.num_updates": count}))
+        bench = reno.Bench(studio, time.process_time, count)
+        optimise(studio, rows[:1], say=lambda _: None)  # warms up
+        for turn in range(0, len(rows), 4):
+            part = rows[turn : turn + 4]
+            started = time.process_time()
+            best = optimise(studio, part, say=lambda _: None).noise.best
+            middle = time.process_time()
+            alone = torch.cat([bench.alone(row) for row in part])
+            ended = time.process_time()
+            words = [row.prompt for row in part]
+            first, together = (studio.draw(part, x) for x in (studio.noise(part), best))
+            images = {"base": first, "ours": together, "theirs": alone}
+            with torch.no_grad():
+                found = {side: gold(seen, words).tolist() for side, seen in images.items()}
+            spent = [middle - started, ended - middle]
+            yield {"method": "reno", "seconds": spent, "iterations": count, **found}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown of all that was measured."""
-    text = []
-    for name, title in TITLES.items():
-        if own := [row for row in rows if row["method"] == name]:
-            lines = [f"{title}. {own[0]['machine']}", "", "| | s of CPU | updates | s an update | gold's change |"]
-            lines.append("|---|---|---|---|---|")
-            for row in sorted(own, key=lambda row: row["side"]):
-                each = row["seconds"] / row["updates"]
-                lines.append(
-                    f"| {row['side']} | {row['seconds']:.0f} | {row['updates']} | {each:.2f} | {row['gain']} |"
-                )
-            text.append("\n".join(lines))
-    if own := [row for row in rows if row["method"] == "reno"]:
-        base, mine, its = (torch.tensor([x for row in own for x in row[k]]) for k in ("base", "ours", "theirs"))
-        seconds = torch.tensor([row["seconds"] for row in own]).sum(0) / len(base)
-        lines = [f"ReNO, {own[0]['iterations']} iterations an image: the published structure. {own[0]['machine']}", ""]
-        lines += ["| | s of CPU an image | gold's change |", "|---|---|---|"]
-        for side, found, spent in (("ours", mine, seconds[0]), ("theirs", its, seconds[1])):
-            lines.append(f"| {side} | {spent:.2f} | {compare(base, found).difference} |")
-        text.append("\n".join(lines))
-    return "\n\n".join(text)
-
-
-def write(rows: list[dict[str, Any]], page: Path) -> None:
-    """The tables, between their marks in the page."""
-    old = page.read_text(encoding="utf-8")
-    new = f"{BEGIN}\n{table(rows)}\n{END}"
-    page.write_text(old[: old.index(BEGIN)] + new + old[old.index(END) + len(END) :], encoding="utf-8")
+def measured(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All rows; those of training with gold's change [mean, low, high] on the report's prompts."""
+    judge, before = None, torch.zeros(0)
+    for name in arguments.methods:
+        if name == "reno":
+            yield from noise(arguments)
+            continue
+        for seed in arguments.seeds:
+            for row in trained(name, seed, arguments):
+                if judge is None:
+                    judge = Judge(arguments.prompts)
+                    before = judge(None)
+                change = compare(before, judge(row["folder"])).difference
+                yield row | {"change": [change.mean, *change.edges]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", default=["alignprop", "dpo", "reno"])
     parser.add_argument("--peer-python", type=Path, help="a Python that has TRL 0.11.4")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--seconds", type=float, default=240, help="of CPU time, a side and method")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=240, help="of CPU time, a side, seed and method")
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--prompts", type=int, default=128, help="that are judged after each turn")
     parser.add_argument("--pairs", type=int, default=400, help="prompts that pairs are made of")
     parser.add_argument("--images", type=int, default=16, help="of ReNO")
-    parser.add_argument("--iterations", type=int, default=50, help="of ReNO")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--docs", nargs="?", type=Path, const=PAGE, help="write what there is into the page")
-    parser.add_argument("--side", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--iterations", type=int, nargs="+", default=[5, 15, 50], help="of ReNO")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of training")
+    parser.add_argument("--docs", nargs="?", type=Path, const=peer_page.PAGE, help="write what there is into the page")
     arguments = parser.parse_args()
-    if arguments.side:
-        align.train(json.loads(arguments.side.read_text()), resume="never")
-        return
-    if arguments.output is None or ("alignprop" in arguments.methods and not (arguments.peer_python or arguments.docs)):
-        parser.error("--output is needed, and for alignprop --peer-python")
     file = arguments.output / "rows.jsonl"
     if arguments.docs:
-        write([json.loads(line) for line in file.read_text().splitlines()], arguments.docs)
+        peer_page.write([json.loads(line) for line in file.read_text().splitlines()], arguments.docs)
         return
+    if unknown := set(arguments.methods) - set(SETTINGS):
+        parser.error(f"{', '.join(sorted(unknown))}: no such method. Known: {', '.join(SETTINGS)}")
+    if "alignprop" in arguments.methods and not arguments.peer_python:
+        parser.error("alignprop needs --peer-python")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    machine = f"torch {torch.__version__}, {torch.get_num_threads()} thread, seed {arguments.seed}"
-    machine += f", {arguments.prompts} report prompts."
-    judge, before = None, torch.zeros(0)
-    for name in arguments.methods:
-        rows = list(noise(arguments) if name == "reno" else trained(name, arguments))
-        for row in rows:
-            if name != "reno":
-                if judge is None:
-                    judge = Judge(arguments.prompts)
-                    before = judge(None)
-                row["gain"] = str(compare(before, judge(row["folder"])).difference)
-            with file.open("a") as stream:
-                stream.write(json.dumps({**row, "machine": machine}) + "\n")
-            print(json.dumps(row), flush=True)
+    library = f"torch {torch.__version__}, {torch.get_num_threads()} thread"
+    for row in measured(arguments):
+        judged = f"{arguments.images if row['method'] == 'reno' else arguments.prompts} report prompts"
+        row["machine"] = f"{SETTINGS[row['method']]}; {library}, {judged}."
+        with file.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1] == "--side":
+        align.train(json.loads(Path(sys.argv[2]).read_text()), resume="never")
+    else:
+        main()
