@@ -18,6 +18,7 @@ from align.presets import NAMES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models" / "presets.md"
 FAMILIES = ("sd15_hpsv2", "sdxl", "sd35", "flux", "flux2_klein", "pixart", "sana", "z_image_turbo", "qwen_image")
+FAMILIES += ("krea2_turbo",)
 RECIPES = [f"draft/{family}" for family in FAMILIES]
 TEXT = """# What recipes need
 

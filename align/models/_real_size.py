@@ -58,14 +58,19 @@ def text_encoders(
 
 
 def made(kind: Any, settings: Any, device: str, dtype: torch.dtype) -> nn.Module:
-    """A diffusers network with random weights, made where and as it is kept."""
+    """A diffusers network with random weights, made where and as it is kept: some parts of it in float32 always."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return kind(**settings)
+            found: nn.Module = kind(**settings)
     finally:
         torch.set_default_dtype(default)
+    exact = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    for name, module in found.named_modules():
+        if exact & {*name.split(".")}:
+            module.float()
+    return found
 
 
 def example_cond(published: Published, rows: int = 1, *, device: str = "meta") -> TensorCond:

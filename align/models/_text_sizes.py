@@ -77,3 +77,18 @@ QWEN25_VL_7B: Encoder = (
         "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584},
     },
 )
+QWEN3_VL_4B: Encoder = (
+    "Qwen3VLModel",
+    {
+        "text_config": {key: value for key, value in _QWEN3_4B.items() if key != "tie_word_embeddings"},
+        "vision_config": {
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_heads": 16,
+            "out_hidden_size": 2560,
+            "deepstack_visual_indexes": [5, 11, 17],
+        },
+        "tie_word_embeddings": True,
+    },
+)

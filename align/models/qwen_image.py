@@ -8,10 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pixel_unshuffle
 
-from align.models._base import Posterior
-from align.models._codec import KLCodec
 from align.models._encoders import compact
 from align.models._flow import FlowGrids, rows_of_t
+from align.models._frames import FrameCodec
 from align.models._layouts import transformer
 from align.models._load import CheckpointConfig
 from align.models._pack import pack, unpack
@@ -53,20 +52,6 @@ class QwenImageText(CachedTextEncoder):
         out = self.modules[0](input_ids=tokens.ids, attention_mask=tokens.mask, output_hidden_states=True)
         whole = compact(out.hidden_states[-1], tokens.mask, self.length + self.dropped)
         return {name: tensor[:, self.dropped :] for name, tensor in whole.items()}
-
-
-class QwenImageCodec(KLCodec):
-    """A video autoencoder on one frame, its latents normalised channel by channel."""
-
-    def sizes(self) -> tuple[int, int]:
-        return 2 ** len(self.vae.config.temperal_downsample), self.vae.config.z_dim
-
-    def posterior(self, image: Tensor) -> Posterior:
-        latents = self.vae.encode(image.unsqueeze(2)).latent_dist
-        return Posterior(latents.mean.squeeze(2), latents.logvar.squeeze(2))
-
-    def image(self, z: Tensor) -> Tensor:
-        return self.vae.decode(z.unsqueeze(2), return_dict=False)[0].squeeze(2)
 
 
 class QwenImage(PipelineModel):
@@ -111,7 +96,7 @@ class QwenImage(PipelineModel):
         self.kind = Prediction.FLOW
         self.schedule = FlowSchedule()
         self.grids = FlowGrids(dict(pipeline.scheduler.config), self.patch)
-        self.codec = QwenImageCodec(pipeline.vae, chunk=config.decode_chunk)
+        self.codec = FrameCodec(pipeline.vae, chunk=config.decode_chunk)
         self.image_size = (SAMPLE_SIZE * self.codec.factor, SAMPLE_SIZE * self.codec.factor)
         self.rescale = _keep_norm
 

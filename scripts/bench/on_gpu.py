@@ -11,12 +11,15 @@ same folder goes on behind them. The matrix rate is measured, not looked up: the
 
 import argparse
 import json
+import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +63,10 @@ def objects(text: str) -> list[dict[str, Any]]:
 
 def jobs(device: dict[str, Any], *, tiny: bool) -> Iterator[Job]:
     """What is run, most valuable first."""
-    python, tests = [sys.executable, "-P"], [sys.executable, "-m", "pytest", "-q"]
+    python, tests = (
+        [sys.executable, "-P"],
+        [sys.executable, "-m", "pytest"],
+    )  # twice quiet, it would not say how many passed
     turns = [*TINY, "--turns", "1"] if tiny else ["--turns", "3"]
     turns += ["--peak-tflops", str(device["tflops"])]
     rehearse = [*python, str(ROOT / "scripts" / "rehearse.py"), "draft/sd15_hpsv2", *(SMALL if tiny else WHOLE)]
@@ -146,6 +152,7 @@ def main() -> None:
         write(objects(file.read_text(encoding="utf-8")), arguments.docs)
         return
     arguments.output.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the job that runs ends too
     started = time.perf_counter()
     there = objects(file.read_text(encoding="utf-8")) if file.exists() else []
     device = described(tiny=arguments.tiny)
@@ -167,18 +174,29 @@ def label(job: Job) -> str:
 
 
 def run(job: Job, limit: float) -> list[dict[str, Any]]:
-    """Its rows; what went wrong is one too."""
+    """Its rows; what went wrong is one too. It goes with all that it has started."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(job.command, cwd=ROOT, start_new_session=True, **pipes)
+    late = None
     try:
-        done = subprocess.run(job.command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=limit)
-    except subprocess.TimeoutExpired as error:
-        out = error.stdout or b""
-        text = out.decode(errors="replace") if isinstance(out, bytes) else out
-        return [*job.rows(text), {"checkpoint": job.name, "failed": f"not done within {limit:.0f} s"}]
-    rows = job.rows(done.stdout)
-    if done.returncode and job.rows is not tested:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        rows.append({"checkpoint": job.name, "failed": last[:200]})
+        out, err = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        late = f"not done within {limit:.0f} s" if process.poll() is None else None
+        _end(process)
+        out, err = process.communicate()
+    finally:
+        _end(process)
+    rows = job.rows(out)
+    if late or (process.returncode and job.rows is not tested):
+        last = (err.strip().splitlines() or ["no message"])[-1]
+        rows.append({"checkpoint": job.name, "failed": late or last[:200]})
     return rows
+
+
+def _end(process: Any) -> None:
+    """Its whole group: what it has started may still hold its output, or the GPU."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def keep(file: Path, row: dict[str, Any]) -> None:

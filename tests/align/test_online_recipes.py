@@ -33,7 +33,7 @@ def test_an_update_is_rehearsed(name, tmp_path):
 def test_there_are_recipes_of_every_method_and_family():
     assert {name.split("/")[0] for name in RECIPES} == set(METHODS)
     families = {load_recipe(name, on_disk=False).model.name for name in RECIPES}
-    assert families >= {"auto", "sd", "sdxl", "sd3", "flux2", "z_image"}
+    assert families >= {"auto", "sd", "sdxl", "sd3", "flux2", "z_image", "krea2"}
 
 
 def test_the_plan_counts_the_images_that_are_drawn(tmp_path):

@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def test_a_job_that_hangs_or_fails_costs_its_own_row(script):
     (kept, late), (also, broken) = script["run"](hangs, 1.5), script["run"](fails, 9)
     assert kept["seconds"] == also["seconds"] == 2
     assert late["failed"] == "not done within 2 s" and broken["failed"] == "ValueError: no memory"
+
+
+def test_what_a_job_has_started_ends_with_it(script):
+    """A grandchild that holds the output would keep the run waiting for it."""
+    child = "import subprocess, time; subprocess.Popen(['sleep', '30']); "
+    started = time.perf_counter()
+    for after, kept in (("time.sleep(30)", "failed"), ("print('{\"seconds\": 1}')", "seconds")):
+        (row,) = script["run"](script["Job"]("with a child", [sys.executable, "-c", child + after], 9), 1.0)
+        assert kept in row
+    assert time.perf_counter() - started < 8
 
 
 def test_rows_go_into_the_page_once(script, tmp_path):

@@ -7,8 +7,23 @@ SIZES = parts.SIZES
 SETTINGS = {"text_tokens": 40}
 
 
+def vae():
+    from diffusers import AutoencoderKLQwenImage
+
+    made = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.7, 1.0, 2.0],
+    )
+    return parts.livelier(made)
+
+
 def build(published):
-    from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+    from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(0)
@@ -21,15 +36,6 @@ def build(published):
         num_attention_heads=2,
         joint_attention_dim=16,
         axes_dims_rope=(2, 2, 4),
-    )
-    vae = AutoencoderKLQwenImage(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True],
-        latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[1.5, 0.7, 1.0, 2.0],
     )
     text = Qwen2_5_VLConfig(
         text_config={
@@ -52,7 +58,7 @@ def build(published):
     return QwenImagePipeline(
         transformer=parts.livelier(transformer),
         scheduler=parts.scheduler(published.scheduler),
-        vae=parts.livelier(vae),
+        vae=vae(),
         text_encoder=parts.livelier(Qwen2_5_VLForConditionalGeneration(text)),
         tokenizer=tokenizer,
     )

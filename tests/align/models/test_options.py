@@ -46,7 +46,7 @@ def test_a_kernel_without_a_gpu_is_refused(monkeypatch):
         StableDiffusion(SDConfig(checkpoint="tiny", attention="xformers"), tiny_sd())
 
 
-@pytest.mark.parametrize("family", ["qwen_image", "sana", "z_image"])
+@pytest.mark.parametrize("family", ["krea2", "qwen_image", "sana", "z_image"])
 def test_a_kernel_that_would_change_what_a_family_computes_is_refused(family, monkeypatch, tmp_path):
     monkeypatch.setattr(_options, "PACKAGES", {})
     found = MODELS.get(family)

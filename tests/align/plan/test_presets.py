@@ -16,7 +16,7 @@ from align.registry import MODELS
 
 RECIPES = {name: path for name, path in recipes.names().items() if "preset:" in path.read_text(encoding="utf-8")}
 DEPTH = {"num_layers": 1, "num_single_layers": 1, "n_layers": 1, "n_refiner_layers": 1, "dual_attention_layers": (0,)}
-NO_8GB = ("flux", "qwen_image")
+NO_8GB = ("flux", "qwen_image", "krea2")
 """Families whose networks do not fit 8 GB in 4.5 bits a weight."""
 
 
