@@ -76,7 +76,7 @@ def _pipeline(folder: Path, dtypes: Dtypes) -> Any:
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or not isinstance(entry[0], str | None):
             continue  # a setting: Krea 2 has a list of numbers among them
-        library = {"diffusers": diffusers, "transformers": transformers}.get(entry[0])
+        library = {"diffusers": diffusers, "transformers": transformers}.get(str(entry[0]))
         kind = getattr(library, str(entry[1]), None)
         if kind is None or name in UNUSED:
             components[name] = None
