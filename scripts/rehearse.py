@@ -6,12 +6,14 @@
 The pipeline's folder is written (scripts/bench/random_pipeline.py), the recipe runs for `--updates` with its rewards at
 their published size, hooks and report left out; the adapter is loaded into the stock pipeline, which then draws, and is
 exported in every form that the family has. Prints one JSON line: seconds of each update, peak memory (of the process;
-on a GPU what torch has allocated), GiB. What is learned means nothing.
+on a GPU what torch has allocated) beside the plan's, GiB. `--rows FILE` keeps it, and scripts/bench/rehearsal_page.py
+writes the table. What is learned means nothing.
 """
 
 import argparse
 import gc
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -30,9 +32,11 @@ sys.path.insert(0, str(Path(__file__).parent / "bench"))
 from random_rewards import fill  # type: ignore[import-not-found]
 
 import align
+from align import plan
 from align import run as runs
 from align.config import load_recipe
 from align.models._real_size import find
+from align.plan.budget import GIB, budget
 from align.registry import REWARDS, build, model_family
 from align.share.export import export
 from align.share.stock import stock
@@ -77,6 +81,21 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def place_of_work() -> str:
+    """The GPU, or how many threads of this processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    count = torch.get_num_threads()
+    return f"{platform.machine()}, {count} thread{'s' if count > 1 else ''}"
+
+
+def foretold(tree: dict[str, Any], folder: Path) -> float:
+    """GiB of training by the plan of what is about to run."""
+    recipe = load_recipe(tree, {"output": str(folder / "run")})
+    found = plan.rehearse(recipe, with_rewards=True, gpu=torch.cuda.is_available())
+    return round(budget(recipe, found, gpu=torch.cuda.is_available()).phases["training"] / GIB, 2)
+
+
 def rehearse(
     recipe: str, words: list[str], folder: Path, *, dtype: str, fraction: Fraction, updates: int
 ) -> dict[str, Any]:
@@ -104,6 +123,7 @@ def rehearse(
     tree["model"]["dtype"] = {"network": short, "text": short, "vae": short}
     tree["hooks"], tree["evaluate"] = {"progress": {}, "metrics": {}}, None
     tree["train"] |= {"num_updates": updates}
+    planned = foretold(tree, folder) if fraction == 1 else None  # rewards are as published at full size alone
     with random_rewards(small=fraction != 1):
         run = align.train(tree, output=str(folder / "run"))
     found = {
@@ -116,6 +136,8 @@ def rehearse(
         "seconds": [round(record["seconds"], 1) for record in run.metrics],
         "outcomes": [record["outcome"] for record in run.metrics],
         "peak_gib": round(peak_gib(), 2),
+        "planned_gib": planned,
+        "machine": f"{place_of_work()}, torch {torch.__version__}",
         "written_seconds": round(wrote, 1),
     }
     gc.collect()
@@ -163,6 +185,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--fraction", type=Fraction, default=Fraction(1), help="of the network, such as 1/10")
     parser.add_argument("--updates", type=int, default=1)
+    parser.add_argument("--rows", type=Path, help="a file that the JSON line is added to, for rehearsal_page.py")
     parser.add_argument("--keep", type=Path, help="a new folder for all that is written; default: one that is removed")
     arguments = parser.parse_intermixed_args()
     if arguments.keep and arguments.keep.exists():
@@ -170,7 +193,11 @@ def main() -> None:
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="rehearsal-"))
     told = {name: getattr(arguments, name) for name in ("dtype", "fraction", "updates")}
     try:
-        print(json.dumps(rehearse(arguments.recipe, arguments.overrides, folder, **told)), flush=True)
+        line = json.dumps(rehearse(arguments.recipe, arguments.overrides, folder, **told))
+        print(line, flush=True)
+        if arguments.rows:
+            with arguments.rows.open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
     finally:
         if not arguments.keep:
             shutil.rmtree(folder, ignore_errors=True)

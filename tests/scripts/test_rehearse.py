@@ -44,6 +44,27 @@ def test_the_last_sign_of_a_text_stands_where_clip_looks_for_it(writer):
     assert max(ids[1:-1]) < 49406
 
 
+def test_the_page_has_a_line_a_rehearsal(tmp_path):
+    script = runpy.run_path(str(SCRIPTS / "bench" / "rehearsal_page.py"))
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{script['BEGIN']}\nstale\n{script['END']}\nafter\n")
+    row = {
+        "recipe": "draft/a",
+        "settings": ["x=1"],
+        "fraction": "1",
+        "dtype": "float32",
+        "machine": "M",
+        "millions": 859.5,
+    }
+    row |= {"seconds": [181.2, 170.0], "peak_gib": 11.94, "planned_gib": 11.2, "adapter_tensors": 256, "moved": 128}
+    script["write"]([row | {"drawn": True, "exports": ["kohya", "peft"]}], page)
+    text = page.read_text()
+    assert (
+        "| `draft/a x=1`, float32; M | 860 | 181, 170 | 11.9 | 11.2 | 256 tensors, 128 moved, loaded; draws |" in text
+    )
+    assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
+
+
 @pytest.mark.slow
 def test_a_recipe_is_rehearsed(tmp_path):
     words = ["sampling.num_steps=2", "train.batch_size=1", "train.micro_batch_size=1"]
