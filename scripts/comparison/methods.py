@@ -100,6 +100,7 @@ STUDENTS = {
                 "sampling={num_steps: 4, spacing: trailing, guidance_scale: 1}",
                 "adapter.rank=16",
                 "optim.lr=1e-3",
+                "train.num_updates=60",
             ),
         ),
         "tdm-4",
