@@ -49,7 +49,7 @@ def test_the_page_as_it_stands(tmp_path, monkeypatch):
 def test_the_formats_table_lists_the_families_that_have_them():
     named = {
         "SD 1.x and 2.x": "sd", "SDXL": "sdxl", "FLUX.1": "flux", "SD3": "sd3", "PixArt": "pixart",
-        "Qwen-Image": "qwen_image", "Z-Image": "z_image",
+        "Qwen-Image": "qwen_image", "Z-Image": "z_image", "Krea 2": "krea2",
     }  # fmt: skip
     rows = {f: next(line for line in PAGE.splitlines() if line.startswith(f"| `{f}`")) for f in ("kohya", "comfyui")}
     said = {format: {family for words, family in named.items() if words in row} for format, row in rows.items()}

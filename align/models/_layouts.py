@@ -53,6 +53,23 @@ def transformer(layers: Layers) -> dict[str, Tensor]:
     return named
 
 
+def krea2(layers: Layers) -> dict[str, Tensor]:
+    """Krea's own names of its network's layers, which ComfyUI and its authors' trainer have."""
+    named = {}
+    for module, (a, b) in layers.items():
+        found = re.fullmatch(r"(transformer_blocks|text_fusion\.\w+)\.(\d+)\.(attn|ff)\.([\w.]+)", module)
+        if found is None:
+            raise KeyError(module)
+        blocks, number, kind, layer = found.groups()
+        own = blocks.replace("transformer_blocks", "blocks").replace("text_fusion", "txtfusion")
+        name = f"diffusion_model.{own}.{number}." + (f"attn.{KREA2[layer]}" if kind == "attn" else f"mlp.{layer}")
+        named |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+    return named
+
+
+KREA2 = {"to_q": "wq", "to_k": "wk", "to_v": "wv", "to_out.0": "wo", "to_gate": "gate"}
+
+
 def _kohya(layers: Layers) -> dict[str, Tensor]:
     named = {}
     for module, (a, b) in layers.items():

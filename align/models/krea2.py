@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from align.models._flow import FlowGrids, rows_of_t
 from align.models._frames import FrameCodec
+from align.models._layouts import krea2
 from align.models._load import CheckpointConfig
 from align.models._pack import pack, unpack
 from align.models._pipeline import PipelineModel
@@ -91,6 +92,7 @@ class Krea2(PipelineModel):
     # The attention projections, also of the blocks that fuse the layers of the text.
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     guides_in_one_call = False
+    layouts: ClassVar = {"comfyui": krea2}
     published = (
         Published("krea/Krea-2-Raw", sampling={"num_steps": 52, "step_rule": "euler", "guidance_scale": 4.5}, **COMMON),
         Published(

@@ -191,6 +191,21 @@ def test_transformers_go_to_comfyui_by_diffusers_names(tmp_path):
     assert exported.keys() == made.keys() and all(torch.equal(exported[k], made[k]) for k in made)
 
 
+def test_krea_2_has_its_own_names_and_diffusers_takes_them_back():
+    from diffusers import Krea2Pipeline
+
+    layers = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.to_gate", "ff.gate", "ff.up", "ff.down")
+    places = ("transformer_blocks.27", "text_fusion.layerwise_blocks.1", "text_fusion.refiner_blocks.0")
+    made = {f"{place}.{layer}": (torch.rand(2, 4), torch.rand(3, 2)) for place in places for layer in layers}
+    back = Krea2Pipeline.lora_state_dict(_layouts.krea2(made))
+    for module, (a, b) in made.items():
+        assert torch.equal(back.pop(f"transformer.{module}.lora_A.weight"), a)
+        assert torch.equal(back.pop(f"transformer.{module}.lora_B.weight"), b)
+    assert not back
+    with pytest.raises(KeyError, match="img_in"):
+        _layouts.krea2({"img_in": (torch.rand(2, 4), torch.rand(3, 2))})
+
+
 def test_what_cannot_be_is_said_in_a_line(tiny_sd_factory, tmp_path):
     output = run(tmp_path, tiny_sd_factory(), dora=True)
     with pytest.raises(UserError, match=r"--format kohya: the adapter is a DoRA.* Choose merged\."):
