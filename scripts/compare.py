@@ -6,6 +6,7 @@ python scripts/compare.py run --add "spo-8=spo/shapes sampling.num_steps=8"
 python scripts/compare.py curves                     # methods by their own recipes, to their end
 python scripts/compare.py curves --of preferences    # those that learn from preferences
 python scripts/compare.py sweep                      # then: variance, overoptimise, reno, ranks, guided, students, draw
+python scripts/compare.py guidance                   # ways of guidance and solvers at equal calls
 python scripts/compare.py write                      # from what there is
 
 The budget is what the first method (draft-1) spends in its recipe's updates. Every method gets as many updates as it
@@ -166,6 +167,21 @@ def guided(output: Output = OUTPUT, seeds: str = "60,61,62") -> None:
 
 
 @app.command()
+def guidance(
+    names: Annotated[list[str] | None, typer.Argument(help="Arms; default: all.")] = None,
+    prompts: Annotated[int, typer.Option(help="Report prompts of each arm.")] = 500,
+    scale: Annotated[float, typer.Option(help="Of guidance.")] = 3.0,
+    batch: Annotated[int, typer.Option(help="Images drawn at once.")] = 64,
+    solver: Annotated[bool, typer.Option(help="Learn the solver of few steps, and draw by it.")] = True,
+    output: Output = OUTPUT,
+) -> None:
+    """Draw by every way of guidance, and by solvers of few steps, beside plain guidance in as many calls."""
+    from scripts.comparison.guidance import measure
+
+    measure(output, names or (), prompts=prompts, w=scale, batch=batch, solver=solver)
+
+
+@app.command()
 def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path = ROOT / "docs" / "img") -> None:
     """Draw the first report prompts before and after methods."""
     from scripts.comparison.draw import draw as draw_sheet
@@ -179,7 +195,7 @@ def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path
 @app.command()
 def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results.md") -> None:
     """Write the pages and their figures from what has been measured: results, learning curves, hacking."""
-    from scripts.comparison import curves, guided, hacking, ranks, students
+    from scripts.comparison import curves, guidance, guided, hacking, ranks, students
     from scripts.comparison.page import write as write_page
 
     makers = {
@@ -187,6 +203,7 @@ def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results
         "hacking.md": hacking.write,
         "ranks.md": ranks.write,
         "students.md": students.write,
+        "guidance.md": guidance.write,
     }
     below = {"preferences": guided.table}
     makers |= {f"{n}.md": partial(curves.write, chapter=c, more=below.get(n)) for n, c in curves.CHAPTERS.items()}
