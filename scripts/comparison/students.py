@@ -24,6 +24,7 @@ from align.training.evaluate import FOLDER as REPORT
 from align.training.evaluate import SCORES
 from rewards import Composite
 from scripts.comparison.curves import LABELS, Chapter, ended, over_seeds, train
+from scripts.comparison.figures import lines
 from scripts.comparison.methods import STUDENTS
 
 FOLDER, BLUR = "students", "energy"
@@ -120,8 +121,22 @@ def write(output: Path, page: Path) -> Path | None:
         guidance=TEACHER["guidance_scale"],
         calls=2 * int(TEACHER["num_steps"]),
     )
-    page.write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
+    images = page.parent / "img"
+    images.mkdir(parents=True, exist_ok=True)
+    (images / "students.svg").write_text(lines(_curves(found), "update", {}), encoding="utf-8")
+    figure = "\n![Share of 192 select prompts that the judge passes, over updates](img/students.svg)\n"
+    page.write_text(head + "\n".join(rows) + "\n" + figure, encoding="utf-8")
     return page
+
+
+def _curves(found: Mapping[str, Sequence[Run]]) -> dict[str, list[tuple[float, float]]]:
+    """(update, share that the judge passes), means of the seeds."""
+    curves = {}
+    for name, runs in found.items():
+        each = [{r["step"]: r["panel/judge"] for r in run.metrics if "panel/judge" in r} for run in runs]
+        shared = sorted(set.intersection(*map(set, each)))
+        curves[name] = [(float(step), statistics.fmean(line[step] for line in each)) for step in shared]
+    return curves
 
 
 def _bases(output: Path, found: Mapping[str, Sequence[Run]]) -> list[str]:

@@ -31,11 +31,10 @@ def runs(tmp_path, monkeypatch):
         (output / FOLDER).mkdir(parents=True, exist_ok=True)
         scores = {"before": told(0.18 + 0.02 * seed, 1.0, 50.0), "after": told(0.36 + 0.04 * seed, 1.2, 95.0)}
         (output / FOLDER / SCORES).write_text(json.dumps({"scores": scores}))
+        metrics = [{"step": step, "seconds": 3.0 + step, "panel/judge": 0.2 + 0.1 * seed * step} for step in (0, 1)]
         report = SimpleNamespace(num_updates=7, scores={"judge": SimpleNamespace(num_prompts=2)})
         recipe = load_recipe("tdm/shapes", [f"train.seed={seed}"])
-        return SimpleNamespace(
-            output=output, report=report, recipe=recipe, metrics=[{"seconds": 3.0}, {"seconds": 4.0}]
-        )
+        return SimpleNamespace(output=output, report=report, recipe=recipe, metrics=metrics)
 
     for seed in (1, 2):
         path = students._teacher(tmp_path, load_recipe("tdm/shapes", [f"train.seed={seed}"]))
@@ -52,6 +51,10 @@ def test_a_student_stands_beside_the_base_at_few_and_at_many(runs):
     assert row.endswith("| 95% (95% 95%) | 7 | 7 |") and "(+0.100 +0.100)" in row
     assert base.startswith("| shapes-sd, no guidance | 4 | 21.0% |") and "| 50% (50% 50%) |" in base
     assert many == "| shapes-sd, guidance 2 | 20 | 42.0% | | | | | | |"
+    assert students._curves({"tdm-4": students.ended(runs / "tdm-4")}) == {
+        "tdm-4": [(0.0, 0.2), (1.0, pytest.approx(0.35))]
+    }
+    assert "<svg" in (runs / "img" / "students.svg").read_text() and "(img/students.svg)" in text
     assert "2 report prompts a seed" in text and "40 network calls an image" in text
 
 
