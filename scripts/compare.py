@@ -7,6 +7,7 @@ python scripts/compare.py curves                     # methods by their own reci
 python scripts/compare.py curves --of preferences    # those that learn from preferences
 python scripts/compare.py sweep                      # then: variance, overoptimise, reno, ranks, guided, students, draw
 python scripts/compare.py guidance                   # ways of guidance and solvers at equal calls
+python scripts/compare.py levers                     # DRaFT with each lever for as many seconds
 python scripts/compare.py write                      # from what there is
 
 The budget is what the first method (draft-1) spends in its recipe's updates. Every method gets as many updates as it
@@ -182,6 +183,19 @@ def guidance(
 
 
 @app.command()
+def levers(
+    output: Output = OUTPUT,
+    seeds: str = "50,51",
+    seconds: Annotated[float, typer.Option(help="Of updates, for each arm and seed.")] = 150.0,
+    prompts: Annotated[int, typer.Option(help="Select prompts that are looked at.")] = 96,
+) -> None:
+    """Train DRaFT with each lever for as many seconds, and measure what it does to the gradient."""
+    from scripts.comparison.levers import measure
+
+    measure(output, ROOT, [int(seed) for seed in seeds.split(",")], seconds=seconds, prompts=prompts)
+
+
+@app.command()
 def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path = ROOT / "docs" / "img") -> None:
     """Draw the first report prompts before and after methods."""
     from scripts.comparison.draw import draw as draw_sheet
@@ -195,7 +209,7 @@ def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path
 @app.command()
 def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results.md") -> None:
     """Write the pages and their figures from what has been measured: results, learning curves, hacking."""
-    from scripts.comparison import curves, guidance, guided, hacking, ranks, students
+    from scripts.comparison import curves, guidance, guided, hacking, levers, ranks, students
     from scripts.comparison.page import write as write_page
 
     makers = {
@@ -204,6 +218,7 @@ def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results
         "ranks.md": ranks.write,
         "students.md": students.write,
         "guidance.md": guidance.write,
+        "levers.md": levers.write,
     }
     below = {"preferences": guided.table}
     makers |= {f"{n}.md": partial(curves.write, chapter=c, more=below.get(n)) for n, c in curves.CHAPTERS.items()}

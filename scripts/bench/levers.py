@@ -6,8 +6,10 @@ the recipe as it is, on the same prompts and noises, and the seconds of an updat
 """
 
 import argparse
+import json
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--adapter", help="of a run, to begin from; default: a random one of small norm")
     parser.add_argument("--updates", type=int, default=6, help="on the same prompts, for reuse")
+    parser.add_argument("--json", type=Path, help="write the rows there, too")
     args = parser.parse_args()
     torch.manual_seed(0)
     changes = {"sampling.num_steps": args.steps, "sampling.guidance_scale": args.guidance, "sampling.last_k": 1}
@@ -52,6 +55,7 @@ def main() -> None:
     prompts = load_prompts("shapes:select", count=args.images, key="prompts")
     batch = PromptBatch(tuple(prompts), tuple(range(len(prompts))), 0)
     exact: torch.Tensor | None = None
+    rows: list[dict[str, Any]] = []
     for name, levers in LEVERS.items():
         told = {**levers, "steps": (args.steps - 1) // 2} if "steps" in levers else levers
         block = load_recipe(recipe, {"sampling.levers": told or None}, on_disk=False).sampling
@@ -64,15 +68,20 @@ def main() -> None:
         exact = found if exact is None else exact
         cosine = float(torch.nn.functional.cosine_similarity(found, exact, dim=0))
         print(f"{name:<18} cosine {cosine:.4f}  {policy.calls.forward} rows forward  {seconds:.2f} s CPU", flush=True)
-    again(recipe, Parts(model, recipe.sampling, rewards, 0), policy, batch, args.updates)
+        calls = policy.calls.forward
+        rows.append({"lever": name, "cosine": cosine, "rows": calls, "seconds": round(seconds, 2)})
+    rows += again(recipe, Parts(model, recipe.sampling, rewards, 0), policy, batch, args.updates)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def again(recipe: Any, parts: Parts, policy: Policy, batch: PromptBatch, updates: int) -> None:
+def again(recipe: Any, parts: Parts, policy: Policy, batch: PromptBatch, updates: int) -> list[dict[str, Any]]:
     """Updates on one batch whose windows all begin where the first one's did, beside gradients that begin anew."""
     kept = load_recipe(recipe, {"sampling.levers": {"reuse": updates}}, on_disk=False).sampling
     fresh, reused = (build(OBJECTIVES, recipe.objective, replace(parts, sampling=s)) for s in (recipe.sampling, kept))
     parameters = list(policy.adapter.parameters())
     optimiser = torch.optim.AdamW(parameters, recipe.optim.lr, weight_decay=recipe.optim.weight_decay)
+    rows = []
     for number in range(updates):
         reused.before_update(policy, [batch], lambda rows: rows)
         found = []
@@ -84,10 +93,12 @@ def again(recipe: Any, parts: Parts, policy: Policy, batch: PromptBatch, updates
         cosine = float(torch.nn.functional.cosine_similarity(*flat, dim=0))
         stale = f"  stale {float(loss.metrics['stale']):.3f}" if "stale" in loss.metrics else ""
         print(f"reuse, update {number + 1:<4} cosine {cosine:.4f}{stale}", flush=True)
+        rows.append({"lever": f"reuse, update {number + 1}", "cosine": cosine})
         for parameter, gradient in zip(parameters, found[1], strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(parameters, recipe.train.max_grad_norm or float("inf"))
         optimiser.step()
+    return rows
 
 
 if __name__ == "__main__":
