@@ -1,18 +1,29 @@
-"""Small charts as inline SVG, drawn without a library: lines over updates, points, and intervals.
+"""Charts as SVG by matplotlib: lines over updates, points, and what else its axes can draw; intervals as small bars.
 
-Colours come from the page's CSS variables (--c0 .. --c5, --ink, --muted, --grid), so that a chart follows its theme.
+In a page they take the colours and the letters of its style sheet, so that they follow its theme; alone they are drawn
+in its light colours. The same data gives the same text.
 """
 
+import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
+from align.figures.pages import TEMPLATES
+
+if TYPE_CHECKING:  # matplotlib is loaded by the first chart, not by a command that draws none
+    from matplotlib.axes import Axes
+
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 520, 240
-LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 38
 NUM_COLOURS = 6
 DENSE = 40  # points above which a line is drawn faint, under its running mean
+_settings = Lock()  # matplotlib's are the whole program's, and pages are asked for by several threads
 
 
 def lines(
@@ -24,33 +35,36 @@ def lines(
 ) -> Markup:
     """{name: [(x, y)]} as lines with a legend; `marks` are vertical lines {x: what happened}; with `zero` the axis goes
     down to it."""
-    series = {name: _finite(points) for name, points in series.items()}
-    series = {name: points for name, points in series.items() if points}
+    series = {name: points for name, line in series.items() if (points := _finite(line))}
     if not series:
         return Markup("")
-    xs = [x for points in series.values() for x, _ in points]
-    ys = [y for points in series.values() for _, y in points]
-    frame = Frame(min(xs), max(xs), min(*ys, 0.0) if zero else min(ys), max(*ys, 0.0) if zero else max(ys))
-    parts = [frame.axes(x_label)]
-    for x, text in (marks or {}).items():
-        place = frame.x(x)
-        parts.append(
-            f'<line class="mark" x1="{place:.1f}" x2="{place:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
-            f"<title>{escape(text)}</title></line>"
-        )
-    for number, points in enumerate(series.values()):
-        colour = f"var(--c{number % NUM_COLOURS})"
-        if len(points) > DENSE:
-            parts.append(_line(frame, points, colour, 'stroke-opacity="0.22"', 1))
-            points = running_mean(points)
-        parts.append(_line(frame, points, colour, "", 2))
-        if len(points) <= DENSE:
-            parts += [
-                f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="2.6" fill="{colour}">'
-                f"<title>{x:g}: {y:.4g}</title></circle>"
-                for x, y in points
-            ]
-    return _figure(parts, list(series))
+
+    def build(axes: "Axes") -> None:
+        for number, points in enumerate(series.values()):
+            line(axes, points, number)
+        for x, text in (marks or {}).items():
+            axes.axvline(x, color=colour("muted"), linestyle=(0, (4, 3)), linewidth=1.5, url=text, zorder=1)
+        if zero:
+            axes.update_datalim([(next(iter(series.values()))[0][0], 0.0)])
+            axes.autoscale_view()
+
+    return inline(build, list(series) if len(series) > 1 else [], x_label=x_label)
+
+
+def line(axes: "Axes", points: Points, number: int, titles: Sequence[str] | None = None) -> None:
+    """One line of the `number`-th colour; few points are dots that say their title, or values; many a running mean."""
+    if dense := len(points) > DENSE:
+        axes.plot(*zip(*points, strict=True), color=colour(number), alpha=0.22, linewidth=1, clip_on=False)
+        points = running_mean(points)
+    axes.plot(*zip(*points, strict=True), color=colour(number), clip_on=False)
+    if not dense:
+        dots(axes, points, titles or [f"{x:g}: {y:.4g}" for x, y in points], color=colour(number))
+
+
+def dots(axes: "Axes", points: Points, titles: Sequence[str] = (), **how: Any) -> None:
+    """Points that say their title when pointed at; `how` as matplotlib's scatter takes it."""
+    how = {"s": 30, "linewidths": 0, "clip_on": False, "zorder": 3} | how
+    axes.scatter(*zip(*points, strict=True), **how).set_urls(titles)
 
 
 def scatter(points: Points, *, x_label: str, y_label: str) -> Markup:
@@ -58,15 +72,19 @@ def scatter(points: Points, *, x_label: str, y_label: str) -> Markup:
     points = _finite(points)
     if not points:
         return Markup("")
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    frame = Frame(min(*xs, 0), max(*xs, 0), min(*ys, 0), max(*ys, 0))
-    parts = [frame.axes(x_label, y_label)]
-    x, y = frame.x(0), frame.y(0)
-    parts.append(f'<line class="zero" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-    parts.append(f'<line class="zero" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-    for a, b in points:
-        parts.append(f'<circle cx="{frame.x(a):.1f}" cy="{frame.y(b):.1f}" r="3" fill="var(--c0)" opacity="0.45"/>')
-    return _figure(parts, [])
+
+    def build(axes: "Axes") -> None:
+        dots(axes, points, color=colour(0), alpha=0.45)
+        axes.axvline(0, **zero_line())
+        axes.axhline(0, **zero_line())
+        axes.margins(0.06)
+
+    return inline(build, [], x_label=x_label, y_label=y_label)
+
+
+def zero_line() -> dict[str, Any]:
+    """How a zero line is drawn."""
+    return {"color": colour("muted"), "linestyle": (0, (2, 3)), "linewidth": 1, "zorder": 1}
 
 
 def interval(mean: float, low: float, high: float, limit: float, *, sure: bool = True) -> Markup:
@@ -86,61 +104,83 @@ def interval(mean: float, low: float, high: float, limit: float, *, sure: bool =
     )
 
 
-class Frame:
-    """The plotting area: data to places, and the axes."""
+@cache
+def palette() -> dict[str, str]:
+    """{name: "#rrggbb"} of the style sheet's light theme."""
+    from matplotlib.colors import to_hex
 
-    def __init__(self, x_min: float, x_max: float, y_min: float, y_max: float):
-        self.x_min, self.x_max = (x_min, x_max) if x_max > x_min else (x_min - 0.5, x_max + 0.5)
-        room = 0.06 * (y_max - y_min) or 0.05 * abs(y_max) or 0.5
-        self.y_min, self.y_max = y_min - room, y_max + room
-
-    def x(self, value: float) -> float:
-        return LEFT + (value - self.x_min) / (self.x_max - self.x_min) * (WIDTH - LEFT - RIGHT)
-
-    def y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - (value - self.y_min) / (self.y_max - self.y_min) * (HEIGHT - TOP - BOTTOM)
-
-    def axes(self, x_label: str, y_label: str = "") -> str:
-        parts = []
-        marks = ticks(self.y_min, self.y_max, 5)
-        for value, said in zip(marks, numbers(marks), strict=True):
-            y = self.y(value)
-            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{said}</text>')
-        marks = ticks(self.x_min, self.x_max, 6, least=1.0 if x_label == "update" else 0.0)
-        for value, said in zip(marks, numbers(marks), strict=True):
-            parts.append(f'<text x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{said}</text>')
-        middle = (LEFT + WIDTH - RIGHT) / 2
-        parts.append(f'<text x="{middle:g}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
-        if y_label:
-            parts.append(
-                f'<text transform="translate(11 {HEIGHT / 2:g}) rotate(-90)" text-anchor="middle">'
-                f"{escape(y_label)}</text>"
-            )
-        return "".join(parts)
+    light = (TEMPLATES / "style.css").read_text(encoding="utf-8").partition("@media")[0]
+    return {name: to_hex(value) for name, value in re.findall(r"--(\w+): (#\w+)", light)}
 
 
-def ticks(low: float, high: float, count: int, least: float = 0.0) -> list[float]:
-    """About `count` round numbers within [low, high], no nearer to each other than `least`."""
-    raw = max((high - low) / count, least)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw)
-    first = math.ceil(low / step - 1e-9)
-    return [float(f"{i * step:.12g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
+def colour(which: int | str) -> str:
+    """One of the palette; a line's by its number."""
+    return palette()[f"c{which % NUM_COLOURS}" if isinstance(which, int) else which]
 
 
-def _figure(parts: Sequence[str], names: Sequence[str]) -> Markup:
+def inline(build: Callable[["Axes"], None], names: Sequence[str], *, x_label: str, y_label: str = "") -> Markup:
+    """For a page: the chart below a legend of `names`, if there are some; no script or style of its own. What `build`
+    draws are lines, surfaces, words and `dots`: of matplotlib's other collections the shapes would be lost."""
+    drawn = re.sub(r"<defs><style.*?</defs>|font(-\w+)?: [^;\"]*; ?", "", _drawn(build, x_label, y_label))
+    for name, value in reversed(palette().items()):
+        drawn = drawn.replace(value, f"var(--{name})")
     legend = "".join(
         f'<span><i style="background:var(--c{i % NUM_COLOURS})"></i>{escape(name)}</span>'
         for i, name in enumerate(names)
     )
-    drawn = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
-    return Markup(f'<div class="legend">{legend}</div>{drawn}' if len(names) > 1 else drawn)
+    drawn = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{drawn}</svg>'
+    return Markup(f'<div class="legend">{legend}</div>{drawn}' if names else drawn)
 
 
-def _line(frame: Frame, points: Points, colour: str, more: str, width: int) -> str:
-    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
-    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}" {more}/>'
+def alone(
+    build: Callable[["Axes"], None], *, x_label: str, y_label: str = "", size: tuple[float, float] = (WIDTH, HEIGHT)
+) -> str:
+    """A file of its own, `size` in pixels, on white."""
+    box = 'viewBox="0 0 {0:g} {1:g}" width="{0:g}" height="{1:g}"'.format(*size)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{_drawn(build, x_label, y_label, size)}</svg>\n'
+
+
+def _drawn(build: Callable[["Axes"], None], x_label: str, y_label: str, size: tuple[float, float] | None = None) -> str:
+    """What is within the <svg>, without identifiers, which several charts of a page would share; with a size on white,
+    its margins as its words need them."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    stream, (width, height) = io.StringIO(), size or (WIDTH, HEIGHT)
+    with _settings, mpl.rc_context():
+        mpl.rcdefaults()  # whatever the user's own file of settings says
+        mpl.rcParams.update(_style())  # pyright: ignore[reportArgumentType, reportCallIssue]
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained" if size else None)
+        figure.patch.set(visible=bool(size), facecolor="white")
+        axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+        axes.patch.set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=x_label == "update"))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        build(axes)
+        figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = stream.getvalue().partition("<svg ")[2].partition(">")[2].rpartition("</svg>")[0]
+    text = re.sub(r"<!--.*?-->|\n *| clip-path=\"[^\"]*\"", "", text)
+    dot = r'<use xlink:href="#\w+" x="([^"]+)" y="([^"]+)" style="([^"]*)"/>'
+    text = re.sub(dot, r'<circle cx="\1" cy="\2" r="3" style="\3"/>', text)
+    text = re.sub(r"<a xlink:href=(['\"])(.*?)\1[^>]*>", r"<g><title>\2</title>", text).replace("</a>", "</g>")
+    text = re.sub(r'<defs><(path|clipPath) id=.*?</defs>|(?<=<g) id="[^"]*"', "", text)
+    return re.sub(r' (d|x|y|cx|cy|transform)="[^"]*"', lambda places: re.sub(r"(\.\d)\d+", r"\1", places[0]), text)
+
+
+def _style() -> dict[str, Any]:
+    spines = dict.fromkeys((f"axes.spines.{side}" for side in ("left", "right", "top", "bottom")), False)
+    words = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), colour("muted"))
+    sizes = dict.fromkeys(("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 11)
+    return {
+        **spines, **words, **sizes, "svg.fonttype": "none", "svg.hashsalt": "align", "text.parse_math": False,
+        "font.sans-serif": ["DejaVu Sans"], "legend.frameon": False, "xtick.bottom": False, "ytick.left": False,
+        "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": colour("grid"),
+        "grid.linewidth": 1, "lines.linewidth": 2, "axes.xmargin": 0, "axes.ymargin": 0.06, "axes.labelpad": 7,
+        "axes.formatter.useoffset": False, "axes.formatter.limits": (-3, 5),
+        "figure.subplot.left": 60 / WIDTH, "figure.subplot.right": 1 - 14 / WIDTH,
+        "figure.subplot.bottom": 38 / HEIGHT, "figure.subplot.top": 1 - 16 / HEIGHT,
+    }  # fmt: skip
 
 
 def running_mean(points: Points) -> Points:
@@ -152,15 +192,3 @@ def running_mean(points: Points) -> Points:
 
 def _finite(points: Points) -> Points:
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-
-
-def numbers(values: Sequence[float]) -> list[str]:
-    """As text, with as many digits as tell them apart."""
-    if all(value == 0 or 1e-3 <= abs(value) < 1e5 for value in values):
-        return [f"{value:g}" for value in values]
-    said = ["0" if value == 0 else f"{value:.0e}" for value in values]
-    digits = 1
-    while len(set(said)) < len(set(values)) and digits < 12:
-        said = ["0" if value == 0 else f"{value:.{digits}e}" for value in values]
-        digits += 1
-    return said

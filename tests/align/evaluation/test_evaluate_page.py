@@ -134,22 +134,22 @@ def test_the_front_joins_what_no_other_beats():
         Mark(c, interval(g), f"arm {c:g}", f"arm {c:g}") for c, g in ((0.0, 0.0), (1.0, 2.0), (2.0, 1.0), (3.0, 3.0))
     ]
     drawn = fidelity(marks, x_label="x", y_label="y")
-    assert re.findall(r'circle class="(\w+)"', drawn) == ["on", "on", "off", "on"]
-    (line,) = re.findall(r'class="front" points="([^"]*)"', drawn)
-    assert len(line.split()) == 3
-    at = dict(zip("0213", re.findall(r'cx="([\d.]+)"', drawn), strict=True))
-    assert float(at["0"]) < float(at["2"]) < float(at["1"]) < float(at["3"]), "cost grows to the right"
-    labels = re.findall(r'<text x="[^"]*" y="[^"]*">([^<]*)</text>', drawn)
+    xs = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawn)]
+    assert re.findall(r"<circle [^>]*fill: var\(--(\w+)\)", drawn) == ["c0", "c0", "card", "c0"]
+    assert xs == sorted(xs) and len(set(xs)) == 4, "cost grows to the right"
+    (line,) = re.findall(r'<path d="([^"]*)" style="fill: none; stroke: var\(--c0\)', drawn)
+    assert len(re.findall(r"[ML] ", line)) == 3
+    labels = re.findall(r">(arm \d)</text>", drawn)
     assert labels == ["arm 0", "arm 1", "arm 3"], "only the front is labelled"
     close = [Mark(1.0, interval(1.0), "a", "a"), Mark(1.0001, interval(1.0001), "b", "b")]
-    assert len(re.findall(r"<text [^>]*>[ab]</text>", fidelity(close, x_label="x", y_label="y"))) == 1
+    assert len(re.findall(r">[ab]</text>", fidelity(close, x_label="x", y_label="y"))) == 1
 
 
 def test_the_band_is_the_interval():
     drawn = by_strength({"a & b": [(0.0, interval(0.0)), (1.0, interval(2.0))]})
-    (band,) = re.findall(r'polygon points="([^"]*)"', drawn)
-    ys = [float(point.split(",")[1]) for point in band.split()]
-    assert len(ys) == 4 and ys[0] < ys[3] and ys[1] < ys[2] and "a &amp; b" in drawn
+    (band,) = re.findall(r'<path d="([^"]*) z[ ]*" style="fill: var\(--c0\)', drawn)
+    ys = [float(y) for _, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", band)]
+    assert ys[0] < ys[3] and ys[1] < ys[2] and "a &amp; b" in drawn
     assert ys[3] - ys[0] == pytest.approx(ys[2] - ys[1], abs=0.2)
 
 

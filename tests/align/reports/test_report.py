@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from align.errors import UserError
-from align.figures import charts
 from align.figures.statistics import compare
 from align.reports import page as report
 from align.reports.summary import Summary
@@ -154,27 +153,3 @@ def test_a_browser_draws_it_without_an_error(tmp_path):
     broken = tmp_path / "broken.html"
     broken.write_text(page.read_text().replace("</body>", '<script>console.error("seen")</script></body>'))
     assert len(shown(broken, picture)) == 1, "an error would have been seen"
-
-
-def test_ticks_are_round_and_inside():
-    assert charts.ticks(0.0, 1.0, 5) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert charts.ticks(-3.0, 47.0, 5) == [0.0, 10.0, 20.0, 30.0, 40.0]
-    assert charts.ticks(0.0101, 0.0129, 4) == [0.011, 0.012]
-
-
-def test_lines_lie_where_their_values_are():
-    drawn = charts.lines({"a": [(0, 0.0), (10, 1.0)], "b & c": [(0, 1.0), (5, float("nan")), (10, 0.0)]})
-    first, second = re.findall(r'points="([^"]*)"', drawn)
-    (x0, y0), (x1, y1) = ([float(v) for v in pair.split(",")] for pair in first.split())
-    assert x0 == charts.LEFT and x1 == charts.WIDTH - charts.RIGHT and y0 > y1, "y grows upwards"
-    assert [pair.split(",")[0] for pair in second.split()] == [pair.split(",")[0] for pair in first.split()]
-    assert "b &amp; c" in drawn and charts.lines({"none": []}) == ""
-    flat = charts.lines({"a": [(0, 2.0), (1, 2.0)]})
-    assert "nan" not in flat
-
-
-def test_dense_curves_are_shown_under_their_running_mean():
-    points = [(float(i), float(i % 2)) for i in range(100)]
-    assert charts.lines({"a": points}).count("<polyline") == 2
-    smooth = charts.running_mean(points)
-    assert len(smooth) == 100 and all(abs(y - 0.5) < 0.1 for _, y in smooth[10:-10])
