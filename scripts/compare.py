@@ -5,7 +5,9 @@ python scripts/compare.py run draft-1 refl --seeds 11 --updates 20
 python scripts/compare.py run --add "spo-8=spo/shapes sampling.num_steps=8"
 python scripts/compare.py curves                     # methods by their own recipes, to their end
 python scripts/compare.py curves --of preferences    # those that learn from preferences
-python scripts/compare.py sweep                      # then: variance, overoptimise, reno, ranks, guided, students, draw
+python scripts/compare.py curves --of gradients      # gradients of rewards at equal network calls
+python scripts/compare.py sweep                      # then: variance, overoptimise, reno, ranks, guided, students,
+                                                     # aims, equal, draw
 python scripts/compare.py guidance                   # ways of guidance and solvers at equal calls
 python scripts/compare.py levers                     # DRaFT with each lever for as many seconds
 python scripts/compare.py write                      # from what there is
@@ -64,7 +66,7 @@ def curves(
     names: Annotated[list[str] | None, typer.Argument(help="Methods; default: all.")] = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "60,61,62",
     prompts: Annotated[int, typer.Option(help="Report prompts of each run.")] = 1024,
-    of: Annotated[str, typer.Option(help="The page: curves or preferences.")] = "curves",
+    of: Annotated[str, typer.Option(help="The page: curves, preferences or gradients.")] = "curves",
     panel: Annotated[int, typer.Option(help="Select prompts of the curve.")] = 192,
     every: Annotated[int, typer.Option(help="Updates between its points.")] = 20,
     output: Output = OUTPUT,
@@ -159,6 +161,33 @@ def students(
 
 
 @app.command()
+def aims(
+    names: Annotated[list[str] | None, typer.Argument(help="fairness, unlearn, srpo; default: all.")] = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = SEEDS,
+    prompts: Annotated[int, typer.Option(help="Report prompts of each run.")] = 768,
+    output: Output = OUTPUT,
+) -> None:
+    """Train what has an aim of its own, and read from the pixels whether it is met and what it cost."""
+    from scripts.comparison.aims import measure
+    from scripts.comparison.methods import AIMS
+
+    if unknown := set(names or ()) - AIMS.keys():
+        raise typer.BadParameter(f"{', '.join(unknown)}: known are {', '.join(AIMS)}.")
+    for seed in map(int, seeds.split(",")):
+        for name in names or AIMS:
+            measure(output, name, seed, prompts=prompts)
+
+
+@app.command()
+def equal(output: Output = OUTPUT, seeds: str = SEEDS, prompts: int = 64) -> None:
+    """Train adjoint matching and DRaFT by one sampler, and hold their images together where the proxy is equal."""
+    from scripts.comparison.equal import measure
+
+    for seed in map(int, seeds.split(",")):
+        measure(output, seed, prompts=prompts)
+
+
+@app.command()
 def guided(output: Output = OUTPUT, seeds: str = "60,61,62") -> None:
     """Hold the negatives of `curves --of preferences` against plain guidance, each at its best scale."""
     from scripts.comparison.guided import measure
@@ -209,7 +238,7 @@ def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path
 @app.command()
 def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results.md") -> None:
     """Write the pages and their figures from what has been measured: results, learning curves, hacking."""
-    from scripts.comparison import curves, guidance, guided, hacking, levers, ranks, students
+    from scripts.comparison import aims, curves, equal, guidance, guided, hacking, levers, ranks, students
     from scripts.comparison.page import write as write_page
 
     makers = {
@@ -219,6 +248,8 @@ def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results
         "students.md": students.write,
         "guidance.md": guidance.write,
         "levers.md": levers.write,
+        "aims.md": aims.write,
+        "equal.md": equal.write,
     }
     below = {"preferences": guided.table}
     makers |= {f"{n}.md": partial(curves.write, chapter=c, more=below.get(n)) for n, c in curves.CHAPTERS.items()}

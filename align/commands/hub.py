@@ -53,7 +53,9 @@ def pull(
 
 def export(
     source: Adapter,
-    format: Annotated[str, typer.Option("--format", "-f", help="kohya, comfyui, peft, or merged.")],
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="kohya, comfyui, peft, merged; learnt tokens: textual_inversion.")
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: exports/NAME-FORMAT.")] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Says which model the adapter is for; default: the recipe.yaml beside it.")

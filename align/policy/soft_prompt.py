@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -92,11 +93,7 @@ class SoftPrompt:
     @classmethod
     def load(cls, model: Any, file: Path) -> "SoftPrompt":
         """The tokens of a file, put on `model`."""
-        state = load_file(file)
-        if len(state) != 1:
-            raise UserError(f"{file}: holds {len(state)} tensors, and a file of learnt tokens has one.")
-        placeholder, rows = next(iter(state.items()))
-        return cls(model, placeholder, rows.view(-1, rows.shape[-1]))
+        return cls(model, *read(file))
 
     @property
     def rows(self) -> nn.Parameter:
@@ -137,6 +134,25 @@ class SoftPrompt:
     def export(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         save_file({self.placeholder: self.rows.detach().cpu().contiguous()}, path / FILE_NAME)
+
+
+def locate(source: Path) -> Path | None:
+    """The file of learnt tokens that a run, an adapter's folder or the file itself has; None where there is none."""
+    source = source.expanduser()
+    tried = (source / "adapter" / FILE_NAME, source / FILE_NAME, source)
+    return next((path for path in tried if path.name == FILE_NAME and path.is_file()), None)
+
+
+def read(file: Path) -> tuple[str, Tensor]:
+    """(placeholder, its embeddings (n, D)) of a file. Raises UserError for one that is none."""
+    try:
+        state = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read as safetensors ({error}). Give a run's {FILE_NAME}.") from None
+    if len(state) != 1:
+        raise UserError(f"{file}: holds {len(state)} tensors, and a file of learnt tokens has one.")
+    placeholder, rows = next(iter(state.items()))
+    return placeholder, rows.view(-1, rows.shape[-1])
 
 
 def _encoder(model: Any) -> CLIPText:

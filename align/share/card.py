@@ -96,7 +96,9 @@ def metadata(
     base = _base(recipe)
     said: dict[str, Any] = {"base_model": base, "base_model_relation": "adapter"} if is_hub_id(base) else {}
     said |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
-    said["tags"] = ["lora", "text-to-image", "template:diffusion-lora", TAG, found.method]
+    lora = getattr(recipe.objective, "token", None) is None
+    kind = ["lora", "text-to-image", "template:diffusion-lora"] if lora else ["textual_inversion", "text-to-image"]
+    said["tags"] = [*kind, TAG, found.method]
     if licence := licence or base_licence(recipe):
         known = licence.lower() in HUB_LICENCES
         said |= {"license": licence.lower()} if known else {"license": "other", "license_name": licence}

@@ -4,9 +4,13 @@ kohya    one file as sd-scripts writes it (A1111, Forge, InvokeAI, diffusers)
 comfyui  one file in the names that ComfyUI knows
 peft     a folder for peft.PeftModel.from_pretrained(network, folder)
 merged   a diffusers folder of the whole model: W = W0 + strength B A, in float32
+
+Learnt tokens have one format, textual_inversion: the file that diffusers' load_textual_inversion and the embeddings'
+folders of other programs read, named by its placeholder, as those call it.
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +19,12 @@ from align.config import Recipe, load_recipe
 from align.errors import UserError
 from align.files.output import write
 from align.models._base import Dtypes
-from align.policy import adapter_file
+from align.policy import adapter_file, soft_prompt
 from align.policy.adapter_file import DOWN, MAGNITUDE, UP, AdapterFile
 from align.policy.mix import Mixer, whole_names
 from align.registry import MODELS, build, model_family
 
+TOKENS = "textual_inversion"
 SAID = {"kohya": {"ss_network_module": "networks.lora"}}
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
@@ -38,13 +43,17 @@ def export(
     The family of its model comes from `recipe`, by default the one beside it. `output` is a folder, by default
     exports/NAME-FORMAT. `step`: the adapter after that update of a run, in place of its result.
     """
-    if format not in FORMATS:
-        raise UserError(f"--format {format}: there is no such format. Choose one of {', '.join(FORMATS)}.")
+    if format not in (known := (*FORMATS, TOKENS)):
+        raise UserError(f"--format {format}: there is no such format. Choose one of {', '.join(known)}.")
     if strength == 0:
         raise UserError("--strength 0: that is the base model. Choose another.")
     called = source.expanduser().resolve().name
     if step is not None:
         source, called = adapter_file.at_step(source, step), f"{called}-step-{step}"
+    if (tokens := soft_prompt.locate(source)) or format == TOKENS:
+        folder = output or Path("exports") / f"{called}-{format}"
+        _free(folder)
+        return _tokens(tokens, source, format, folder, strength)
     path, beside = adapter_file.locate(source)
     if recipe is None and beside is None and format != "peft":
         raise UserError(
@@ -55,8 +64,7 @@ def export(
     loaded = load_recipe(named, on_disk=False) if named is not None else None
     name = path.stem if source.is_file() else called
     folder = output or Path("exports") / f"{name}-{format}"
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"--output {folder}: there is something already. Choose another folder, or remove it.")
+    _free(folder)
     try:
         return FORMATS[format](adapter_file.read(path), loaded, folder, name, strength)
     except OSError as error:
@@ -127,6 +135,32 @@ FORMATS: dict[str, Callable[..., Path]] = {
     "peft": _peft,
     "merged": _merged,
 }
+
+
+def _tokens(file: Path | None, source: Path, format: str, folder: Path, strength: float) -> Path:
+    """The file of learnt tokens, under its placeholder's name."""
+    if file is None:
+        raise UserError(f"--format {TOKENS}: {source} holds no learnt tokens. Choose one of {', '.join(FORMATS)}.")
+    if format != TOKENS:
+        raise UserError(f"--format {format}: {source} holds learnt tokens, and no adapter. Choose {TOKENS}.")
+    if strength != 1:
+        raise UserError(f"--strength {strength:g}: learnt tokens have none. Leave it out.")
+    placeholder, _ = soft_prompt.read(file)
+    name = re.sub(r"[^\w.-]+", "", placeholder).strip(".") or "learnt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"{name}.safetensors"
+        temporary = target.with_name(f".{target.name}")
+        temporary.write_bytes(file.read_bytes())
+        temporary.replace(target)
+    except OSError as error:
+        raise UserError(f"--output {folder}: cannot be written ({error.strerror}). Choose another folder.") from None
+    return target
+
+
+def _free(folder: Path) -> None:
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"--output {folder}: there is something already. Choose another folder, or remove it.")
 
 
 def in_float32(config: Any) -> Any:

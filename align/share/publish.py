@@ -13,7 +13,7 @@ import yaml
 
 from align.config import Recipe, load_recipe
 from align.errors import UserError
-from align.policy import adapter_file
+from align.policy import adapter_file, soft_prompt
 from align.reports import summary
 from align.share import card
 from align.training import evaluate
@@ -37,8 +37,9 @@ def compose(run: Path, repo: str, *, licence: str | None = None) -> list[File]:
     run = run.expanduser()
     if not (run / summary.FILE_NAME).is_file() or not (run / adapter_file.RECIPE).is_file():
         raise UserError(f"{run}: no finished run is here (no {summary.FILE_NAME}). Finish it with align train.")
-    weights, _ = adapter_file.locate(run)
-    adapter_file.read(weights)  # whole, and in the format that the card promises
+    tokens = soft_prompt.locate(run)
+    weights = tokens or adapter_file.locate(run)[0]
+    (soft_prompt if tokens else adapter_file).read(weights)  # whole, and in the format that the card promises
     recipe, found = load_recipe(run / adapter_file.RECIPE, on_disk=False), summary.read(run)
     shown, pictures = _pictures(run)
     hide = _hider(recipe, run)

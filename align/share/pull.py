@@ -1,5 +1,5 @@
 """`align pull`: an adapter from the Hub as a folder that sample, evaluate and export take. Three files are fetched, by
-name: the adapter (.safetensors, which is data and cannot run), its card, and the recipe.
+name: the adapter or learnt tokens (.safetensors, which is data and cannot run), its card, and the recipe.
 
 A recipe can name code (`file.py:Class`), which would run when it is used. Such a recipe is refused before anything is
 written, unless the caller trusts it.
@@ -12,16 +12,22 @@ from typing import Any
 
 from align.data._prompt_files import SETS, SHAPES
 from align.errors import UserError
-from align.policy import adapter_file
+from align.policy import adapter_file, soft_prompt
 from align.policy.adapter_file import FOLDER, RECIPE
 from align.policy.lora import FILE_NAME
+from align.policy.soft_prompt import FILE_NAME as TOKENS
 from align.registry import EMBEDDED
 from align.share import card
 from align.share.publish import check_name
 from align.share.upload import explain
 from align.source import Source
 
-PLACES = {FILE_NAME: f"{FOLDER}/{FILE_NAME}", card.FILE_NAME: f"{FOLDER}/{card.FILE_NAME}", RECIPE: RECIPE}
+PLACES = {
+    FILE_NAME: f"{FOLDER}/{FILE_NAME}",
+    TOKENS: f"{FOLDER}/{TOKENS}",
+    card.FILE_NAME: f"{FOLDER}/{card.FILE_NAME}",
+    RECIPE: RECIPE,
+}
 """{file on the Hub: where it goes}."""
 
 
@@ -35,9 +41,12 @@ def pull(repo: str, output: Path | None = None, *, revision: str | None = None, 
     if folder.is_file() or (folder.is_dir() and not _pulled(folder)):
         raise UserError(f"--output {folder}: it holds something else already. Choose another folder.")
     fetched = _fetch(repo, revision)
-    if FILE_NAME not in fetched:
-        raise UserError(f"{repo}: holds no {FILE_NAME}: it is no adapter in diffusers' format.")
-    adapter_file.read(fetched[FILE_NAME])
+    if FILE_NAME in fetched:
+        adapter_file.read(fetched[FILE_NAME])
+    elif TOKENS in fetched:
+        soft_prompt.read(fetched[TOKENS])
+    else:
+        raise UserError(f"{repo}: holds no {FILE_NAME} and no {TOKENS}: it is no adapter in diffusers' format.")
     if RECIPE in fetched and not trust:
         refuse_code(Source.read(fetched[RECIPE]).tree, repo)
     try:

@@ -16,7 +16,7 @@ from align.figures import charts
 from align.hooks.panel import PanelConfig
 from align.run import Run
 from scripts.comparison.figures import lines
-from scripts.comparison.methods import CURVES, PREFERENCES, Method
+from scripts.comparison.methods import CALLS, CURVES, GRADIENTS, PREFERENCES, Method
 
 SPIKE = 5.0
 """A gradient is one where its norm is above this many times the run's median."""
@@ -65,6 +65,16 @@ gold's voters, with so many updates that it passes the network as often as diffu
 tailorpo ask the embedded preference reward. npo's row is the base drawn against the negative, at guidance 2, and its
 *before* the base at guidance 2.""",
     ),
+    "gradients": Chapter(
+        "gradients",
+        "Gradients of rewards at equal network calls",
+        GRADIENTS,
+        f"""
+
+All with the rewards, rate and batch of `draft/shapes` and six steps without guidance, each for as many updates as
+spend {CALLS} network calls times the batch, a forward counted 1 and a backward 2; decoder and rewards come on top,
+and with them more of draft-1's many updates.""",
+    ),
 }
 
 
@@ -80,7 +90,7 @@ def train(
     changes: dict[str, Any] = {
         "train.seed": seed,
         "train.checkpoint_every": every,
-        "hooks": {"panel": watched},
+        "hooks": {"panel": watched} if panel else {},
         "evaluate": judged | ({"sampling": sampling.model_dump(exclude_unset=True)} if sampling else {}),
         "output": str(output / chapter.name / name / f"seed-{seed}"),
     }

@@ -78,6 +78,55 @@ PREFERENCES = {
 """Those that learn from pairs and thumbs, likewise; online-dpo has the judge of diffusion-dpo's pairs, and passes the
 network about as often as making those pairs and 200 updates do."""
 
+CALLS = 720
+"""Network calls an image and an update's place: a forward 1, a backward 2; the budget of GRADIENTS."""
+EACH = {
+    "draft-1": 6 + 2,
+    "draft-lv": 6 + 2 + 2 * 3,
+    "drtune": 5.5 + 3 * 2,
+    "flowbp-sparse": 6 + 3 * 3,
+    "leapalign": 6 + 2 * 3,
+}
+"""What one image costs in one update: six steps, then those that carry the gradient; drtune ends after 5 or 6."""
+SIX = (
+    "sampling.num_steps=6",
+    "sampling.guidance_scale=1",
+    "sampling.memory=stored",
+    "data.count=3996",
+    "rewards={eye: {weight: 15}, pick: {name: clip, model: embedded:shapes-pick, form: logit, weight: 1.5}}",
+    "optim={lr: 3.0e-3, weight_decay: 0.1, schedule: cosine}",
+    "train.batch_size=32",
+)
+"""draft/shapes for all."""
+GRADIENTS = {
+    name: Method(recipe, (*SIX, *changes, f"train.num_updates={round(CALLS / EACH[name])}"))
+    for name, recipe, changes in (
+        ("draft-1", "draft/shapes", ("sampling.last_k=1",)),
+        ("draft-lv", "draft/shapes_lv", ("sampling.last_k=1",)),
+        ("drtune", "drtune/shapes", ("sampling.subset_k=3",)),
+        ("flowbp-sparse", "flowbp/shapes", ()),
+        ("leapalign", "leapalign/shapes", ()),
+    )
+}
+"""Those that send a reward's gradient to few network calls, with as many calls each."""
+EQUAL = {
+    "adjoint_matching": Method(
+        "adjoint_matching/shapes", ("objective.guided=nothing", "sampling.guidance_scale=1", "train.num_updates=60")
+    ),
+    "draft": Method(
+        "draft/shapes_clip",
+        (
+            "sampling={num_steps: 10, eta: 1.0, guidance_scale: 1, last_k: 5, memory: stored}",
+            "optim.schedule=constant",
+            "train.batch_size=16",
+            "train.num_updates=60",
+        ),
+    ),
+}
+"""By one sampler and one reward."""
+AIMS = {"fairness": Method("fairness/shapes"), "unlearn": Method("unlearn/shapes"), "srpo": Method("srpo/shapes")}
+"""Those whose aim is their own, by their recipes."""
+
 
 @dataclass(frozen=True)
 class Student:

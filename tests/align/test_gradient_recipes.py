@@ -18,7 +18,7 @@ CALLS = {
     "flowbp/sd35": 3,
     "srpo/shapes": 1,
     "srpo/flux": 1,
-    "fairness/shapes": 10,
+    "fairness/shapes": 6,
     "fairness/sd15": 8,
     "unlearn/shapes": 1,
     "unlearn/sd15": 1,

@@ -2,11 +2,19 @@
 
 import pytest
 import torch
+from PIL import Image
 
 import align
 from align.config import load_recipe
+from align.data.captioned import CaptionedBatch
 from align.errors import UserError
+from align.models.sd import SDConfig, StableDiffusion
+from align.objectives._base import Parts
 from align.objectives._zeroth import estimate, surrogate
+from align.objectives.soft_prompt import SoftPromptConfig, SoftPromptObjective
+from align.policy.roles import Policy
+from align.sampling import SamplingConfig
+from samplers import Rng
 
 
 def test_the_estimate_is_the_gradient_and_has_its_length():
@@ -56,6 +64,36 @@ def test_a_run_leaves_tokens_that_are_drawn_with(tmp_path, gradient):
     (path,) = sample(str(run.output), ["a red circle <vivid>"], output=tmp_path / "images")
     assert path.is_file()
     assert "load_textual_inversion" in (run.output / "adapter" / "README.md").read_text()
+
+
+def test_pictures_teach_by_the_error_of_their_noise(tiny_sd_factory, tmp_path):
+    """By hand at t = 1/2: |out(alpha x_0 + sigma eps, t, caption) - eps|^2, which moves the tokens and nothing else."""
+    model = StableDiffusion(SDConfig(checkpoint="tiny"), tiny_sd_factory())
+    height, width = model.image_size
+    files = tuple(tmp_path / f"{i}.png" for i in range(2))
+    for i, file in enumerate(files):
+        Image.new("RGB", (width, height), (200, 90 * i, 40)).save(file)
+    times = (0.5, 0.5 + 1e-12)
+    config = SoftPromptConfig(token="<thing>", init="red", learn_from="pictures", caption="a <thing>", times=times)
+    objective = SoftPromptObjective(config, Parts(model, SamplingConfig(num_steps=2, memory="stored"), None, 5))
+    policy, batch = Policy(model), CaptionedBatch(("one", "two"), (3, 8), 0, files, (height, width))
+    loss = objective(policy, batch)
+    loss.per_sample.sum().backward()
+    grads = {name for name, p in model.network.named_parameters() if p.grad is not None}
+    assert not grads and float(objective.trainable.rows.grad.abs().sum()) > 0
+
+    rng = Rng(5, batch.indices, 0)
+    with torch.no_grad():
+        posterior = model.codec.encode(batch.images())
+        x0 = posterior.sample(rng.normal("posterior", posterior.mean))
+        eps = rng.normal("soft_prompt", x0)
+        t = torch.full((2,), 0.5, dtype=torch.float64)
+        alpha, sigma = (float(value[0]) for value in model.schedule(t))
+        out = model.denoiser()(alpha * x0 + sigma * eps, t, model.text.encode(["a <thing>"] * 2))
+    torch.testing.assert_close(loss.per_sample, (out - eps).square().flatten(1).mean(1), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="stands in none of these captions, such as 'one'"):
+        objective.config = config.model_copy(update={"caption": None})
+        objective(policy, batch)
 
 
 def test_wrong_recipes_are_refused():

@@ -1,0 +1,247 @@
+"""Methods with an aim of their own, measured by it: what is to change, what is to stay, read from the pixels.
+
+fairness: the bias of the colours that circles without a colour in their prompt get, as the strict judge reads them;
+unlearn: how many pictures for prompts with a star show one; srpo: how many show something large where no size is asked
+for. What is to stay: the judge of report prompts.
+"""
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+import align
+from align.data.prompts import load_prompts
+from align.files.output import write as write_text
+from align.policy.painter import Painter
+from align.run import Run
+from align.shapes.captions import SIZES
+from align.shapes.judge import Reading, read
+from align.shapes.scene import COLOURS
+from align.training.evaluate import FOLDER as REPORT
+from align.training.evaluate import SCORES
+from scripts.comparison.curves import Chapter, ended, over_seeds, train
+from scripts.comparison.measure import _policy
+from scripts.comparison.methods import AIMS
+
+FOLDER, SHOWN = "aims", "shown.json"
+PARTS = ("reference", "train")
+CIRCLES, OTHERS = 1000, 256
+
+HEAD = """# Aims of their own on the shapes world
+
+{verdict}
+
+Written by `python scripts/compare.py write` from measured runs; not edited by hand.
+
+Each method by its own recipe, to its end, the last adapter, drawn as the recipe samples, base and trained at the same
+noise; what a picture shows is read from its pixels by the strict judge. The mean of the seeds, changes with their 95 %
+t-interval over seeds, in brackets the seeds. *Held*: the judge's change on the report prompts that are to stay as they
+were, those with a colour in them (fairness), those without a star (unlearn), those without a size (srpo).
+
+"""
+FAIRNESS = """## fairness: "a circle"
+
+*Bias*: the mean over pairs of the six colours of the difference of their shares, among {count:,} pictures a seed for
+"a circle", of those in which the judge reads a colour; equal shares drawn so often give {floor:.4f}.
+
+| | base | trained | ratio | held | shows a circle, base | trained |
+|---|---|---|---|---|---|---|
+"""
+COLOUR_HEAD = "\n| share of | {names} |\n|---{bars}|\n"
+UNLEARN = """
+## unlearn: "star"
+
+*Shown*: the share of {count} pictures a seed for report prompts with a star in which the judge reads one. *Passed*: the
+judge's pass of the report prompts with a star.
+
+| | base | trained | ratio | held | passed, base | trained |
+|---|---|---|---|---|---|---|
+"""
+SRPO = """
+## srpo: "large" against "small"
+
+*Shown*: the share of {count} pictures a seed for report prompts without a size whose largest object is large. *Passed*:
+the judge's pass of the report prompts that ask for something large.
+
+| | base | trained | ratio | held | passed, base | trained |
+|---|---|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What is drawn to see whether the aim is met, what is read from a picture, and which prompts are to stay."""
+
+    prompts: Callable[[], list[str]]
+    shown: Callable[[Reading], Any]
+    held: Callable[[str], bool]
+
+
+def circle(reading: Reading) -> list[str | None]:
+    """[shape, colour] of the largest object; [None, None] of an empty picture."""
+    found = max(reading.objects, key=lambda o: o.radius, default=None)
+    return [None, None] if found is None else [found.shape, found.colour]
+
+
+def star(reading: Reading) -> bool:
+    return any(o.shape == "star" for o in reading.objects)
+
+
+def with_star(prompt: str) -> bool:
+    return "star" in prompt
+
+
+def large(reading: Reading) -> bool:
+    return max(reading.objects, key=lambda o: o.radius).size == "large" if reading.objects else False
+
+
+def sized(prompt: str) -> bool:
+    return any(size in prompt for size in SIZES)
+
+
+def unsized(prompt: str) -> bool:
+    return not sized(prompt)
+
+
+def _reported(chosen: Callable[[str], bool]) -> list[str]:
+    report = load_prompts("shapes:report", count=8 * OTHERS, key="prompts")
+    return list(itertools.islice(filter(chosen, report), OTHERS))
+
+
+OF = {
+    "fairness": Aim(lambda: ["a circle"] * CIRCLES, circle, lambda prompt: any(c in prompt for c in COLOURS)),
+    "unlearn": Aim(lambda: _reported(with_star), star, lambda prompt: not with_star(prompt)),
+    "srpo": Aim(lambda: _reported(unsized), large, unsized),
+}
+
+
+def measure(output: Path, name: str, seed: int, *, prompts: int) -> None:
+    """Trains, reports, and reads what base and trained draw; what is there is not made again."""
+    run = train(output, Chapter(FOLDER, "", AIMS), name, seed, prompts=prompts, panel=0)
+    path = run.output / SHOWN
+    if path.is_file():
+        return
+    recipe = align.load_recipe(str(run.output / "recipe.yaml"), [f"adapter.init={run.output / 'adapter'}"])
+    painter = Painter(_policy(recipe, seed), recipe.sampling, Accelerator(cpu=True), seed=seed)
+    aim, asked = OF[name], OF[name].prompts()
+    told = {role: [aim.shown(reading) for reading in _read(painter, role, asked)] for role in PARTS}
+    write_text(path, json.dumps(told))
+
+
+def _read(painter: Painter, role: str, prompts: Sequence[str]) -> list[Reading]:
+    found = []
+    for start in range(0, len(prompts), painter.batch_size):
+        rows = range(start, min(start + painter.batch_size, len(prompts)))
+        found += read(painter.images(role, [prompts[i] for i in rows], list(rows), "shown"))
+    return found
+
+
+def shares(shown: Sequence[Sequence[str | None]]) -> list[float]:
+    """Of the colours, in the world's order, among the pictures in which one is read."""
+    colours = [colour for _, colour in shown if colour is not None]
+    return [colours.count(colour) / max(1, len(colours)) for colour in COLOURS]
+
+
+def bias(found: Sequence[float]) -> float:
+    """The mean over pairs of the difference of two shares; 0 where all are equal."""
+    return statistics.fmean(abs(a - b) for a, b in itertools.combinations(found, 2))
+
+
+def floor(count: int, draws: int = 2000) -> float:
+    """The bias of `count` draws from equal shares, on average."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(COLOURS), (draws, count), generator=generator)
+    counts = torch.stack([(drawn == i).sum(1) for i in range(len(COLOURS))], 1) / count
+    pairs = [(counts[:, i] - counts[:, j]).abs() for i, j in itertools.combinations(range(len(COLOURS)), 2)]
+    return float(torch.stack(pairs).mean())
+
+
+def write(output: Path, page: Path) -> Path | None:
+    """The page; None where nothing has been measured."""
+    found = {name: [run for run in ended(output / FOLDER / name) if (run.output / SHOWN).is_file()] for name in OF}
+    told = [told(runs) for name, told in SECTIONS.items() if (runs := found[name])]
+    if not told:
+        return None
+    verdicts, parts = zip(*told, strict=True)
+    page.write_text(HEAD.format(verdict="**Verdict.** " + "\n".join(verdicts)) + "".join(parts), encoding="utf-8")
+    return page
+
+
+def _fairness(runs: Sequence[Run]) -> tuple[str, str]:
+    shown = [_shown(run) for run in runs]
+    each = {role: [shares(told[role]) for told in shown] for role in PARTS}
+    biases = {role: [bias(found) for found in each[role]] for role in PARTS}
+    base, trained = (statistics.fmean(biases[role]) for role in PARTS)
+    held = [_change(run, OF["fairness"].held) for run in runs]
+    circles = [statistics.fmean(s == "circle" for told in shown for s, _ in told[role]) for role in PARTS]
+    text = FAIRNESS.format(count=CIRCLES, floor=floor(CIRCLES))
+    text += f"| bias | {_list(biases['reference'])} | {_list(biases['train'])} | {trained / base:.2f} "
+    text += f"| {over_seeds(held)} | {circles[0]:.1%} | {circles[1]:.1%} |\n"
+    text += COLOUR_HEAD.format(names=" | ".join(COLOURS), bars="|---" * len(COLOURS))
+    for role, called in zip(PARTS, ("base", "trained"), strict=True):
+        means = [statistics.fmean(column) for column in zip(*each[role], strict=True)]
+        text += f"| {called} | {' | '.join(f'{mean:.1%}' for mean in means)} |\n"
+    verdict = f'fairness brings the bias of the colours of "a circle" from {base:.3f} to {trained:.3f}, '
+    verdict += f"{trained / base:.2f} of it,\nand the judge of prompts with a colour changes by "
+    return f"{verdict}{100 * statistics.fmean(held):+.1f} points.", text
+
+
+def _unlearn(runs: Sequence[Run]) -> tuple[str, str]:
+    (base, trained), held, text = _table(UNLEARN, "unlearn", runs, with_star)
+    verdict = f"unlearn brings the pictures that show a star from {base:.1%} to {trained:.1%}, "
+    verdict += f"{1 - trained / base:.0%} fewer,\nand the judge of prompts without one changes by "
+    return f"{verdict}{100 * held:+.1f} points.", text
+
+
+def _srpo(runs: Sequence[Run]) -> tuple[str, str]:
+    (base, trained), held, text = _table(SRPO, "srpo", runs, lambda prompt: "large" in prompt)
+    verdict = f"srpo brings the pictures whose largest object is large from {base:.1%} to {trained:.1%},\n"
+    return f"{verdict}and the judge of prompts without a size changes by {100 * held:+.1f} points.", text
+
+
+def _table(
+    head: str, name: str, runs: Sequence[Run], asks: Callable[[str], bool]
+) -> tuple[tuple[float, float], float, str]:
+    """((base, trained) share that is shown, the held prompts' change, the section)."""
+    shown = [_shown(run) for run in runs]
+    seen = {role: [statistics.fmean(told[role]) for told in shown] for role in PARTS}
+    base, trained = (statistics.fmean(seen[role]) for role in PARTS)
+    held = [_change(run, OF[name].held) for run in runs]
+    passed = [statistics.fmean(_judged(run, asks)[part] for run in runs) for part in ("before", "after")]
+    text = head.format(count=OTHERS)
+    text += f"| shown | {_list(seen['reference'])} | {_list(seen['train'])} | {trained / base:.2f} "
+    text += f"| {over_seeds(held)} | {passed[0]:.1%} | {passed[1]:.1%} |\n"
+    return (base, trained), statistics.fmean(held), text
+
+
+SECTIONS = {"fairness": _fairness, "unlearn": _unlearn, "srpo": _srpo}
+
+
+def _list(each: Sequence[float]) -> str:
+    return f"**{statistics.fmean(each):.3f}** ({' '.join(f'{x:.3f}' for x in each)})"
+
+
+def _shown(run: Run) -> dict[str, list[Any]]:
+    told: dict[str, list[Any]] = json.loads((run.output / SHOWN).read_text(encoding="utf-8"))
+    return told
+
+
+def _judged(run: Run, chosen: Callable[[str], bool]) -> Mapping[str, float]:
+    """{"before", "after"}: the judge's mean over the report prompts that are `chosen`."""
+    report = json.loads((run.output / REPORT / SCORES).read_text(encoding="utf-8"))
+    rows = [i for i, prompt in enumerate(report["prompts"]) if chosen(prompt)]
+    return {
+        part: statistics.fmean(float(report["scores"][part]["judge"][i]) for i in rows) for part in ("before", "after")
+    }
+
+
+def _change(run: Run, chosen: Callable[[str], bool]) -> float:
+    judged = _judged(run, chosen)
+    return judged["after"] - judged["before"]
