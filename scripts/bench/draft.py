@@ -2,11 +2,14 @@
 
     python scripts/bench/draft.py --steps 20 --last-k 1 --batch 2
     python scripts/bench/draft.py --model embedded:shapes-sd --steps 10 --batch 16 --guidance 3
+    python scripts/bench/draft.py --model embedded:shapes-sd --batch 16 --guidance 2 --levers '{"reuse": 4}'
     python scripts/bench/draft.py --model FOLDER --peer-command "peer/bin/python peer.py FOLDER --T 20 --K 1 --batch 2"
 
 Everything is measured in one process and in turns: an update of the real trainer, its parts alone, the baseline; what
 else the machine does then meets all of them alike. Ratios are of medians, with 95 % bootstrap intervals over the turns.
 The peer's command must print "median_s NUMBER"; it is run in turns with ours too.
+--levers is the recipe's sampling.levers, of our update alone: parts and baseline are in full. With reuse, a turn is the
+mean of the updates that share one run of the steps before the window.
 
 Parts: the calls without gradient; the K calls with it (forward, recomputation, backward); decoding and the reward, each
 forward and backward. The baseline has the structure of TRL 0.11's AlignProp: every call runs under grad and is
@@ -163,7 +166,9 @@ def measure(arguments: argparse.Namespace, model: str, folder: Path) -> dict[str
         "last_k": arguments.last_k,
         "guidance_scale": arguments.guidance,
         "checkpoint_steps": not arguments.no_checkpoint,
+        "levers": json.loads(arguments.levers) or None,
     }
+    reuse = (sampling["levers"] or {}).get("reuse", 1)
     hook = {
         "name": f"{Path(__file__).resolve()}:Measure",
         "sampling": sampling,
@@ -177,7 +182,7 @@ def measure(arguments: argparse.Namespace, model: str, folder: Path) -> dict[str
         "rewards": {arguments.reward: json.loads(arguments.reward_settings)},
         "sampling": sampling,
         "train": {
-            "num_updates": arguments.repeats + 2,
+            "num_updates": (arguments.repeats + 2) * reuse,
             "batch_size": arguments.batch,
             "checkpoint_every": 10**6,
             "compile": arguments.compile,
@@ -187,7 +192,12 @@ def measure(arguments: argparse.Namespace, model: str, folder: Path) -> dict[str
     }
     align.train(recipe, resume="never")
     times = json.loads((folder / "times.json").read_text())
-    return {name: values[2:] for name, values in times.items()}
+    return {name: turns(values, reuse)[2:] for name, values in times.items()}
+
+
+def turns(values: list[float], reuse: int) -> list[float]:
+    """Seconds of every update -> of an update in each turn: the mean of `reuse` in a row."""
+    return [statistics.fmean(values[i : i + reuse]) for i in range(0, len(values), reuse)]
 
 
 def ratio(above: list[float], below: list[float]) -> str:
@@ -224,6 +234,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--no-checkpoint", action="store_true", help="keep the activations of the K calls")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--levers", default="{}", help="sampling.levers, as JSON")
     parser.add_argument("--cpu-time", action="store_true", help="the process's CPU time: on a machine that others use")
     parser.add_argument("--peer-command")
     parser.add_argument("--peer-rounds", type=int, default=5)
