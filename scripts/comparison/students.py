@@ -42,13 +42,13 @@ Written by `python scripts/compare.py write` from measured runs; not edited by h
 Each student by its recipe, to its end, the last adapter, {prompts:,} report prompts a seed, the mean of the seeds, and
 differences with their 95 % t-interval over seeds, in brackets the seeds. *Against many*: against its base at {many}
 steps under guidance {guidance:g}, {calls} network calls an image, at the same noise; *its own steps*: the base at as
-many steps as the student, without guidance. *Energy*: of the images' gradients, in percent of that base's; less is
-blur. tdm_r1 and nft begin from the seed's tdm-4 and ask the strict judge; diff-instruct begins from tdm-2 and follows
-pick. *Seconds* are those of the training's updates on one thread, on a machine that did other work beside, what it
-begins from not counted.
+many steps as the student, without guidance; *its start*: the student that it begins from. *Energy*: of the images'
+gradients, in percent of that base's; less is blur. tdm_r1 and nft begin from the seed's tdm-4 and ask the strict judge;
+diff-instruct begins from tdm-2 and follows pick. *Seconds* are those of the training's updates on one thread, on a
+machine that did other work beside, what it begins from not counted.
 
-| drawn by | steps | judge | against many | against its own steps | gold against many | energy | updates | seconds |
-|---|---|---|---|---|---|---|---|---|
+| drawn by | steps | judge | against many | its own steps | its start | gold against many | energy | updates | seconds |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -103,10 +103,11 @@ def write(output: Path, page: Path) -> Path | None:
         gold = [_mean(t["after"], "gold") - _mean(m, "gold") for t, m in zip(told, many, strict=True)]
         blur = [_mean(t["after"], BLUR) / _mean(m, BLUR) for t, m in zip(told, many, strict=True)]
         passed = statistics.fmean(_mean(t["after"], "judge") for t in told)
+        start = _begun(output, name, told, runs)
         seconds = statistics.fmean(sum(r.get("seconds", 0.0) for r in run.metrics) for run in runs)
         rows.append(
             f"| {name} | {runs[0].recipe.sampling.num_steps} | {passed:.1%} | {over_seeds(gains[name])} "
-            f"| {over_seeds(own)} | {over_seeds(gold)} | {_percent(blur)} | {runs[0].report.num_updates} "
+            f"| {over_seeds(own)} | {start} | {over_seeds(gold)} | {_percent(blur)} | {runs[0].report.num_updates} "
             f"| {seconds:.0f} |"
         )
     rows += _bases(output, found)
@@ -139,6 +140,17 @@ def _curves(found: Mapping[str, Sequence[Run]]) -> dict[str, list[tuple[float, f
     return curves
 
 
+def _begun(output: Path, name: str, told: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> str:
+    """The judge's gain over the student that it begins from; empty where it begins from the base."""
+    if not (start := STUDENTS[name].start):
+        return ""
+    each = []
+    for run, own in zip(runs, told, strict=True):
+        first = Run(output / FOLDER / start / f"seed-{run.recipe.train.seed}")
+        each.append(_mean(own["after"], "judge") - _mean(_scores(first)["after"], "judge"))
+    return over_seeds(each)
+
+
 def _bases(output: Path, found: Mapping[str, Sequence[Run]]) -> list[str]:
     """Rows of each base at its students' steps, and at many."""
     few = {
@@ -155,14 +167,14 @@ def _bases(output: Path, found: Mapping[str, Sequence[Run]]) -> list[str]:
         blur = [_mean(b, BLUR) / _mean(m, BLUR) for b, m in zip(before, many, strict=True)]
         passed = statistics.fmean(_mean(b, "judge") for b in before)
         rows.append(
-            f"| {base}, no guidance | {steps} | {passed:.1%} | {over_seeds(each)} | | {over_seeds(gold)} "
+            f"| {base}, no guidance | {steps} | {passed:.1%} | {over_seeds(each)} | | | {over_seeds(gold)} "
             f"| {_percent(blur)} | | |"
         )
     for base in dict.fromkeys(base for base, _ in sorted(few)):
         files = (output / FOLDER / "teacher" / base).glob("*.json")
         passed = statistics.fmean(_mean(json.loads(p.read_text(encoding="utf-8")), "judge") for p in files)
         rows.append(
-            f"| {base}, guidance {TEACHER['guidance_scale']:g} | {TEACHER['num_steps']} | {passed:.1%} | | | | | | |"
+            f"| {base}, guidance {TEACHER['guidance_scale']:g} | {TEACHER['num_steps']} | {passed:.1%} | | | | | | | |"
         )
     return rows
 
