@@ -48,6 +48,8 @@ class Outcome(BaseModel):
     iteration: int
     """Updates (reno) before the best, or candidates (best-of) that it is the best of."""
     iterations: int
+    path: list[float | None] = []
+    """What was maximised, of each iterate (reno), the start first; null where it was no number."""
     seconds: float
     """Of the batch that the image was made in."""
     forward_equivalents: float

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from align.figures import pages
+from align.figures import charts, pages
 from align.files.output import write as write_file
 from align.noise import table as reno_table
 from align.noise.files import Outcome
@@ -34,9 +34,11 @@ def _image(folder: Path, outcome: Outcome) -> dict[str, Any]:
     shots.append({"name": outcome.method, "image": pages.picture(path, outcome.method), "wins": won})
     if moving.is_file():
         shots.append({"name": "the path", "image": pages.as_it_is(moving, "the path", pixels=True), "wins": False})
+    curve = {"reward": [(float(i), reward) for i, reward in enumerate(outcome.path) if reward is not None]}
     return {
         "prompt": outcome.prompt,
         "shots": shots,
+        "curve": charts.lines(curve, marks={float(outcome.iteration): f"update {outcome.iteration}: the best"}),
         "scores": [
             (label, outcome.start[label], score) for label, score in outcome.best.items() if label in outcome.start
         ],

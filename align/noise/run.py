@@ -128,6 +128,7 @@ class Session:
                 frames=done.noise.frames[i] if done.noise.frames is not None else None,
                 iteration=int(done.noise.best_step[i]),
                 iterations=done.iterations,
+                path=[float(f"{reward:.6g}") for reward in done.noise.rewards[i]],
                 seconds=done.seconds,
                 forward_equivalents=each,
                 baselines={name: said[place] for name, said in baselines.items()},

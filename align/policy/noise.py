@@ -38,6 +38,8 @@ class Noise:
         self._held: tuple[Tensor, Tensor] | None = None  # which rows are to stay, and where they are
         self.frames: list[Tensor] | None = None
         """Per row the images of its iterates, (iterates, 3, H, W) bytes on the CPU, if asked for by `keep_frames`."""
+        self.rewards: list[list[float]] = [[] for _ in range(len(x_T))]
+        """Per row the rewards of its iterates, the start first."""
 
     def __len__(self) -> int:
         return len(self.x_T)
@@ -89,6 +91,8 @@ class Noise:
         part = slice(*span)
         if step == 0:
             self.first_reward[part] = rewards.to(self.first_reward)
+        for row, reward in zip(range(*span), rewards.tolist(), strict=True):
+            self.rewards[row].append(reward)
         better = rewards.to(self.best_reward) > self.best_reward[part]
         shaped = better[:, None, None, None]
         self.best[part] = torch.where(shaped, self.x_T.detach()[part], self.best[part])
@@ -114,13 +118,14 @@ class Noise:
         if accelerator.num_processes == 1:
             return
         names = ("best", "best_reward", "best_step", "first_reward")
-        mine = {name: getattr(self, name).cpu() for name in names}, self.frames
-        for held, frames in gather_object([mine]):
+        mine = {name: getattr(self, name).cpu() for name in names}, self.frames, self.rewards
+        for held, frames, rewards in gather_object([mine]):
             theirs = ~held["first_reward"].isnan()
             for name in names:
                 getattr(self, name)[theirs.to(self.best.device)] = held[name][theirs].to(self.best.device)
-            if self.frames is not None:
-                for row in theirs.nonzero().flatten().tolist():
+            for row in theirs.nonzero().flatten().tolist():
+                self.rewards[row] = rewards[row]
+                if self.frames is not None:
                     self.frames[row] = frames[row]
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -64,6 +64,19 @@ def test_noise_optimisation_names_its_pictures_and_its_winner(tmp_path):
     assert "no images" in report.write(tmp_path, []).read_text()
 
 
+def test_noise_optimisation_shows_its_way(tmp_path):
+    for name in ("0.png", "0-start.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    text = report.write(tmp_path, [outcome(path=[0.1, 0.2, 0.3, None])]).read_text()
+    assert sorted(re.findall(r"<title>(\d: [\d.]+|update \d.*?)</title>", text)) == [
+        "0: 0.1",
+        "1: 0.2",
+        "2: 0.3",
+        "update 2: the best",
+    ]
+    assert 'class="chart"' not in report.write(tmp_path, [outcome()]).read_text(), "best-of has none"
+
+
 def test_a_comparison_is_tables_and_pictures_have_their_size(tmp_path):
     """No Markdown in a page, and no page that jumps while its pictures are read."""
     for name in ("0.png", "0-start.png"):

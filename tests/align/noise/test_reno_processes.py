@@ -29,6 +29,7 @@ def test_three_rows_on_two_processes(tiny_sd_factory, tmp_path):
     for mine, whole in zip(first["lines"], one["lines"], strict=True):
         assert mine["iteration"] == whole["iteration"] and mine["file"] == whole["file"]
         assert mine["best"] == pytest.approx(whole["best"], abs=1e-5)
+        assert mine["path"] == pytest.approx(whole["path"], rel=1e-4, abs=1e-5) and len(mine["path"]) > 1
         assert mine["start"] == pytest.approx(whole["start"], abs=1e-5)
     assert len(read(tmp_path / "two" / "images")) == 3  # written once
     gifs = sorted(path.name for path in (tmp_path / "two" / "images").glob("*.gif"))

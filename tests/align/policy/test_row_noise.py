@@ -134,6 +134,7 @@ def test_the_best_iterate_is_kept_by_reward_and_the_start_counts(tmp_path):
     trained, seen = iterates(tmp_path, scores)
     assert trained.best_step.tolist() == [0, 1, 2]  # a tie keeps the earlier one
     assert trained.best_reward.tolist() == [5.0, 2.0, 3.0] and trained.first_reward.tolist() == [5.0, 0.0, 0.0]
+    assert trained.rewards == [list(row) for row in zip(*scores, strict=True)]
     for row, step in enumerate([0, 1, 2]):
         assert torch.equal(trained.best[row], seen[step][row])
     assert not torch.equal(seen[0], seen[1]) and not torch.equal(trained.best, trained.x_T)
