@@ -93,6 +93,23 @@ def test_an_argument_that_is_no_text_is_one_line(monkeypatch, capsys):
     assert ended.value.code == 2 and said.startswith("argument 3: is not UTF-8 text") and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(("code", "left"), [(0, 1), (None, 1), (2, 0), (130, 0)])
+def test_processes_end_together_where_all_went_well(monkeypatch, code, left):
+    """After a failure of its own a process waits for nobody: the others may be in the middle of something."""
+    from align import __main__, processes
+
+    def ends() -> None:
+        raise SystemExit(code)
+
+    times = []
+    monkeypatch.setattr("sys.argv", ["align", "recipes"])
+    monkeypatch.setattr("align.commands.app.app", ends)
+    monkeypatch.setattr(processes, "leave", lambda: times.append(1))
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == code and len(times) == left
+
+
 def test_schema(tmp_path):
     printed = CliRunner().invoke(app, ["schema"])
     written = CliRunner().invoke(app, ["schema", "--output", str(tmp_path / "recipe.json")])

@@ -7,10 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from test_reno_run import recipe
 
+from align import processes
 from align.noise.run import Session
 from align.noise.studio import Studio
 
@@ -22,9 +22,7 @@ def main(model: str, output: Path) -> None:
     outcomes = list(Session(settings, output / "images", print, Studio(settings, accelerator)).run(frames=True))
     report = {"num_processes": accelerator.num_processes, "lines": [json.loads(o.model_dump_json()) for o in outcomes]}
     (output / f"rank-{accelerator.process_index}.json").write_text(json.dumps(report))
-    accelerator.wait_for_everyone()  # who ends while the other still talks aborts
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    processes.leave()
 
 
 if __name__ == "__main__":
