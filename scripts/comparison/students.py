@@ -153,10 +153,9 @@ def _begun(output: Path, name: str, told: Sequence[Mapping[str, Any]], runs: Seq
 
 def _bases(output: Path, found: Mapping[str, Sequence[Run]]) -> list[str]:
     """Rows of each base at its students' steps, and at many."""
-    few = {
-        (_teacher(output, runs[0].recipe).parent.name, runs[0].recipe.sampling.num_steps): runs
-        for runs in found.values()
-    }
+    few: dict[tuple[str, int], Sequence[Run]] = {}
+    for runs in sorted(found.values(), key=len):  # the most seeds that there are
+        few[_teacher(output, runs[0].recipe).parent.name, runs[0].recipe.sampling.num_steps] = runs
     rows = []
     for (base, steps), runs in sorted(few.items()):
         before, many = [_scores(run)["before"] for run in runs], [_many(output, run) for run in runs]
