@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from align.errors import UserError
 from align.policy.mix import Located, locate
@@ -166,9 +166,27 @@ def _mixtures(arms: Sequence[Arm], weights: Sequence[float]) -> list[Arm]:
 
 
 def _names(found: Mapping[str, Located]) -> dict[str, str]:
-    """{adapter: a name that no other has}."""
-    names = [place.name for place in found.values()]
-    return {a: place.name if names.count(place.name) == 1 else a for a, place in found.items()}
+    """{adapter: a name that no other has}: its run, behind as many folders as tell it from the others."""
+    names: dict[str, str] = {}
+    for name in {place.name for place in found.values()}:
+        tails = {adapter: _tails(adapter, name) for adapter, place in found.items() if place.name == name}
+        for above in range(max(map(len, tails.values()))):
+            told = {adapter: own[min(above, len(own) - 1)] for adapter, own in tails.items()}
+            if len(set(told.values())) == len(told):
+                break
+        else:
+            told = {adapter: adapter for adapter in tails}
+        names |= told
+    return names
+
+
+def _tails(adapter: str, name: str) -> list[str]:
+    """ "a/b/run/adapter/file", "run" -> run, b/run, a/b/run."""
+    parts = PurePath(adapter).parts
+    if name not in parts:
+        return [name]
+    end = len(parts) - parts[::-1].index(name)
+    return ["/".join(parts[start:end]) for start in range(end - 1, -1, -1)]
 
 
 def _labelled(arm: Arm, names: Mapping[str, str]) -> Arm:

@@ -89,13 +89,13 @@ def _sweeps(found: Evaluation) -> Iterator[tuple[str, Markup]]:
     """A chart for each adapter, or fixed mixture, that was tried at several strengths."""
     series: dict[str, dict[str, list[tuple[float, Interval]]]] = defaultdict(lambda: defaultdict(list))
     for arm in found.arms:
-        if len(arm.adapters) != 1:
+        if len(arm.adapters) != 1 or arm.negative is not None:
             continue
         ((adapter, strength),) = arm.adapters.items()
         for label, gain in arm.scores.items():
             series[adapter][label].append((strength, _over(gain.difference, gain.std_before or 1.0)))
     for adapter, scores in series.items():
-        if len(next(iter(scores.values()))) > 1:
+        if len({strength for strength, _ in next(iter(scores.values()))}) > 1:
             ordered = {label: sorted(points, key=lambda point: point[0]) for label, points in scores.items()}
             name = next(arm.label.rpartition(" x ")[0] for arm in found.arms if list(arm.adapters) == [adapter])
             yield f"{name}: change in standard deviations of the baseline's scores", by_strength(ordered)

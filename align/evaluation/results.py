@@ -47,6 +47,8 @@ class ArmResult(Known):
     """Its folder in images/."""
     adapters: dict[str, float]
     """{adapter: weight}."""
+    negative: dict[str, float] | None = None
+    """The same of guidance's unprompted branch, where it is another than the prompted one's."""
     noise: str | None
     count: int
     scores: dict[str, Gain]
@@ -127,6 +129,7 @@ def against(before: Measured, after: Measured, items: Sequence[Item]) -> ArmResu
         label=arm.label,
         slug=arm.slug,
         adapters=dict(arm.adapters),
+        negative=None if arm.negative is None else dict(arm.negative),
         noise=arm.noise,
         count=arm.count,
         scores=gains(before.scores, after.scores),

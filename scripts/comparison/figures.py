@@ -34,13 +34,16 @@ def lines(series: Mapping[str, charts.Points], x_label: str, marks: Mapping[floa
 
     def build(axes: Axes) -> None:
         for number, (name, points) in enumerate(series.items()):
-            axes.plot(*zip(*points, strict=True), color=charts.colour(number), label=name)
+            dashed = "--" if number >= charts.NUM_COLOURS else "-"  # where colours run out
+            axes.plot(*zip(*points, strict=True), color=charts.colour(number), linestyle=dashed, label=name)
         for place, text in marks.items():
             axes.axvline(place, color=charts.colour("muted"), linestyle=(0, (4, 3)), linewidth=1.5)
             axes.annotate(
                 text, (place, 1), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points"
             )
-        axes.figure.legend(loc="outside lower left", ncols=4, handlelength=1, columnspacing=1.2, labelcolor="linecolor")
+        axes.figure.legend(
+            loc="outside lower left", ncols=4, handlelength=1.6, columnspacing=1.2, labelcolor="linecolor"
+        )
 
     return charts.alone(build, x_label=x_label, size=(charts.WIDTH, charts.HEIGHT + 24 + 15 * ((len(series) - 1) // 4)))
 

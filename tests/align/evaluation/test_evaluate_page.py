@@ -13,7 +13,7 @@ from align.evaluation.arms import Arm
 from align.evaluation.benchmarks import Item
 from align.evaluation.charts import Mark, by_strength, fidelity
 from align.evaluation.files import Chunk, Folder
-from align.evaluation.page import PAGE, page
+from align.evaluation.page import PAGE, _sweeps, page
 from align.evaluation.results import Evaluation, Measured, against, baseline
 from align.figures.statistics import Interval
 
@@ -181,3 +181,12 @@ def test_a_browser_sorts_and_filters_the_grid(tmp_path):
     assert [kind for _, _, kinds in best for kind in kinds[-1:]] == ["good", "good", "bad"]
     assert [place for place, *_ in after({"score": "proxy", "order": "2", "category": "colour"})] == ["0", "2"]
     assert [place for place, *_ in after({"words": "STARS sun"})] == ["1"]
+
+
+def test_one_strength_and_a_negative_of_its_own_are_no_sweep(tmp_path):
+    found, _ = made(tmp_path)
+    whole = found.arms[1]
+    assert len(list(_sweeps(found))) == 1
+    beside = whole.model_copy(update={"adapters": {"mine": 1.0}, "negative": {"other": 1.0}})
+    for arms in ([whole], [whole, whole], [whole, beside]):
+        assert list(_sweeps(found.model_copy(update={"arms": arms}))) == []
