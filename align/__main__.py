@@ -27,8 +27,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as ended:
-        if not ended.code and (processes := sys.modules.get("align.processes")):
-            processes.leave()
+        if not ended.code and (sharding := sys.modules.get("align.sharding")):
+            sharding.leave()
         if ended.code == 2 and "triton" not in sys.modules:  # whose bindings would complain
             gc.freeze()  # the refusal is said: no search of all that torch has made before the program ends
         raise

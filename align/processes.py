@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import Any
 
 import accelerate
-import torch
 from accelerate import utils
 from accelerate.utils import InitProcessGroupKwargs
 
@@ -60,15 +59,6 @@ def broadcast_object_list(listed: list[Any]) -> list[Any]:
     """accelerate's: the main process's list, on all of them."""
     sharding.idle()
     return utils.broadcast_object_list(listed)
-
-
-def leave() -> None:
-    """At the end of a command that went well: all processes end together. One that is still talking when another has
-    ended is aborted by the group's threads."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        sharding.idle()
-        accelerate.PartialState().wait_for_everyone()
-        torch.distributed.destroy_process_group()
 
 
 def sharded() -> bool:

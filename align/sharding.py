@@ -29,6 +29,15 @@ def idle() -> None:
         _turns.idle()
 
 
+def leave() -> None:
+    """At the end of a command that went well: all processes end together. One that is still talking when another has
+    ended is aborted by the group's threads."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        idle()
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def shard(
     network: nn.Module, device: torch.device, num_processes: int, patience: timedelta, *, offload: bool = False
 ) -> None:

@@ -27,6 +27,7 @@ CALLS = {
     "adjoint_matching/shapes": 4 + 8,
     "adjoint_matching/sd15": 4 + 5,
     "tdm/shapes": 2,
+    "tdm/shapes_flow": 2,
     "tdm/sd15": 2,
     "tdm/sdxl": 2,
     "tdm/sd35": 2,
@@ -53,7 +54,7 @@ def rehearsed(name: str, folder, **changes) -> Rehearsal:
     """The recipe's first micro-batch; of a published model's on a tiny one, at its own size."""
     changes = {"output": str(folder / "run"), "train.micro_batch_size": 2} | changes
     recipe = load_recipe(name, changes)
-    if not name.endswith("/shapes"):
+    if "/shapes" not in name:
         changes |= tiny(recipe.model.name, folder / "model") | {"sampling.image_size": None}
         changes |= {"sampling.num_steps": FEW[name]} if name in FEW else {}
         changes |= {"evaluate.sampling.image_size": None} if recipe.evaluate and recipe.evaluate.sampling else {}

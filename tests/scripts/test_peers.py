@@ -65,4 +65,4 @@ def test_the_page_has_all_sides_and_seeds_and_a_curve_a_method(page, tmp_path):
     assert found["ours"] == [(0.0, 0.0), (10.0, pytest.approx(0.2)), (20.0, pytest.approx(0.3))]
     assert found["theirs"] == [(0.0, 0.0), (20.0, pytest.approx(0.2))], "a turn that not all seeds have is left out"
     for name in ("alignprop", "reno"):
-        assert f"(img/peers-{name}.svg)" in text and "<polyline" in (tmp_path / f"img/peers-{name}.svg").read_text()
+        assert f"(img/peers-{name}.svg)" in text and "<path" in (tmp_path / f"img/peers-{name}.svg").read_text()

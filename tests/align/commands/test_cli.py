@@ -96,7 +96,7 @@ def test_an_argument_that_is_no_text_is_one_line(monkeypatch, capsys):
 @pytest.mark.parametrize(("code", "left"), [(0, 1), (None, 1), (2, 0), (130, 0)])
 def test_processes_end_together_where_all_went_well(monkeypatch, code, left):
     """After a failure of its own a process waits for nobody: the others may be in the middle of something."""
-    from align import __main__, processes
+    from align import __main__, sharding
 
     def ends() -> None:
         raise SystemExit(code)
@@ -104,7 +104,7 @@ def test_processes_end_together_where_all_went_well(monkeypatch, code, left):
     times = []
     monkeypatch.setattr("sys.argv", ["align", "recipes"])
     monkeypatch.setattr("align.commands.app.app", ends)
-    monkeypatch.setattr(processes, "leave", lambda: times.append(1))
+    monkeypatch.setattr(sharding, "leave", lambda: times.append(1))
     with pytest.raises(SystemExit) as ended:
         __main__.main()
     assert ended.value.code == code and len(times) == left

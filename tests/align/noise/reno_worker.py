@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from test_reno_run import recipe
 
-from align import processes
+from align import sharding
 from align.noise.run import Session
 from align.noise.studio import Studio
 
@@ -22,7 +22,7 @@ def main(model: str, output: Path) -> None:
     outcomes = list(Session(settings, output / "images", print, Studio(settings, accelerator)).run(frames=True))
     report = {"num_processes": accelerator.num_processes, "lines": [json.loads(o.model_dump_json()) for o in outcomes]}
     (output / f"rank-{accelerator.process_index}.json").write_text(json.dumps(report))
-    processes.leave()
+    sharding.leave()
 
 
 if __name__ == "__main__":
