@@ -74,7 +74,8 @@ def _pipeline(folder: Path, dtypes: Dtypes) -> Any:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     components: dict[str, Any] = {}
     for name, entry in index.items():
-        if name.startswith("_") or not isinstance(entry, list) or not isinstance(entry[0], str | None):
+        pair = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str | None)
+        if name.startswith("_") or not pair:
             continue  # a setting: Krea 2 has a list of numbers among them
         library = {"diffusers": diffusers, "transformers": transformers}.get(str(entry[0]))
         kind = getattr(library, str(entry[1]), None)

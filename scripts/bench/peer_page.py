@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from comparison.figures import lines  # type: ignore[import-not-found]
+from comparison.figures import lines  # type: ignore[import-not-found]  # found by the line above
 
 from align.figures.statistics import compare
 

@@ -27,7 +27,7 @@ import torch
 from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).parent))
-import peer_page  # type: ignore[import-not-found]
+import peer_page  # type: ignore[import-not-found]  # beside this file
 import reno  # type: ignore[import-not-found]
 
 import align

@@ -32,6 +32,7 @@ JUDGED: Mapping[str, Mapping[str, Any]] = {label: {} for label in LABELS} | {
     BLUR: {"name": "sharpness", "form": "gradient"}
 }
 TEACHER = {"num_steps": 20, "guidance_scale": 2.0}
+PANEL = 192  # select prompts of the curves
 
 HEAD = """# Students of few steps on the shapes world
 
@@ -44,11 +45,11 @@ differences with their 95 % t-interval over seeds, in brackets the seeds. *Again
 steps under guidance {guidance:g}, {calls} network calls an image, at the same noise; *its own steps*: the base at as
 many steps as the student, without guidance; *its start*: the student that it begins from. *Energy*: of the images'
 gradients, in percent of that base's; less is blur. tdm_r1 and nft begin from the seed's tdm-4 and ask the strict judge;
-diff-instruct begins from tdm-2 and follows pick. *Seconds* are those of the training's updates on one thread, on a
+diff-instruct begins from tdm-2 and follows pick. *s* are the seconds of the training's updates on one thread, on a
 machine that did other work beside, what it begins from not counted.
 
-| drawn by | steps | judge | against many | its own steps | its start | gold against many | energy | updates | seconds |
-|---|---|---|---|---|---|---|---|---|---|
+| drawn by | steps | judge | against many | its own steps | its start | gold, many | gold, its start | energy | updates | s |
+|---|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -61,7 +62,7 @@ def measure(output: Path, name: str, seed: int, *, prompts: int) -> None:
         adapter = output / FOLDER / method.start / f"seed-{seed}" / "adapter"
         begun = replace(method.method, changes=(*method.method.changes, f"adapter.init={adapter}"))
         chapter = replace(chapter, methods={name: begun})
-    run = train(output, chapter, name, seed, prompts=prompts, panel=192, every=50)
+    run = train(output, chapter, name, seed, prompts=prompts, panel=PANEL, every=50)
     teach(output, run.recipe, prompts)
 
 
@@ -103,17 +104,18 @@ def write(output: Path, page: Path) -> Path | None:
         gold = [_mean(t["after"], "gold") - _mean(m, "gold") for t, m in zip(told, many, strict=True)]
         blur = [_mean(t["after"], BLUR) / _mean(m, BLUR) for t, m in zip(told, many, strict=True)]
         passed = statistics.fmean(_mean(t["after"], "judge") for t in told)
-        start = _begun(output, name, told, runs)
+        start, golden = (_begun(output, name, told, runs, label) for label in ("judge", "gold"))
         seconds = statistics.fmean(sum(r.get("seconds", 0.0) for r in run.metrics) for run in runs)
         rows.append(
             f"| {name} | {runs[0].recipe.sampling.num_steps} | {passed:.1%} | {over_seeds(gains[name])} "
-            f"| {over_seeds(own)} | {start} | {over_seeds(gold)} | {_percent(blur)} | {runs[0].report.num_updates} "
-            f"| {seconds:.0f} |"
+            f"| {over_seeds(own)} | {start} | {over_seeds(gold)} | {golden} | {_percent(blur)} "
+            f"| {runs[0].report.num_updates} | {seconds:.0f} |"
         )
     rows += _bases(output, found)
     first = next(iter(found.values()))[0]
     best = max(gains, key=lambda name: statistics.fmean(gains[name]))
-    verdict = "**Verdict.** Against the base at 20 guided steps, in points of the strict judge:\n"
+    many = TEACHER["num_steps"]
+    verdict = f"**Verdict.** Against the base at {many} guided steps, in points of the strict judge:\n"
     verdict += ", ".join(f"{name} {100 * statistics.fmean(each):+.1f}" for name, each in gains.items())
     head = HEAD.format(
         verdict=f"{verdict}; {best} is best.",
@@ -125,7 +127,7 @@ def write(output: Path, page: Path) -> Path | None:
     images = page.parent / "img"
     images.mkdir(parents=True, exist_ok=True)
     (images / "students.svg").write_text(lines(_curves(found), "update", {}), encoding="utf-8")
-    figure = "\n![Share of 192 select prompts that the judge passes, over updates](img/students.svg)\n"
+    figure = f"\n![Share of {PANEL} select prompts that the judge passes, over updates](img/students.svg)\n"
     page.write_text(head + "\n".join(rows) + "\n" + figure, encoding="utf-8")
     return page
 
@@ -140,14 +142,14 @@ def _curves(found: Mapping[str, Sequence[Run]]) -> dict[str, list[tuple[float, f
     return curves
 
 
-def _begun(output: Path, name: str, told: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> str:
-    """The judge's gain over the student that it begins from; empty where it begins from the base."""
+def _begun(output: Path, name: str, told: Sequence[Mapping[str, Any]], runs: Sequence[Run], label: str) -> str:
+    """A label's gain over the student that it begins from; empty where it begins from the base."""
     if not (start := STUDENTS[name].start):
         return ""
     each = []
     for run, own in zip(runs, told, strict=True):
         first = Run(output / FOLDER / start / f"seed-{run.recipe.train.seed}")
-        each.append(_mean(own["after"], "judge") - _mean(_scores(first)["after"], "judge"))
+        each.append(_mean(own["after"], label) - _mean(_scores(first)["after"], label))
     return over_seeds(each)
 
 
@@ -166,15 +168,14 @@ def _bases(output: Path, found: Mapping[str, Sequence[Run]]) -> list[str]:
         blur = [_mean(b, BLUR) / _mean(m, BLUR) for b, m in zip(before, many, strict=True)]
         passed = statistics.fmean(_mean(b, "judge") for b in before)
         rows.append(
-            f"| {base}, no guidance | {steps} | {passed:.1%} | {over_seeds(each)} | | | {over_seeds(gold)} "
+            f"| {base}, no guidance | {steps} | {passed:.1%} | {over_seeds(each)} | | | {over_seeds(gold)} | "
             f"| {_percent(blur)} | | |"
         )
     for base in dict.fromkeys(base for base, _ in sorted(few)):
         files = (output / FOLDER / "teacher" / base).glob("*.json")
         passed = statistics.fmean(_mean(json.loads(p.read_text(encoding="utf-8")), "judge") for p in files)
-        rows.append(
-            f"| {base}, guidance {TEACHER['guidance_scale']:g} | {TEACHER['num_steps']} | {passed:.1%} | | | | | | | |"
-        )
+        drawn = f"{base}, guidance {TEACHER['guidance_scale']:g} | {TEACHER['num_steps']}"
+        rows.append(f"| {drawn} | {passed:.1%} | | | | | | | | |")
     return rows
 
 

@@ -47,13 +47,13 @@ def runs(tmp_path, monkeypatch):
 def test_a_student_stands_beside_the_base_at_few_and_at_many(runs):
     text = students.write(runs, runs / "students.md").read_text()
     begun = [students.ended(runs / "tdm-4")[0]]  # as if it had begun from itself, 3 points ago
-    assert students._begun(runs, "tdm_r1", [{"after": told(0.43, 1.0, 1.0)}], begun) == "+0.030 (+0.030)"
-    assert students._begun(runs, "tdm-4", [], []) == ""
+    assert students._begun(runs, "tdm_r1", [{"after": told(0.43, 1.0, 1.0)}], begun, "judge") == "+0.030 (+0.030)"
+    assert students._begun(runs, "tdm-4", [], [], "gold") == ""
     row, base, many = (line for line in text.splitlines() if line.startswith(("| tdm-4", "| shapes-sd")))
     assert row.startswith("| tdm-4 | 4 | 42.0% | **+0.000** [-0.254, +0.254] (-0.020 +0.020) | **+0.210** ")
     assert row.endswith("| 95% (95% 95%) | 7 | 7 |") and "(+0.100 +0.100)" in row
     assert base.startswith("| shapes-sd, no guidance | 4 | 21.0% |") and "| 50% (50% 50%) |" in base
-    assert many == "| shapes-sd, guidance 2 | 20 | 42.0% | | | | | | | |"
+    assert many == "| shapes-sd, guidance 2 | 20 | 42.0% | | | | | | | | |"
     assert students._curves({"tdm-4": students.ended(runs / "tdm-4")}) == {
         "tdm-4": [(0.0, 0.2), (1.0, pytest.approx(0.35))]
     }

@@ -11,7 +11,7 @@ def test_an_update_that_draws_for_several_does_not_tell_the_time_left(monkeypatc
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
     around = SimpleNamespace(accelerator=SimpleNamespace(is_main_process=True))
-    bar = progress.ProgressBar(progress.ProgressConfig(), around)  # type: ignore[arg-type]
+    bar = progress.ProgressBar(progress.ProgressConfig(), around)  # type: ignore[arg-type]  # all of it that is asked
     state = State(num_updates=20)
     bar.start(state)
     for step in range(1, 14):
