@@ -293,3 +293,9 @@ def test_files_are_short_and_say_what_they_are():
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 300, f"{path} asks to be split"
         assert ast.get_docstring(ast.parse(text)), f"{path} opens with no sentence"
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports a test file by its bare name: of two with one name only the first is collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert {name for name in names if names.count(name) > 1} == set()
