@@ -14,7 +14,7 @@ from align.plan.networks import model_of
 from align.plan.rehearsal import Rehearsal, plain_dtypes, rehearse
 from align.policy.roles import Calls
 from align.registry import called
-from align.sampling.levers import savings
+from align.sampling.levers import described, savings
 from rewards._numerals import counted
 
 RATE = 80.0
@@ -41,6 +41,8 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None) -> str:
     lines |= _costs(recipe, found, dtypes, needed, gpu)
     if saves := savings(recipe.sampling):
         lines["levers"] = saves
+    if fast := described(recipe.sampling, dtypes.network):
+        lines["fast"] = fast
     if gpu_memory is None and torch.cuda.is_available():
         gpu_memory = torch.cuda.get_device_properties(0).total_memory / GIB
     if gpu_memory is not None:

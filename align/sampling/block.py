@@ -146,7 +146,9 @@ class SamplingConfig(ComponentConfig):
     @model_validator(mode="after")
     def _fits(self, info: ValidationInfo) -> "SamplingConfig":
         """Every setting that is fine in itself but cannot work with the others, at its own key; the gradient's only
-        where something is trained, which {"trains": False} denies."""
+        where something is trained, which {"trains": False} denies. `levers.fast` is spelled out first."""
+        if self.levers is not None:
+            object.__setattr__(self, "levers", self.levers.spelled_out(self))
         trains = not isinstance(info.context, dict) or info.context.get("trains", True)
         found = [
             InitErrorDetails(

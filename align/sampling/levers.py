@@ -18,11 +18,18 @@ if TYPE_CHECKING:
     from samplers import Denoiser, Grid
 
 RULES = ("ddim", "euler")
+FAST = {"guidance": "refresh", "precision": "bf16"}
+"""What `fast` stands for: the levers after which the gradient still pointed where the exact one does, by
+scripts/bench/levers.py. The others (guidance none, steps, a kept state) turn it, and are taken by their names alone."""
+OF_PREFIX = ("guidance", "steps", "precision", "reuse")
 
 
 class LeversConfig(ComponentConfig):
     """Cheaper steps before the window; scripts/bench/levers.py measures what they do to the gradient."""
 
+    fast: bool = False
+    """The levers that hardly turn the gradient, spelled out when the recipe is read: guidance: refresh, and on a GPU
+    precision: bf16. What does not apply is left out, what is set beside it stays; --dry-run says both."""
     guidance: Literal["full", "refresh", "none"] = "full"
     """Of the prefix. refresh: the unprompted branch at each second step, its difference carried on between; none: no
     guidance."""
@@ -37,7 +44,15 @@ class LeversConfig(ComponentConfig):
 
     @property
     def any(self) -> bool:
-        return self != type(self)()
+        """Whether the prefix is another than the recipe's."""
+        return any(getattr(self, key) != type(self).model_fields[key].default for key in OF_PREFIX)
+
+    def spelled_out(self, block: "SamplingConfig") -> "LeversConfig":
+        """With what `fast` stands for in this block."""
+        if not self.fast:
+            return self
+        free = {key: value for key, value in FAST.items() if key not in self.model_fields_set}
+        return self.model_copy(update={key: value for key, value in free.items() if not obstacle(key, block)})
 
     def problems(self, block: "SamplingConfig") -> Iterator[tuple[str, str]]:
         """(key, what is wrong) beside the rest of the block."""
@@ -51,6 +66,21 @@ class LeversConfig(ComponentConfig):
             yield "levers", f"have no steps to act on: last_k={block.last_k} of {block.num_calls}. Remove them."
         elif self.steps is not None and self.steps > prefix:
             yield "levers", f"ask for {self.steps} steps, and the prefix has {prefix}. Lower levers.steps."
+
+
+def obstacle(key: str, block: "SamplingConfig") -> str:
+    """Why a lever of FAST is left out of this block; "" where it applies."""
+    for _, text in LeversConfig.model_validate({key: FAST[key]}).problems(block):
+        return f"levers {text.partition('.')[0]}"
+    if key == "guidance" and not block.how.calls_in_full(block.num_calls):
+        return "there is none"
+    if key == "guidance" and block.num_calls - block.last_k < 2:
+        return "one step before the window is guided in full"
+    if key == "precision":
+        import torch
+
+        return "" if torch.cuda.is_available() else "this machine has no GPU"
+    return ""
 
 
 def of_reuse(block: "SamplingConfig", recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -84,7 +114,8 @@ def prefixed(
             how = how.model_copy(update={"skip": "refresh", "every": 2, "reuse": "delta2"})
         changes = {"guidance": how, "num_steps": len(times) - 1}
         guided = block.model_copy(update=changes).guided(denoiser, uncond)
-    with torch.no_grad(), torch.autocast(x_T.device.type, torch.bfloat16, enabled=levers.precision == "bf16"):
+    kind = "cpu" if x_T.is_meta else x_T.device.type  # a plan's tensors: there is no autocast of the meta device
+    with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=levers.precision == "bf16"):
         x = sample(guided, x_T, Grid(times, grid.init_scale), cond, step=block.step()).x0
     return x.to(x_T.dtype)
 
@@ -98,6 +129,24 @@ def savings(block: "SamplingConfig") -> str:
     rows = (2 if guided else 1) * prefix
     said = [f"steps {prefix // 2}: {rows - (2 if guided else 1) * (prefix // 2)}"]
     if guided:
-        said = [f"guidance refresh: {prefix // 2}", f"guidance none: {prefix}", *said]
+        said = [f"fast (guidance refresh): {prefix // 2}", f"guidance none: {prefix}", *said]
     said.append(f"reuse 4: {rows - rows / 4:g}")
     return f"{counted(rows, 'row')} an image before the window; of these would save " + ", ".join(said)
+
+
+def described(block: "SamplingConfig", network: str) -> str:
+    """What `fast` has taken and left out, for a plan; "" where it is not asked for. `network`: its dtype."""
+    levers = block.levers
+    if levers is None or not levers.fast:
+        return ""
+    taken, left = [], []
+    for key, value in FAST.items():
+        if (has := getattr(levers, key)) == value:
+            bare = "" if key == "guidance" or network != value else ", of the adapter alone: the network has it already"
+            taken.append(f"{key} {value}{bare}")
+        else:
+            default = type(levers).model_fields[key].default
+            why = (has == default and obstacle(key, block)) or f"{key}: {has} is set beside it"
+            left.append(f"{key} {value} ({why})")
+    said = [f"takes {' and '.join(taken)}" if taken else "takes nothing"]
+    return "; ".join([*said, *([f"leaves out {', '.join(left)}"] if left else [])])
