@@ -3,7 +3,7 @@
     anchor        |out(c*) - out_ref(c_a)|^2                                 at x_t, images of c_a with noise
     negative      |out(c*) - [out_ref() - g (out_ref(c*) - out_ref())]|^2    at x_t, a state on the policy's way to c*
     adversarial   BCE(D(x0_hat(c*)), anchor), D: x0_hat_ref(c_a) against x0_hat(c*); x_t as for anchor (_critic.py)
-    preserving    |out(c') - u|^2                                            at x_t, the base's images of c' with noise
+    preserving    |out(c') - out_ref(c')|^2, or u in its place               at x_t, the base's images of c' with noise
 
 c*: a prompt with the concept in it, c_a: the same with the anchor in its place, c': a prompt without. Concept ablation:
 Kumari et al., arXiv 2303.13516. negative: Gandikota et al. (ESD), arXiv 2303.07345, as LECO trains it, without images.
@@ -47,6 +47,9 @@ class UnlearnConfig(ComponentConfig):
     """target=negative: g, how far past the prediction without a prompt."""
     preserve: float = Field(default=1.0, ge=0)
     """Weight of the preserving loss; with surgery only 0 matters, which leaves it out."""
+    preserve_to: Literal["output", "noise"] = "output"
+    """What preserved rows are held to: the base's own output, from which nothing pulls while nothing has moved; or the
+    target u that the noise gives, as published, which trains on the base's images too and adds the noise's variance."""
     surgery: Literal["none", "pcgrad"] = "none"
     """pcgrad: the preserving loss holds the update's direction in place of being added."""
     times: tuple[float, float] = (0.02, 0.98)
@@ -124,10 +127,8 @@ class Unlearn:
             said["unlearning"] = missed.detach()
         if others and self.config.preserve:
             rows = self._rows(policy, batch, others)
-            out = self._out(policy, rows, rows.prompts)
-            alpha_t, sigma_t = self.model.schedule(rows.t)
-            u = target(rows.x0, rows.eps, alpha_t, sigma_t, self.model.kind)
-            error = (out - u).float().square().flatten(1).mean(1)
+            moved = self._out(policy, rows, rows.prompts) - self._held(policy, rows)
+            error = moved.float().square().flatten(1).mean(1)
             kept = kept.index_put((torch.tensor(others, device=device),), error)
             said["preserving"] = error.detach()
         if self.config.surgery == "none":
@@ -193,6 +194,13 @@ class Unlearn:
         out = self._out(policy, rows, rows.prompts if prompts is None else prompts, role)
         alpha_t, sigma_t = self.model.schedule(rows.t)
         return split(out, rows.x_t, alpha_t, sigma_t, self.model.kind)[0]
+
+    def _held(self, policy: Policy, rows: Rows) -> Tensor:
+        """What preserved rows are to say, (b, ...), without gradient."""
+        if self.config.preserve_to == "output":
+            return self._out(policy, rows, rows.prompts, "reference")
+        alpha_t, sigma_t = self.model.schedule(rows.t)
+        return target(rows.x0, rows.eps, alpha_t, sigma_t, self.model.kind)
 
     def _missed(self, policy: Policy, rows: Rows) -> Tensor:
         """(b,): how far the concept's rows are from where they are to go."""

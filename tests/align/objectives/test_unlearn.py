@@ -46,8 +46,9 @@ def test_whole_words_in_any_case_with_their_plurals():
     assert replaced("stars by Van Gogh.") == "stars by a painter."
 
 
-def test_the_anchors_prediction_is_the_goal_and_the_rest_is_denoised(pipeline):
-    objective, policy = made(pipeline, preserve=0.5)
+@pytest.mark.parametrize("held", ["output", "noise"])
+def test_the_anchors_prediction_is_the_goal_and_the_rest_is_held(pipeline, held):
+    objective, policy = made(pipeline, preserve=0.5, preserve_to=held)
     loss = objective(policy, BATCH)
     rows, others = objective._rows(policy, BATCH, [0, 2]), objective._rows(policy, BATCH, [1])
     assert rows.anchors == ["a dog", "two dogs"] and others.anchors == ["a tree"]
@@ -58,9 +59,19 @@ def test_the_anchors_prediction_is_the_goal_and_the_rest_is_denoised(pipeline):
 
     moved = error(out("train", rows, ["a cat", "two cats"]), out("reference", rows, rows.anchors))
     torch.testing.assert_close(loss.per_sample[[0, 2]].detach(), moved, rtol=1e-4, atol=1e-6)
-    kept = error(out("train", others, ["a tree"]), others.eps)  # the tiny model predicts eps
+    base = out("reference", others, ["a tree"])
+    goal = base if held == "output" else others.eps  # the tiny model predicts eps
+    kept = error(out("train", others, ["a tree"]), goal)
     torch.testing.assert_close(loss.per_sample[[1]].detach(), 0.5 * kept, rtol=1e-4, atol=1e-6)
     assert gradients(policy, loss).norm() > 0 and torch.equal(loss.weight, torch.ones(3))
+
+
+def test_nothing_pulls_at_preserved_rows_while_nothing_has_moved(pipeline):
+    objective, policy = made(pipeline, b_scale=0.0)
+    others = BATCH[1:2]
+    assert gradients(policy, objective(policy, others)).abs().max() < 1e-7
+    objective, policy = made(pipeline, b_scale=0.0, preserve_to="noise")
+    assert gradients(policy, objective(policy, others)).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0, 3.0])
