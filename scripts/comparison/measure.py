@@ -160,7 +160,7 @@ class Bench:
     def _candidates(self, method: Method, seed: int) -> tuple[Painter, Composite]:
         """What draws them, and what chooses among them."""
         recipe = load_recipe(method.recipe, (*method.changes, *self._common(seed)))
-        return self._painter(recipe, seed), _composite(recipe.rewards)
+        return self._painter(recipe, seed), composite(recipe.rewards)
 
     def prompts(self) -> list[str]:
         """Those that every method is reported on."""
@@ -195,7 +195,7 @@ class Bench:
         units = {"network": network, "decode": operations(lambda: model.codec.decode(x)) / network, "reward": 0.0}
         spm = getattr(recipe.data, "spm", None)
         if spm is not None or recipe.rewards:
-            judge = _composite(recipe.rewards) if spm is None else partial(StepAwareClip.load(spm), t=torch.zeros(1))
+            judge = composite(recipe.rewards) if spm is None else partial(StepAwareClip.load(spm), t=torch.zeros(1))
             judge(image, ["a red circle"])  # prompts are encoded once
             units["reward"] = operations(lambda: judge(image, ["a red circle"])) / network
         return units
@@ -221,16 +221,16 @@ def _policy(recipe: Recipe, seed: int) -> Policy:
 
 def _parts(recipe: Recipe, *, seed: int) -> tuple[Policy, Any, Any]:
     policy = _policy(recipe, seed)
-    rewards = _composite(recipe.rewards, recipe.combine) if recipe.rewards else None
+    rewards = composite(recipe.rewards, recipe.combine) if recipe.rewards else None
     objective = build(OBJECTIVES, recipe.objective, Parts(policy.model, recipe.sampling, rewards, seed))
     source = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed)
     if hasattr(source, "prepare"):
         painter = Painter(policy, recipe.sampling, Accelerator(cpu=True), seed=seed)
-        source.prepare(Workplace(painter, rewards, _composite, print))
+        source.prepare(Workplace(painter, rewards, composite, print))
     return policy, objective, source
 
 
-def _composite(configs: Mapping[str, Any], *combine: Any) -> Composite:
+def composite(configs: Mapping[str, Any], *combine: Any) -> Composite:
     return Composite({label: build(REWARDS, config) for label, config in configs.items()}, *combine)
 
 

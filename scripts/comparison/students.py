@@ -22,9 +22,9 @@ from align.run import Run
 from align.sampling import SamplingConfig
 from align.training.evaluate import FOLDER as REPORT
 from align.training.evaluate import SCORES
-from rewards import Composite
 from scripts.comparison.curves import LABELS, Chapter, ended, over_seeds, train
 from scripts.comparison.figures import lines
+from scripts.comparison.measure import composite
 from scripts.comparison.methods import STUDENTS
 
 FOLDER, BLUR = "students", "energy"
@@ -75,7 +75,7 @@ def teach(output: Path, recipe: Recipe, count: int) -> None:
     sampling = SamplingConfig.model_validate(TEACHER)
     painter = Painter(studio.policy, sampling, studio.accelerator, seed=recipe.train.seed)
     asked = load_prompts("shapes:report", count=count, key="prompts")
-    judges: Composite = studio._composite(align.load_recipe("tdm/shapes", [f"rewards={json.dumps(JUDGED)}"]).rewards)
+    judges = composite(align.load_recipe("tdm/shapes", [f"rewards={json.dumps(JUDGED)}"]).rewards)
     scores, _ = painter.score("reference", asked, judges, stream="report")
     write_text(path, json.dumps({label: value.tolist() for label, value in scores.items()}))
 
