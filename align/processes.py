@@ -69,7 +69,7 @@ def sharded() -> bool:
 def join(train: Any, *, cuts: bool = False) -> Accelerator:
     """This process among the others, if the launcher asks for what the recipe's block `train` says; autocast and loss
     scaling are the trainer's. `cuts`: what follows can do with a network that is cut over the processes."""
-    heed(mixed_precision=train.mixed_precision, compiled=train.compile)
+    heed(mixed_precision=train.mixed_precision, compiled=bool(train.compile))
     for variable, plugin in PLUGINS.items():
         if _on(variable):
             raise UserError(

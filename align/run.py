@@ -235,7 +235,7 @@ class _Session:
         adapter = Adapter(recipe.adapter, model.network, list(model.lora_targets), **told)
         if recipe.train.compile:
             model.compile()
-        return Policy(model, adapter, lambda: recipe.train.autocast(device))
+        return Policy(model, adapter, lambda: recipe.train.autocast(device), recipe.train.compile)
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:

@@ -138,9 +138,9 @@ class DiffusionModel:
                 module.to(device)
         return self
 
-    def compile(self) -> None:
-        """Compiles the network in place, adapters included."""
-        self.network.compile()
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compiles the network in place, adapters included, by one of torch.compile's backends."""
+        self.network.compile(backend=backend)
 
     def freeze(self) -> None:
         """Evaluation mode and no gradients for every parameter: what trains is added on top."""

@@ -1,6 +1,7 @@
 """What all families that diffusers has a pipeline for share: loading, dtypes, freezing and the way back."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -120,12 +121,12 @@ class PipelineModel(DiffusionModel):
             self.text.target = torch.device(device)
         return self
 
-    def compile(self) -> None:
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compiles the blocks that the network repeats, once for all of them, where diffusers names them."""
         if self.network._repeated_blocks:
-            self.network.compile_repeated_blocks()  # type: ignore[operator]
+            self.network.compile_repeated_blocks(backend=backend)  # type: ignore[operator]
         else:
-            super().compile()
+            super().compile(backend)
 
     @classmethod
     def asked(cls, config: Any, guidance_scale: float) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None) -> str:
     found = rehearse(recipe, model=model, with_rewards=True)
     needed = budget(recipe, found, gpu=gpu)
     lines |= _costs(recipe, found, dtypes, needed, gpu)
+    if recipe.train.compile:
+        lines["compiled"] = _compiled(recipe)
     if saves := savings(recipe.sampling):
         lines["levers"] = saves
     if fast := described(recipe.sampling, dtypes.network):
@@ -86,6 +88,14 @@ def _costs(recipe: Recipe, found: Rehearsal, dtypes: Dtypes, needed: Budget, gpu
         "time": f"{work:.3g} PFLOP an update; about {_hours(time)} for all of them at {RATE:g} TFLOP/s, a GPU's "
         "(reckoned; hooks and the report come on top)" + ("" if gpu else "; a CPU takes much longer"),
     }
+
+
+def _compiled(recipe: Recipe) -> str:
+    block = recipe.sampling
+    if recipe.train.compile is True:
+        return "the network, in all its calls; it takes minutes before the first update"
+    calls = str(block.num_free) if block.window in ("last", "subset") else "those"
+    return f"the network, in {calls} of {block.num_calls} calls, which carry no gradient; all others run as they are"
 
 
 def _hours(hours: float) -> str:

@@ -9,7 +9,7 @@ LoRA is additive, so that a role of several adapters is their sum and needs no m
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -55,6 +55,7 @@ class Policy:
         model: Any,
         adapter: Adapter | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        compiled: bool | Literal["prefix"] = False,
     ):
         self.model = model
         self.adapter: Any = adapter  # None: both roles are the network as it is
@@ -65,9 +66,11 @@ class Policy:
         """In place of what the sampling block says: a role -> the denoiser of guidance's other branch, or None."""
         self.base: Callable[[Role], Any] | None = None
         """In place of the role "reference": a role -> the base beside it."""
+        self.compiled = compiled
+        """Which calls take the network's compiled code. True: all; prefix: training's own that carry no gradient."""
         self.calls = Calls()
         self._autocast = autocast
-        self._in_backward = False
+        self._in_backward = self._beside = False
         self._outside = self.roles["train"]
         self._layers: list[Any] = [] if adapter is None else list(adapter.layers)
 
@@ -99,11 +102,12 @@ class Policy:
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Calls inside are not those of training: evaluation, panels, pictures."""
-        calls, self.calls = self.calls, Calls()
+        calls, beside = self.calls, self._beside
+        self.calls, self._beside = Calls(), True
         try:
             yield
         finally:
-            self.calls = calls
+            self.calls, self._beside = calls, beside
 
     @contextmanager
     def backward(self) -> Iterator[None]:
@@ -113,6 +117,13 @@ class Policy:
             yield
         finally:
             self._in_backward = False
+
+    def stance(self, own: bool) -> AbstractContextManager[Any]:
+        """The compiler's, for a call; `own`: nothing is switched for it, and so nothing is compiled anew."""
+        free = own and not (torch.is_grad_enabled() or self._in_backward or self._beside)
+        if self.compiled != "prefix" or free:
+            return nullcontext()
+        return torch.compiler.set_stance("force_eager")
 
 
 class Role:
@@ -147,12 +158,13 @@ class Role:
         policy = self.policy
         # Switched inside the call: a checkpointed call then switches again when it is recomputed.
         weights = policy.roles[self.name] if self.weights is None else self.weights
-        role = nullcontext() if weights == policy._outside else switch.entered(policy._layers, weights)
+        own = weights == policy._outside
+        role = nullcontext() if own else switch.entered(policy._layers, weights)
         if policy._in_backward:
             policy.calls.recompute += len(x_t)  # before the call: a recomputation is cut short by an exception
         else:
             policy.calls.forward += len(x_t)
-        with role, policy._autocast():
+        with role, policy._autocast(), policy.stance(own):
             out = policy.model.predict(policy.model.network, x_t, t, cond)
         if out.requires_grad and not policy._in_backward:
             policy.calls.backward += len(x_t)

@@ -114,6 +114,13 @@ class SamplingConfig(ComponentConfig):
         """Network calls of one rollout: what the gradient window counts."""
         return 2 * self.num_steps - 1 if self.step_rule == "heun" else self.num_steps
 
+    @property
+    def num_free(self) -> int:
+        """Network calls of a rollout that never carry gradient; one at least where the window is drawn anew."""
+        if self.window in ("last", "subset"):
+            return self.num_calls - (self.last_k if self.window == "last" else self.subset_k)
+        return int(self.window != "full")
+
     def call_of(self, step: int) -> int:
         """Number, from 0, of the network call that predicts from the state before `step`; heun takes two a step."""
         return 2 * step if self.step_rule == "heun" else step

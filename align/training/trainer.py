@@ -65,10 +65,16 @@ class TrainConfig(ComponentConfig):
     """Updates between adapters that are written to adapters/step-000050 and stay, to choose among. Default: none."""
     max_failures: int = Field(default=5, ge=1)
     """Updates in a row without a finite gradient before the run ends with an error."""
-    compile: bool = False
-    """torch.compile the network: minutes before the first update, faster ones after it."""
+    compile: bool | Literal["prefix"] = False
+    """torch.compile the network: minutes before the first update, faster ones after it. prefix: for the steps before
+    the gradient's window alone; what carries gradient, and pictures, run as they are."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        objective, sampling = recipe.get("objective"), recipe.get("sampling")
+        if self.compile == "prefix" and objective is not None and not getattr(objective, "needs_gradient", False):
+            yield ".compile", f"is prefix, and {objective.name} has no steps before a gradient. Set it to true."
+        elif self.compile == "prefix" and sampling is not None and not sampling.num_free:
+            yield ".compile", "is prefix, and every step carries gradient. Set it to true, or narrow sampling.window."
         if self.auto_micro_batch and getattr(recipe.get("adapter"), "dropout", 0):
             yield (
                 ".auto_micro_batch",

@@ -18,6 +18,7 @@ import argparse
 import gc
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -176,6 +177,7 @@ def main() -> None:
         write_pairs(folder / "pairs", 2 * arguments.batch, arguments.size)
         model = arguments.model
         if model is None:
+            sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
             from random_sd import build as build_random
 
             build_random(folder / "model", UNET, VAE, vae_layers=2)

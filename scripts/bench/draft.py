@@ -23,6 +23,7 @@ import re
 import shlex
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -185,7 +186,7 @@ def measure(arguments: argparse.Namespace, model: str, folder: Path) -> dict[str
             "num_updates": (arguments.repeats + 2) * reuse,
             "batch_size": arguments.batch,
             "checkpoint_every": 10**6,
-            "compile": arguments.compile,
+            "compile": {"prefix": "prefix", "true": True}.get(arguments.compile, False),
         },
         "hooks": {"measure": hook},
         "output": str(folder),
@@ -233,7 +234,7 @@ def main() -> None:
     parser.add_argument("--reward-settings", default="{}", help="as JSON")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--no-checkpoint", action="store_true", help="keep the activations of the K calls")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", nargs="?", const="true", choices=("true", "prefix"), help="train.compile")
     parser.add_argument("--levers", default="{}", help="sampling.levers, as JSON")
     parser.add_argument("--cpu-time", action="store_true", help="the process's CPU time: on a machine that others use")
     parser.add_argument("--peer-command")
@@ -242,6 +243,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model
         if model is None:
+            sys.path.insert(0, str(Path(__file__).parent))  # python -P leaves it out
             from random_sd import build
 
             build(Path(folder) / "model", (64, 128, 256), (32, 64, 64))
