@@ -25,10 +25,12 @@ class Undecoded:
     """(B, C, h, w)"""
     codec: Decoder
     """That of the model which made them."""
+    decoder: Decoder | None = None
+    """What makes pixels of them in its place."""
 
     def pixels(self) -> Tensor:
         """(B, 3, H, W) in [0, 1], with the graph of the latents."""
-        return self.codec.decode(self.x0)
+        return (self.decoder or self.codec).decode(self.x0)
 
     def at(self, x0: Tensor) -> "Undecoded":
         """Other latents of the same model."""

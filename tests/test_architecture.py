@@ -131,6 +131,7 @@ ARROWS = {
         "errors",
         "models._base",
         "models._identity",
+        "models._small_decoder",
         "models._step_aware",
     ),
     "align.models": ("models", "registry", "errors", "files.texts", "files.weights"),

@@ -92,6 +92,8 @@ class DiffusionModel:
     image_size: tuple[int, int]  # height, width that the network was trained at
     patch: int = 1  # latents along each side that the network takes as one token
     source: str
+    small_decoders: ClassVar[tuple[str, ...]] = ()
+    """Hub ids of small decoders of these latents (align/models/_small_decoder.py)."""
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         """The network's raw output, (B, C, h, w) in x_t's dtype. `network` may be a wrapped self.network.

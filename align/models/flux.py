@@ -65,6 +65,7 @@ class Flux(PipelineModel):
     Config = FluxConfig
     pipelines = ("FluxPipeline",)
     network_class = "FluxTransformer2DModel"
+    small_decoders = ("madebyollin/taef1",)
     text_names = ("text_encoder", "text_encoder_2")
     unused = ("image_encoder", "feature_extractor")
     patch = 2

@@ -71,6 +71,7 @@ class PixArt(PipelineModel):
     Config = PixArtConfig
     pipelines = ("PixArtSigmaPipeline", "PixArtAlphaPipeline")
     network_class = "PixArtTransformer2DModel"
+    small_decoders = ("madebyollin/taesd", "madebyollin/taesdxl")  # alpha has SD's autoencoder, Sigma SDXL's
     # The attention projections, as in diffusers' LoRA recipes.
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     layouts: ClassVar = {"comfyui": transformer}

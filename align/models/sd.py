@@ -31,6 +31,7 @@ class StableDiffusion(PipelineModel):
     Config = SDConfig
     pipelines = ("StableDiffusionPipeline",)
     network_class = "UNet2DConditionModel"
+    small_decoders = ("madebyollin/taesd",)
     network_name = "unet"
     unused = ("safety_checker", "feature_extractor")
     constructor: ClassVar = {"requires_safety_checker": False}

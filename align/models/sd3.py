@@ -80,6 +80,7 @@ class StableDiffusion3(PipelineModel):
     Config = SD3Config
     pipelines = ("StableDiffusion3Pipeline",)
     network_class = "SD3Transformer2DModel"
+    small_decoders = ("madebyollin/taesd3",)
     text_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
     unused = ("image_encoder", "feature_extractor")
     # The attention projections of image and text tokens, as in diffusers' LoRA recipe.

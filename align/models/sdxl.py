@@ -74,6 +74,7 @@ class StableDiffusionXL(PipelineModel):
     Config = SDXLConfig
     pipelines = ("StableDiffusionXLPipeline",)
     network_class = "UNet2DConditionModel"
+    small_decoders = ("madebyollin/taesdxl",)
     network_name = "unet"
     text_names = ("text_encoder", "text_encoder_2")
     unused = ("image_encoder", "feature_extractor")

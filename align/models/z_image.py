@@ -57,6 +57,7 @@ class ZImage(PipelineModel):
     Config = ZImageConfig
     pipelines = ("ZImagePipeline",)
     network_class = "ZImageTransformer2DModel"
+    small_decoders = ("madebyollin/taef1",)
     patch = 2
     # The attention projections, as in diffusers' LoRA recipe.
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
+from align.models._small_decoder import small_codec
 from align.objectives._base import Parts
 from align.policy.roles import Policy
 from align.registry import ComponentConfig
@@ -26,6 +27,7 @@ class RewardObjectiveConfig(ComponentConfig):
     """The form of the loss."""
 
     needs_gradient: ClassVar[bool] = True
+    decodes: ClassVar[bool] = True
     target: float | None = None
     """Minimise |r - target| in place of -r."""
     margin: float | None = None
@@ -47,13 +49,19 @@ class RewardObjective:
         self.config = config
         self.model, self.sampling, self.rewards, self.seed = parts.model, parts.sampling, parts.rewards, parts.seed
         self._scores: list[Tensor] = []
+        source = getattr(getattr(parts.sampling, "levers", None), "decoder", None)
+        self.decoder = None if source is None else small_codec(source, parts.model)
+
+    def undecoded(self, x0: Tensor) -> Undecoded:
+        """Latents (B, ...) as the rewards take them."""
+        return Undecoded(x0, self.model.codec, self.decoder)
 
     def losses(self, x0: Tensor, prompts: Sequence[str], *, observed: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """Latents (B, ...) -> losses (B,) with graph, and the rewards that they come from, as metrics.
 
         `observed`: the rewards' normalisation is to follow these scores.
         """
-        terms, total, metrics = self.rewards.score(Undecoded(x0, self.model.codec), prompts)
+        terms, total, metrics = self.rewards.score(self.undecoded(x0), prompts)
         if observed:
             self._scores.append(torch.stack(list(terms.values()), 1))
         if self.config.target is not None:
@@ -73,7 +81,7 @@ class RewardObjective:
             rng = Rng(self.seed, batch.indices, batch.step)
             with torch.no_grad():
                 x0 = rollout(self.sampling, self.model, policy.role("train"), batch.prompts, rng).x0
-                terms = self.rewards(Undecoded(x0, self.model.codec), batch.prompts)
+                terms = self.rewards(self.undecoded(x0), batch.prompts)
             self._scores.append(torch.stack(list(terms.values()), 1))
         self.after_update(gather)
 

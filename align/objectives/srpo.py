@@ -34,6 +34,7 @@ class SRPOConfig(ComponentConfig):
     """Which words, at which noise."""
 
     needs_gradient: ClassVar[bool] = True
+    decodes: ClassVar[bool] = True
     name: Literal["srpo"] = "srpo"
     words: tuple[tuple[Word, Word], ...] = Field(min_length=1)
     """Control words, [[what images should become, what they should not], ...]: each goes before the prompt, as in
@@ -95,7 +96,7 @@ class SRPO(RewardObjective):
         denoiser = self.sampling.guided(role, text.encode([""]), self.config.cfg_grad)
         recompute, cond = self.sampling.checkpoint_steps, text.encode(batch.prompts)
         again = recovered(denoiser, x0, eps, drawn.t, drawn.s, cond, recompute=recompute)
-        relative, metrics = self.relative(Undecoded(again, self.model.codec), batch.prompts, drawn.words)
+        relative, metrics = self.relative(self.undecoded(again), batch.prompts, drawn.words)
         losses = -self.config.scale * drawn.sign.to(relative) * relative
         metrics["inverted"] = (drawn.sign < 0).float()
         metrics["moved"] = (again.detach() - x0).square().flatten(1).mean(1)

@@ -53,7 +53,7 @@ class Budget:
 
 def budget(recipe: Recipe, found: Rehearsal, *, gpu: bool) -> Budget:
     """What `recipe` needs, rehearsed as `found`; on a GPU with what its runtime takes."""
-    text = {name for name in found.bytes if name not in ("unet", "transformer", "vae")}
+    text = {name for name in found.bytes if name not in ("unet", "transformer", "vae", "decoder")}
     encoders = sum(found.bytes[name] for name in text)
     network = sum(size for name, size in found.bytes.items() if name not in text)
     if gpu and getattr(recipe.model, "offload", None):

@@ -97,7 +97,11 @@ def rehearse(
     if with_rewards and recipe.rewards and hasattr(objective, "rewards"):
         pixels = recipe.sampling.image_size or model.image_size
         objective.rewards.needs = needs(recipe.rewards, pixels, len(batch))
-    existing = [p for m in model.components().values() for p in (*m.state_dict(keep_vars=True).values(), *m.buffers())]
+    if (small := getattr(objective, "decoder", None)) is not None:
+        parameters["decoder"], sizes["decoder"] = size(small.vae)[0], size(small.vae)
+        weights += sizes["decoder"][1]
+    modules = [*model.components().values(), *([small.vae] if small is not None else [])]
+    existing = [p for m in modules for p in (*m.state_dict(keep_vars=True).values(), *m.buffers())]
     meter = Peak(existing)
     once = Once(model.network, meter, lambda: policy.calls.forward + policy.calls.recompute)
     with meter, fused_attention(meter), once.installed():

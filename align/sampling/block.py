@@ -13,7 +13,7 @@ from align.errors import UserError
 from align.registry import ComponentConfig
 from align.sampling import problems, solver
 from align.sampling.guidance import GuidanceConfig
-from align.sampling.levers import LeversConfig, of_reuse
+from align.sampling.levers import LeversConfig, of_recipe
 from align.sampling.problems import STOCHASTIC
 from align.sampling.times import by_hand
 from align.sampling.windows import policy
@@ -70,7 +70,7 @@ class SamplingConfig(ComponentConfig):
     role with the time until which it draws, the last 0; 1 is pure noise."""
 
     levers: LeversConfig | None = None
-    """Cheaper steps before those that carry gradient; in training alone. Default: none of them."""
+    """Cheaper steps before those that carry gradient, a smaller decoder; in training alone. Default: none of them."""
     window: Literal["last", "contiguous", "bernoulli", "normal", "subset", "full"] = "last"
     """Which steps carry gradient: samplers/grad.py has the laws."""
     last_k: int = Field(default=1, ge=0)
@@ -127,7 +127,7 @@ class SamplingConfig(ComponentConfig):
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from problems.of_memory(self, recipe)
-        yield from of_reuse(self, recipe)
+        yield from of_recipe(self, recipe)
         if self.solver is None:
             return
         try:

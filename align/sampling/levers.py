@@ -1,4 +1,5 @@
-"""sampling.levers: what makes the steps cheaper that carry no gradient (the prefix), each at a price in the gradient.
+"""sampling.levers: what makes the steps cheaper that carry no gradient (the prefix), and the decoder that the gradient
+goes through, each at a price in the gradient.
 
 They act in training alone, where the last steps carry the gradient: pictures and evaluations are drawn in full.
 """
@@ -42,6 +43,11 @@ class LeversConfig(ComponentConfig):
     ended, with an adapter that has moved on since: `stale`, in the metrics, is how far, in the last of them, that state
     is from where the prefix would end now, over its norm."""
 
+    decoder: str | None = None
+    """A small decoder through which the reward's gradient goes in training, in place of the autoencoder's: folder or
+    Hub id of diffusers' AutoencoderTiny, such as madebyollin/taesd for Stable Diffusion. Less time and memory, at other
+    pixels: samples, panels and the report are decoded in full."""
+
     @property
     def any(self) -> bool:
         """Whether the prefix is another than the recipe's."""
@@ -83,11 +89,15 @@ def obstacle(key: str, block: "SamplingConfig") -> str:
     return ""
 
 
-def of_reuse(block: "SamplingConfig", recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Between levers.reuse and the rest of a recipe, at the block's own key."""
-    if block.levers is None or block.levers.reuse == 1:
-        return
+def of_recipe(block: "SamplingConfig", recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Between reuse, decoder and the rest of a recipe, at the block's own key."""
     objective, data = recipe.get("objective"), getattr(recipe.get("data"), "name", "prompts")
+    if block.levers is None:
+        return
+    if block.levers.decoder is not None and objective is not None and not getattr(objective, "decodes", False):
+        yield ".levers.decoder", f"is for a reward's gradient, and {objective.name} sends none through it. Remove it."
+    if block.levers.reuse == 1:
+        return
     if objective is not None and not getattr(objective, "reuses", False):
         yield ".levers.reuse", f"keeps a state for several updates, and {objective.name} cannot. Set it to 1."
     elif data != "prompts":
