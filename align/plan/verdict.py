@@ -40,7 +40,7 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None) -> str:
     needed = budget(recipe, found, gpu=gpu)
     lines |= _costs(recipe, found, dtypes, needed, gpu)
     if recipe.train.compile:
-        lines["compiled"] = _compiled(recipe)
+        lines["compiled"] = compiled(recipe)
     if saves := savings(recipe.sampling):
         lines["levers"] = saves
     if fast := described(recipe.sampling, dtypes.network):
@@ -90,7 +90,8 @@ def _costs(recipe: Recipe, found: Rehearsal, dtypes: Dtypes, needed: Budget, gpu
     }
 
 
-def _compiled(recipe: Recipe) -> str:
+def compiled(recipe: Recipe) -> str:
+    """What train.compile compiles, for a plan."""
     block = recipe.sampling
     if recipe.train.compile is True:
         return "the network, in all its calls; it takes minutes before the first update"

@@ -11,7 +11,7 @@ from align.config import load_recipe
 from align.errors import UserError
 from align.models._base import DiffusionModel
 from align.models.sd import SDConfig, StableDiffusion
-from align.plan.verdict import plan
+from align.plan.verdict import compiled
 from align.policy.lora import AdapterConfig
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter
@@ -71,10 +71,10 @@ def sd(factory):
     return StableDiffusion(SDConfig(checkpoint="tiny"), factory())
 
 
-def made(model, compiled):
+def made(model, which):
     adapter = Adapter(AdapterConfig(rank=2), model.network, list(model.lora_targets), seed=0)
     moved(adapter, 0.1)
-    return Policy(model, adapter, compiled=compiled)
+    return Policy(model, adapter, compiled=which)
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def update(policy):
 @pytest.mark.parametrize("family", ["toy", pytest.param("sd", marks=pytest.mark.slow)])
 def test_only_the_calls_before_the_window_are_compiled_and_the_numbers_are_the_same(family, request):
     factory = request.getfixturevalue("tiny_sd_factory") if family == "sd" else None
-    eager, policy = (made(sd(factory) if factory else Toy(), compiled) for compiled in (False, "prefix"))
+    eager, policy = (made(sd(factory) if factory else Toy(), which) for which in (False, "prefix"))
     backend = Backend()
     expected = update(eager)
     torch._dynamo.reset()
@@ -141,15 +141,7 @@ def test_where_there_is_no_prefix_it_is_refused(recipe, changes, said):
         load_recipe(recipe, {"train.compile": "prefix", **changes})
 
 
-def test_the_plan_says_what_is_compiled(tiny_sd_factory, tmp_path):
-    tiny_sd_factory().save_pretrained(tmp_path / "model")
-    recipe = {
-        "model": {"name": "sd", "checkpoint": str(tmp_path / "model")},
-        "objective": "draft",
-        "data": {"name": "prompts", "prompts": ["a"]},
-        "rewards": {"brightness": {}},
-        "sampling": {"num_steps": 6, "last_k": 2},
-        "train": {"compile": "prefix"},
-    }
-    said = {line.split("  ")[0]: line for line in plan(load_recipe(recipe)).splitlines()}["compiled"]
-    assert said.endswith("the network, in 4 of 6 calls, which carry no gradient; all others run as they are")
+def test_the_plan_says_what_is_compiled():
+    changes = {"sampling.num_steps": 6, "sampling.last_k": 2, "train.compile": "prefix"}
+    said = compiled(load_recipe("draft/shapes", changes))
+    assert said == "the network, in 4 of 6 calls, which carry no gradient; all others run as they are"
