@@ -49,27 +49,29 @@ def small_codec(source: str, model: DiffusionModel) -> KLCodec:
 
 
 def _made(source: str, config: Mapping[str, Any], where: str, like: Any, *, meta: bool) -> Any:
-    import diffusers
-
     if (kind := config.get("_class_name")) != CLASS:
         raise UserError(f"{where}: is a {kind}, and a small decoder is diffusers' {CLASS}. Give one, or remove it.")
     with _saying(where):
         if meta:
             with torch.device("meta"):
-                vae = diffusers.AutoencoderTiny.from_config(config)
+                vae = _kind().from_config(config)
         else:
             options = {"use_safetensors": True, "output_loading_info": True, dtype_keyword(): like.dtype}
-            vae, told = diffusers.AutoencoderTiny.from_pretrained(_place(source), **options)
+            vae, told = _kind().from_pretrained(_place(source), **options)
             if astray := [*told["missing_keys"], *told["unexpected_keys"], *told["mismatched_keys"]]:
                 raise ValueError(f"{len(astray)} of its weights are missing or astray, the first is {astray[0]}.")
     return vae.to(device=like.device, dtype=like.dtype).eval().requires_grad_(False)
 
 
 def _read(source: str) -> Mapping[str, Any]:
+    place = _place(source)
+    return _kind().load_config(place, local_files_only=Path(place).is_dir())
+
+
+def _kind() -> Any:
     import diffusers
 
-    place = _place(source)
-    return diffusers.AutoencoderTiny.load_config(place, local_files_only=Path(place).is_dir())
+    return getattr(diffusers, CLASS)
 
 
 def _place(source: str) -> str:
