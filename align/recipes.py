@@ -39,7 +39,7 @@ def find(name: str | Path) -> Path:
     if not close and path.parent.is_dir():  # mine.yml for mine.yaml
         close = difflib.get_close_matches(str(name), [str(file) for file in path.parent.glob("*.yaml")], n=1)
     hint = f' Did you mean "{close[0]}"?' if close else ""
-    raise UserError(f'recipe "{name}": there is no such file and no such recipe.{hint} `align recipes` lists them.')
+    raise UserError(f'recipe "{name}": there is no such file, run or recipe.{hint} `align recipes` lists them.')
 
 
 def run_folder(source: str | Path, path: Path) -> Path | None:

@@ -87,10 +87,13 @@ def resolve_embedded(value: C) -> C:
     return _resolved(value)
 
 
-def called(model: ComponentConfig) -> str:
-    """A model for people: its family and its checkpoint, or the latter alone where the checkpoint says the family."""
+def called(model: ComponentConfig, built: Any = None) -> str:
+    """A model for people: its family and its checkpoint. Where the checkpoint says the family, only the model that was
+    `built` knows it, and without that the checkpoint stands alone."""
     name, checkpoint = str(getattr(model, "name", "")), str(getattr(model, "checkpoint", ""))
-    return checkpoint if getattr(model, "asks", False) else f"{name} {checkpoint}".strip()
+    if getattr(model, "asks", False):
+        name = str(getattr(getattr(built, "settings", None), "name", ""))
+    return f"{name} {checkpoint}".strip()
 
 
 def model_family(config: ComponentConfig) -> Any:

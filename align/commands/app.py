@@ -115,6 +115,8 @@ def train(
     ] = None,
 ) -> None:
     """Train what a recipe says, and write the run's folder: adapter, metrics, samples, summary."""
+    if gpu_memory and not dry_run:
+        raise UserError("--gpu-memory: is of --dry-run. Add that, or leave both out to train.")
     with _reading():
         from align.config import load_recipe
 
@@ -123,7 +125,8 @@ def train(
         from align.plan import plan
         from align.plan.propose import gigabytes
 
-        typer.echo(plan(loaded, gpu_memory=gigabytes(gpu_memory) if gpu_memory else None))
+        told = functools.partial(typer.echo, err=True)
+        typer.echo(plan(loaded, gpu_memory=gigabytes(gpu_memory) if gpu_memory else None, say=told))
         return
     from align.run import train as start
 
@@ -144,10 +147,8 @@ def plan(
         from align.config import load_recipe
         from align.plan.propose import described, gigabytes
 
-    def say(text: str) -> None:
-        typer.echo(text, err=True)
-
-    typer.echo(described(load_recipe(recipe, overrides or ()), gigabytes(memory), say))
+    told = functools.partial(typer.echo, err=True)
+    typer.echo(described(load_recipe(recipe, overrides or ()), gigabytes(memory), told))
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 PLAINLY = {
     "output": "output", "model": "model.checkpoint", "prompts": "data.prompts", "reward": "rewards",
+    "guidance": "sampling.guidance_scale",
     "steps": "train.num_updates", "updates": "train.num_updates", "epochs": "train.num_updates",
 }  # fmt: skip
 """What an option of `align train` that there is not would have meant, where no key is called so."""

@@ -28,7 +28,7 @@ class Auto:
     def __new__(cls, config: AutoConfig, pipeline: Any = None) -> DiffusionModel:  # type: ignore[misc]
         found = pipeline_class_name(config) if pipeline is None else type(pipeline).__name__
         name, family = _family(config, found)
-        logger.warning("%s is a %s: model.name=%s", config.checkpoint, found, name)
+        logger.info("%s is a %s: model.name=%s", config.checkpoint, found, name)
         settings = {key: getattr(config, key) for key in CheckpointConfig.model_fields}
         return family(family.Config(**settings), pipeline)
 

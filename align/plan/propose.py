@@ -14,6 +14,8 @@ from align.errors import UserError
 from align.plan.budget import GIB, Budget, budget
 from align.plan.rehearsal import Rehearsal, rehearse
 
+PLACES = ("offload", "offload_text", "text_on_cpu")
+"""Settings of a model that move weights about and change no call."""
 Say = Callable[[str], None]
 
 
@@ -97,11 +99,12 @@ def propose(
     return Proposal(tuple(taken), needed, True)
 
 
-def verdict(recipe: Recipe, needed: Budget, memory: float) -> str:
-    """Whether it fits, in one line, and what to set where it does not."""
+def verdict(recipe: Recipe, rehearsal: Rehearsal, memory: float, say: Say = lambda text: None) -> str:
+    """Whether it fits, in one line, and what to set where it does not; `rehearsal` is of the recipe on a GPU."""
+    needed = budget(recipe, rehearsal, gpu=True)
     if needed.total <= memory * GIB:
         return f"yes, {memory - needed.total / GIB:.1f} GiB are left"
-    found = propose(recipe, memory)
+    found = propose(recipe, memory, {_decides(recipe): rehearsal}, say)
     if not found.fits:
         return f"no, by no change that is known here: with all of them it needs {found.needed.total / GIB:.1f} GiB"
     return f"no; it needs {found.needed.total / GIB:.1f} GiB with {' '.join(found.overrides())}"
@@ -129,12 +132,16 @@ def _needed(recipe: Recipe, taken: list[Change], rehearsed: dict[str, Rehearsal]
     for change in taken:
         merged |= change.overrides
     changed = load_recipe(recipe, merged, on_disk=False) if merged else recipe
-    decides = {"model": changed.model, "sampling": changed.sampling, "rewards": changed.rewards}
-    key = str((decides, changed.train.micro_batch_size))
-    if key not in rehearsed:
+    if (key := _decides(changed)) not in rehearsed:
         say("rehearses the recipe " + (f"with {' '.join(taken[-1].overrides)}" if taken else "as it is"))
         rehearsed[key] = rehearse(changed, with_rewards=True, gpu=True)
     return budget(changed, rehearsed[key], gpu=True)
+
+
+def _decides(recipe: Recipe) -> str:
+    """All that a rehearsal depends on and a change may touch, as a key; where weights lie is the budget's."""
+    model = recipe.model.model_copy(update={key: None for key in PLACES if hasattr(recipe.model, key)})
+    return str((model, recipe.sampling, recipe.rewards, recipe.train.micro_batch_size))
 
 
 def _offloads(recipe: Recipe) -> Iterator[tuple[str, bool]]:

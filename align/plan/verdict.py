@@ -21,10 +21,11 @@ RATE = 80.0
 """TFLOP/s at which hours are reckoned: about half of what a card of 24 GB promises for dense bfloat16."""
 
 
-def plan(recipe: Recipe, *, gpu_memory: float | None = None) -> str:
+def plan(recipe: Recipe, *, gpu_memory: float | None = None, say: propose.Say = lambda text: None) -> str:
     """The plan as text; no weights are read or downloaded. What training would refuse raises its UserError here.
 
-    `gpu_memory` in GiB: planned for a GPU that has so much, whatever this machine has. Default: this machine's.
+    `gpu_memory` in GiB: planned for a GPU that has so much, whatever this machine has. Default: this machine's. `say`
+    is told of each rehearsal of what it would take to fit.
     """
     lines = _intent(recipe)
     gpu = gpu_memory is not None or torch.cuda.is_available()
@@ -36,6 +37,7 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None) -> str:
     for block in (recipe.sampling, recipe.evaluate and recipe.evaluate.sampling):
         if block is not None:
             block.grid(model)
+    lines["model"] = called(recipe.model, model)
     found = rehearse(recipe, model=model, with_rewards=True)
     needed = budget(recipe, found, gpu=gpu)
     lines |= _costs(recipe, found, dtypes, needed, gpu)
@@ -48,7 +50,7 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None) -> str:
     if gpu_memory is None and torch.cuda.is_available():
         gpu_memory = torch.cuda.get_device_properties(0).total_memory / GIB
     if gpu_memory is not None:
-        lines[f"fits {gpu_memory:g} GiB"] = propose.verdict(recipe, needed, gpu_memory)
+        lines[f"fits {gpu_memory:g} GiB"] = propose.verdict(recipe, found, gpu_memory, say)
     return _table(lines)
 
 
@@ -85,7 +87,7 @@ def _costs(recipe: Recipe, found: Rehearsal, dtypes: Dtypes, needed: Budget, gpu
         f"{needed.moments / GIB:.1f}, activations of {counted(found.rows, 'sample')} at once "
         f"{needed.activations / GIB:.1f}{beside}{unknown}",
         "phases": ", ".join(f"{phase} {size / GIB:.1f} GiB" for phase, size in needed.phases.items()),
-        "time": f"{work:.3g} PFLOP an update; about {_hours(time)} for all of them at {RATE:g} TFLOP/s, a GPU's "
+        "time": f"{_work(work)} an update; {_hours(time)} for all of them at {RATE:g} TFLOP/s, a GPU's "
         "(reckoned; hooks and the report come on top)" + ("" if gpu else "; a CPU takes much longer"),
     }
 
@@ -100,7 +102,13 @@ def compiled(recipe: Recipe) -> str:
 
 
 def _hours(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.2g} min"
+    if 60 * hours < 1:
+        return "less than a minute"
+    return f"about {hours:.1f} h" if hours >= 1 else f"about {60 * hours:.2g} min"
+
+
+def _work(pflop: float) -> str:
+    return f"{pflop:.3g} PFLOP" if pflop >= 0.1 else f"{1000 * pflop:.2g} TFLOP"
 
 
 def _name(config: Any) -> str:

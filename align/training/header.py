@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from align.registry import called
 from rewards._numerals import counted
 
 LARGE = 300e6
@@ -20,7 +21,7 @@ def header(recipe: Any, model: Any, trained: Any, accelerator: Any) -> list[str]
     each = train.micro_batch_size or -(-train.batch_size // accelerator.num_processes)
     dtype = next((p.dtype for p in weights if not p.requires_grad and p.is_floating_point()), torch.float32)
     lines = [
-        f"{recipe.objective.name} on {recipe.model.checkpoint}: trains {_millions(own)} parameters (rank "
+        f"{recipe.objective.name} on {called(recipe.model, model)}: trains {_millions(own)} parameters (rank "
         f"{recipe.adapter.rank}) beside {_millions(frozen)} in {str(dtype).removeprefix('torch.')}",
         f"{counted(train.num_updates, 'update')} of {counted(train.batch_size, 'row')}, {each} in a pass, on "
         f"{_device(device)}" + (f" and {accelerator.num_processes - 1} more" if accelerator.num_processes > 1 else ""),

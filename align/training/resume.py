@@ -26,6 +26,7 @@ FREE = (
     "train.max_failures",
 )
 """Keys, and all keys below them, that may change between the parts of a run: no update depends on them."""
+LENGTH = "train.num_updates"
 BY_BATCH = ("train.micro_batch_size", "train.num_processes")
 """Of these, those that adapter.dropout depends on: its masks are drawn for a micro-batch of a process."""
 
@@ -52,7 +53,7 @@ def find(
         return None
     found = meta(path)
     if changes := list(changed(found["recipe"], recipe)):
-        listed = ", ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in changes)
+        listed = ", ".join(f"{key}: {old!r} -> {new!r}{_why(key, recipe)}" for key, old, new in changes)
         raise UserError(
             f"{path} belongs to another recipe ({listed}), so going on from it would be neither run. Undo the change, "
             "set another output, or start over with --resume never."
@@ -88,12 +89,18 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any
     free = FREE
     if before.get("adapter.dropout"):
         free = tuple(key for key in free if key not in BY_BATCH)
-    if after.get("optim.schedule") == "constant" and after.get("train.num_updates", 0) >= before["train.num_updates"]:
-        free = (*free, "train.num_updates")  # at a constant rate a longer run begins as the shorter one does
+    if after.get("optim.schedule") == "constant" and after.get(LENGTH, 0) >= before[LENGTH]:
+        free = (*free, LENGTH)  # at a constant rate a longer run begins as the shorter one does
     for key in sorted(before.keys() | after.keys()):
         same = code.named(before.get(key)) == code.named(after.get(key))  # what it says is compared by contents
         if not same and not any(f"{key}.".startswith(f"{word}.") for word in free):
             yield key, before.get(key), after.get(key)
+
+
+def _why(key: str, recipe: dict[str, Any]) -> str:
+    """What a longer run would change, where it is not plain."""
+    schedule = recipe.get("optim", {}).get("schedule", "constant")
+    return f", over which optim.schedule={schedule} spreads the rate" * (key == LENGTH and schedule != "constant")
 
 
 def _given(path: Path, say: Callable[[str], None]) -> Path:

@@ -179,6 +179,7 @@ def test_the_plan_counts_what_training_then_counts(tiny_recipe):
     assert planned.exit_code == 0, planned.output
     assert not (tiny_recipe.parent / "run").exists()
     lines = dict(line.split(None, 1) for line in planned.stdout.splitlines() if not line.startswith("network"))
+    assert "TFLOP an update; less than a minute" in lines["time"]
     assert lines["trainable"].startswith("0.0") and lines["memory"].startswith("about")
     (calls,) = [line for line in planned.stdout.splitlines() if line.startswith("network calls")]
     run = CliRunner().invoke(app, ["train", str(tiny_recipe)])

@@ -175,12 +175,13 @@ def told(parameters: float, device: str) -> list[str]:
     network = SimpleNamespace(parameters=lambda: [weight])
     adapter = SimpleNamespace(parameters=lambda: [torch.zeros(1000)])
     where = SimpleNamespace(device=torch.device(device), num_processes=1)
-    return header(load_recipe("draft/shapes"), SimpleNamespace(network=network), adapter, where)
+    model = SimpleNamespace(network=network, settings=SimpleNamespace(name="sd"))
+    return header(load_recipe("draft/shapes"), model, adapter, where)
 
 
 def test_a_run_says_what_it_is_before_it_begins():
     lines = told(2e6, "cpu")
-    assert len(lines) == 3
+    assert len(lines) == 3 and lines[0].startswith("draft on sd embedded:shapes-sd: "), "the family that was found"
     assert "0.001 M parameters (rank 8) beside 2 M in bfloat16" in lines[0] and "runs/draft-shapes" in lines[2]
     assert "rows" in lines[1] and "on cpu" in lines[1]
     assert "no GPU is used: 860 M" in told(860e6, "cpu")[-1], "a large model on a CPU is worth a word"
@@ -213,7 +214,9 @@ def test_another_ending_of_a_recipes_file_is_guessed(tmp_path, monkeypatch):
     [
         (["train", "draft/shapes", "--lr", "1e-4"], "Write optim.lr=..., without dashes"),
         (["train", "draft/shapes", "--max-train-steps=20"], "Write train.num_updates=..., without dashes"),
+        (["sample", "draft/shapes", "a star", "--guidance", "4"], "Write sampling.guidance_scale=..., without"),
         (["sample", "draft/shapes", "a star", "--num-inference-steps", "4"], "Write sampling.num_steps=..., without"),
+        (["train", "draft/shapes", "--gpu-memory", "24"], "--gpu-memory: is of --dry-run"),
         (["train", "draft/shapes", "--nonsense", "1"], "such as optim.lr=1e-4"),
         (["train", "draft/shapes", "--resum", "never"], "--resume"),
     ],

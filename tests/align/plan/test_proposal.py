@@ -8,7 +8,7 @@ from align.config import load_recipe
 from align.errors import UserError
 from align.plan.budget import CONTEXT, GIB, budget
 from align.plan.meter import Peak
-from align.plan.propose import Change, described, gigabytes, propose
+from align.plan.propose import Change, described, gigabytes, propose, verdict
 from align.plan.rehearsal import rehearse
 from align.plan.rewards import Need, need
 from align.registry import REWARDS
@@ -42,6 +42,18 @@ def test_the_cheapest_changes_that_fit_are_proposed_and_no_more(recipe):
     assert told == wanted, "each once: a rehearsal of a large model takes a minute"
     again = load_recipe(recipe, found.overrides())
     assert budget(again, rehearse(again, with_rewards=True, gpu=True), gpu=True).total == found.needed.total
+
+
+def test_where_weights_lie_changes_no_rehearsal(recipe, monkeypatch):
+    plain = rehearse(recipe, with_rewards=True, gpu=True)
+    moved = load_recipe(recipe, {"model.offload_text": True})
+    assert plain == rehearse(moved, with_rewards=True, gpu=True), "so it is not rehearsed again"
+    tried = [Change({"model.offload_text": True}, ""), Change({"model.decode_chunk": 1}, "")]
+    monkeypatch.setattr("align.plan.propose.changes", lambda *_: tried)
+    told: list[str] = []
+    verdict(recipe, plain, 0.1, told.append)
+    assert told == ["rehearses the recipe with model.decode_chunk"]
+    assert verdict(recipe, plain, 1000).startswith("yes")
 
 
 def test_what_fits_by_no_change_is_said(recipe, monkeypatch):
