@@ -1,11 +1,13 @@
 """`align recipes`, `rewards`, `models`, `components` and `schema`: what a recipe can name, and the form of one."""
 
 import ast
+import difflib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from align.errors import UserError
 from align.files.output import write
 from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
 
@@ -60,6 +62,13 @@ def models(
 
 def components(name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None) -> None:
     """List all that a recipe can name, or show the settings of one."""
+    from align import config
+
+    blocks = {"sampling": config.SamplingConfig, "adapter": config.AdapterConfig, "optim": config.OptimConfig}
+    blocks |= {"train": config.TrainConfig, "evaluate": config.EvaluateConfig}
+    if name in blocks:
+        _show(f"{name}: {(blocks[name].__doc__ or '').strip()}", blocks[name])
+        return
     kinds = {"models": MODELS, "objectives": OBJECTIVES, "rewards": REWARDS, "data": DATA, "hooks": HOOKS}
     _describe(kinds, name)
 
@@ -91,6 +100,11 @@ def _describe(kinds: dict[str, Registry], name: str | None) -> None:
             if ":" in name or name in registry.names():
                 _settings(registry, name)
                 return
+        known = [one for registry in kinds.values() for one in registry.names()]
+        if len(kinds) > 1 and (close := difflib.get_close_matches(name, known, n=1)):
+            raise UserError(
+                f'there is no component "{name}". Did you mean "{close[0]}"? `align components` lists them.'
+            )
         next(iter(kinds.values())).get(name)  # says what is known
     for kind, registry in kinds.items():
         if len(kinds) > 1:
@@ -100,9 +114,13 @@ def _describe(kinds: dict[str, Registry], name: str | None) -> None:
 
 def _settings(registry: Registry, name: str) -> None:
     component = registry.get(name)
-    typer.echo(f"{name}: {(component.__doc__ or '').strip()}")
+    _show(f"{name}: {(component.__doc__ or '').strip()}", registry.config_class(name))
+
+
+def _show(title: str, config: Any) -> None:
+    typer.echo(title)
     rows = {}
-    for key, field in registry.config_class(name).model_fields.items():
+    for key, field in config.model_fields.items():
         default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
         rows[f"  {key}"] = f"({default}) {' '.join((field.description or '').split())}"
     _table(rows)

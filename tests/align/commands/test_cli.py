@@ -80,6 +80,9 @@ def test_every_list(tmp_path, monkeypatch):
     assert unknown.exit_code == 2 and 'Did you mean "clip"' in unknown.stderr
     everything = run(app, ["components"]).stdout
     assert all(f"{kind}:" in everything for kind in ("models", "objectives", "rewards", "data", "hooks"))
+    block = run(app, ["components", "train"])
+    assert "num_updates" in block.stdout and "micro_batch_size" in block.stdout, "blocks have settings too"
+    assert 'Did you mean "draft"?' in run(app, ["components", "drafft"]).stderr
 
 
 def test_an_argument_that_is_no_text_is_one_line(monkeypatch, capsys):
