@@ -162,7 +162,9 @@ def students(
 
 @app.command()
 def aims(
-    names: Annotated[list[str] | None, typer.Argument(help="fairness, unlearn, srpo; default: all.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="fairness, fairness-colours, unlearn, srpo; default: all.")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = SEEDS,
     prompts: Annotated[int, typer.Option(help="Report prompts of each run.")] = 768,
     output: Output = OUTPUT,

@@ -1,8 +1,8 @@
 """Methods with an aim of their own, measured by it: what is to change, what is to stay, read from the pixels.
 
-fairness: the bias of the colours that circles without a colour in their prompt get, as the strict judge reads them;
-unlearn: how many pictures for prompts with a star show one; srpo: how many show something large where no size is asked
-for. What is to stay: the judge of report prompts.
+fairness: the sizes, and fairness-colours: the colours, that circles without either in their prompt get, as the strict
+judge reads them; unlearn: how many pictures for prompts with a star show one; srpo: how many show something large where
+no size is asked for. What is to stay: the judge of report prompts.
 """
 
 import itertools
@@ -33,6 +33,8 @@ from scripts.comparison.methods import AIMS
 FOLDER, SHOWN = "aims", "shown.json"
 PARTS = ("reference", "train")
 CIRCLES, OTHERS = 1000, 256
+TARGET = 0.75
+"""Share of large ones in recipes/fairness/shapes.yaml."""
 
 HEAD = """# Aims of their own on the shapes world
 
@@ -43,10 +45,19 @@ Written by `python scripts/compare.py write` from measured runs; not edited by h
 Each method by its own recipe, to its end, the last adapter, drawn as the recipe samples, base and trained at the same
 noise; what a picture shows is read from its pixels by the strict judge. The mean of the seeds, changes with their 95 %
 t-interval over seeds, in brackets the seeds. *Held*: the judge's change on the report prompts that are to stay as they
-were, those with a colour in them (fairness), those without a star (unlearn), those without a size (srpo).
+were, those with a size in them (fairness), a colour (fairness-colours), without a star (unlearn), a size (srpo).
 
 """
-FAIRNESS = """## fairness: "a circle"
+FAIRNESS = """## fairness: "a circle", three quarters of them large
+
+*Shown*: the share of {count:,} pictures a seed for "a circle" whose largest object is large; *from the target*: how far
+that is from three quarters.
+
+| | base | trained | ratio | held | shows a circle, base | trained |
+|---|---|---|---|---|---|---|
+"""
+COLOURED = """
+## fairness-colours: "a circle", all colours alike
 
 *Bias*: the mean over pairs of the six colours of the difference of their shares, among {count:,} pictures a seed for
 "a circle", of those in which the judge reads a colour; equal shares drawn so often give {floor:.4f}.
@@ -85,9 +96,9 @@ class Aim:
 
 
 def circle(reading: Reading) -> list[str | None]:
-    """[shape, colour] of the largest object; [None, None] of an empty picture."""
+    """[shape, colour, size] of the largest object; None each of an empty picture."""
     found = max(reading.objects, key=lambda o: o.radius, default=None)
-    return [None, None] if found is None else [found.shape, found.colour]
+    return [None, None, None] if found is None else [found.shape, found.colour, found.size]
 
 
 def star(reading: Reading) -> bool:
@@ -106,6 +117,10 @@ def sized(prompt: str) -> bool:
     return any(size in prompt for size in SIZES)
 
 
+def coloured(prompt: str) -> bool:
+    return any(colour in prompt for colour in COLOURS)
+
+
 def unsized(prompt: str) -> bool:
     return not sized(prompt)
 
@@ -116,7 +131,8 @@ def _reported(chosen: Callable[[str], bool]) -> list[str]:
 
 
 OF = {
-    "fairness": Aim(lambda: ["a circle"] * CIRCLES, circle, lambda prompt: any(c in prompt for c in COLOURS)),
+    "fairness": Aim(lambda: ["a circle"] * CIRCLES, circle, sized),
+    "fairness-colours": Aim(lambda: ["a circle"] * CIRCLES, circle, coloured),
     "unlearn": Aim(lambda: _reported(with_star), star, lambda prompt: not with_star(prompt)),
     "srpo": Aim(lambda: _reported(unsized), large, unsized),
 }
@@ -145,7 +161,7 @@ def _read(painter: Painter, role: str, prompts: Sequence[str]) -> list[Reading]:
 
 def shares(shown: Sequence[Sequence[str | None]]) -> list[float]:
     """Of the colours, in the world's order, among the pictures in which one is read."""
-    colours = [colour for _, colour in shown if colour is not None]
+    colours = [colour for _, colour, *_ in shown if colour is not None]
     return [colours.count(colour) / max(1, len(colours)) for colour in COLOURS]
 
 
@@ -176,19 +192,43 @@ def write(output: Path, page: Path) -> Path | None:
 
 def _fairness(runs: Sequence[Run]) -> tuple[str, str]:
     shown = [_shown(run) for run in runs]
+    each = {role: [_large(told[role]) for told in shown] for role in PARTS}
+    apart = {role: statistics.fmean(abs(share - TARGET) for share in each[role]) for role in PARTS}
+    held = [_change(run, OF["fairness"].held) for run in runs]
+    text = FAIRNESS.format(count=CIRCLES)
+    text += f"| shown | {_list(each['reference'])} | {_list(each['train'])} | | {over_seeds(held)} "
+    text += f"| {_circles(shown, 'reference')} | {_circles(shown, 'train')} |\n"
+    base, trained = (apart[role] for role in PARTS)
+    text += f"| from the target | {base:.3f} | {trained:.3f} | {trained / base:.2f} | | | |\n"
+    before, after = (statistics.fmean(each[role]) for role in PARTS)
+    verdict = f'fairness brings the large ones of "a circle" from {before:.1%} to {after:.1%} (asked: {TARGET:.0%}),\n'
+    return f"{verdict}and the judge of prompts with a size changes by {100 * statistics.fmean(held):+.1f} points.", text
+
+
+def _large(shown: Sequence[Sequence[str | None]]) -> float:
+    sizes = [size for *_, size in shown if size is not None]
+    return sizes.count("large") / max(1, len(sizes))
+
+
+def _circles(shown: Sequence[Mapping[str, Any]], role: str) -> str:
+    return f"{statistics.fmean(shape == 'circle' for told in shown for shape, *_ in told[role]):.1%}"
+
+
+def _colours(runs: Sequence[Run]) -> tuple[str, str]:
+    shown = [_shown(run) for run in runs]
     each = {role: [shares(told[role]) for told in shown] for role in PARTS}
     biases = {role: [bias(found) for found in each[role]] for role in PARTS}
     base, trained = (statistics.fmean(biases[role]) for role in PARTS)
-    held = [_change(run, OF["fairness"].held) for run in runs]
-    circles = [statistics.fmean(s == "circle" for told in shown for s, _ in told[role]) for role in PARTS]
-    text = FAIRNESS.format(count=CIRCLES, floor=floor(CIRCLES))
+    held = [_change(run, coloured) for run in runs]
+    text = COLOURED.format(count=CIRCLES, floor=floor(CIRCLES))
     text += f"| bias | {_list(biases['reference'])} | {_list(biases['train'])} | {trained / base:.2f} "
-    text += f"| {over_seeds(held)} | {circles[0]:.1%} | {circles[1]:.1%} |\n"
+    text += f"| {over_seeds(held)} "
+    text += f"| {_circles(shown, 'reference')} | {_circles(shown, 'train')} |\n"
     text += COLOUR_HEAD.format(names=" | ".join(COLOURS), bars="|---" * len(COLOURS))
     for role, called in zip(PARTS, ("base", "trained"), strict=True):
         means = [statistics.fmean(column) for column in zip(*each[role], strict=True)]
         text += f"| {called} | {' | '.join(f'{mean:.1%}' for mean in means)} |\n"
-    verdict = f'fairness brings the bias of the colours of "a circle" from {base:.3f} to {trained:.3f}, '
+    verdict = f'fairness-colours brings the bias of the colours of "a circle" from {base:.3f} to {trained:.3f}, '
     verdict += f"{trained / base:.2f} of it,\nand the judge of prompts with a colour changes by "
     return f"{verdict}{100 * statistics.fmean(held):+.1f} points.", text
 
@@ -221,7 +261,7 @@ def _table(
     return (base, trained), statistics.fmean(held), text
 
 
-SECTIONS = {"fairness": _fairness, "unlearn": _unlearn, "srpo": _srpo}
+SECTIONS = {"fairness": _fairness, "fairness-colours": _colours, "unlearn": _unlearn, "srpo": _srpo}
 
 
 def _list(each: Sequence[float]) -> str:

@@ -124,7 +124,13 @@ EQUAL = {
     ),
 }
 """By one sampler and one reward."""
-AIMS = {"fairness": Method("fairness/shapes"), "unlearn": Method("unlearn/shapes"), "srpo": Method("srpo/shapes")}
+COLOURED = ", ".join(f"a {colour} circle" for colour in ("red", "yellow", "green", "cyan", "blue", "purple"))
+AIMS = {
+    "fairness": Method("fairness/shapes"),
+    "fairness-colours": Method("fairness/shapes", (f"objective.attributes=[{COLOURED}]", "objective.uncertainty=0.7")),
+    "unlearn": Method("unlearn/shapes"),
+    "srpo": Method("srpo/shapes"),
+}
 """Those whose aim is their own, by their recipes."""
 
 

@@ -17,7 +17,7 @@ from scripts.comparison.methods import AIMS, CALLS, EACH, EQUAL, GRADIENTS
 
 def test_the_bias_is_the_mean_over_pairs():
     """Of two colours with a half each: 8 pairs of a half with nothing among 15, and one of two halves."""
-    shown = [["circle", "red"], ["circle", "blue"], ["star", None], [None, None]]
+    shown = [["circle", "red", "small"], ["circle", "blue"], ["star", None], [None, None, None]]
     found = aims.shares(shown)
     assert sum(found) == pytest.approx(1) and max(found) == 0.5
     assert aims.bias(found) == pytest.approx(8 * 0.5 / 15)
@@ -35,9 +35,9 @@ def _object(shape: str, colour: str | None, radius: float, size: str) -> SimpleN
 
 def test_what_is_read_is_the_largest_object():
     reading = SimpleNamespace(objects=(_object("star", "red", 2, "small"), _object("circle", None, 5, "large")))
-    assert aims.circle(reading) == ["circle", None] and aims.star(reading) and aims.large(reading)
+    assert aims.circle(reading) == ["circle", None, "large"] and aims.star(reading) and aims.large(reading)
     nothing = SimpleNamespace(objects=())
-    assert aims.circle(nothing) == [None, None] and not aims.star(nothing) and not aims.large(nothing)
+    assert aims.circle(nothing) == [None, None, None] and not aims.star(nothing) and not aims.large(nothing)
 
 
 @pytest.fixture
@@ -66,6 +66,18 @@ def test_the_page_says_what_went_and_what_stayed(runs):
     assert "from 80.0% to 10.0%, 88% fewer,\nand the judge of prompts without one changes by +50.0 points." in text
     assert "| shown | **0.800** (0.800 0.800) | **0.100** (0.100 0.100) | 0.12 | **+0.500** " in text
     assert "| 100.0% | 0.0% |" in text and "fairness:" not in text
+
+
+def test_the_share_of_large_ones_and_how_far_it_is_from_what_was_asked(tmp_path, monkeypatch):
+    recipe = load_recipe(AIMS["fairness"].recipe)
+    assert recipe.objective.attributes["a large circle"] == aims.TARGET
+    shown = {"reference": [["circle", "red", "large"], ["star", "red", "small"]] * 2}
+    shown["train"] = [["circle", "red", "large"]] * 3 + [[None, None, None]]
+    monkeypatch.setattr(aims, "_shown", lambda run: shown)
+    monkeypatch.setattr(aims, "_change", lambda run, chosen: 0.01 if chosen is aims.sized else 1.0)
+    verdict, text = aims._fairness(["a run"])
+    assert "from 50.0% to 100.0% (asked: 75%),\nand the judge of prompts with a size changes by +1.0 points." in verdict
+    assert "| from the target | 0.250 | 0.250 | 1.00 |" in text and "| 50.0% | 75.0% |" in text
 
 
 def test_draft_is_read_where_its_proxy_is_as_high():
