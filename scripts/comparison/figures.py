@@ -30,22 +30,28 @@ def forest(gains: Mapping[str, Mapping[str, Any]], column: str) -> str:
 
 
 def lines(series: Mapping[str, charts.Points], x_label: str, marks: Mapping[float, str]) -> str:
-    """Lines with their legend below; `marks` are vertical lines with a word beside them."""
+    """Lines, or a dot where there is one point, with their legend below; `marks` are vertical lines with a word beside
+    them."""
+
+    columns = 4 if max(map(len, series), default=0) <= 16 else 3
+    rows = -(-len(series) // columns)
 
     def build(axes: Axes) -> None:
         for number, (name, points) in enumerate(series.items()):
             dashed = "--" if number >= charts.NUM_COLOURS else "-"  # where colours run out
-            axes.plot(*zip(*points, strict=True), color=charts.colour(number), linestyle=dashed, label=name)
+            hollow = "none" if number >= charts.NUM_COLOURS else "full"
+            dot = {"marker": "o", "fillstyle": hollow} if len(points) == 1 else {}
+            axes.plot(*zip(*points, strict=True), color=charts.colour(number), linestyle=dashed, label=name, **dot)
         for place, text in marks.items():
             axes.axvline(place, color=charts.colour("muted"), linestyle=(0, (4, 3)), linewidth=1.5)
             axes.annotate(
                 text, (place, 1), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points"
             )
         axes.figure.legend(
-            loc="outside lower left", ncols=4, handlelength=1.6, columnspacing=1.2, labelcolor="linecolor"
+            loc="outside lower left", ncols=columns, handlelength=1.6, columnspacing=1.2, labelcolor="linecolor"
         )
 
-    return charts.alone(build, x_label=x_label, size=(charts.WIDTH, charts.HEIGHT + 24 + 15 * ((len(series) - 1) // 4)))
+    return charts.alone(build, x_label=x_label, size=(charts.WIDTH, charts.HEIGHT + 9 + 15 * rows))
 
 
 def points(series: Mapping[str, charts.Points], x_label: str, y_label: str, *, joined: bool = False) -> str:

@@ -22,6 +22,7 @@ from align.noise.studio import Row, Studio
 from align.sampling import SamplingConfig, rollout
 from rewards import Composite
 from samplers import Rng
+from scripts.comparison.figures import lines
 
 FOLDER, LABELS, BATCH = "guidance", ("judge", "gold"), 64
 STEPS, EQUAL = 20, 15
@@ -246,7 +247,7 @@ def write(output: Path, page: Path) -> Path | None:
     named = {place(output, name).stem: name for name in arms(first["w"], Path())}
     order = [stem for stem in named if stem in found]
     order += sorted((stem for stem in found if stem not in named), key=lambda stem: found[stem]["calls"])
-    lines, gains = [], {}
+    rows, gains = [], {}
     for stem in order:
         said, name = found[stem], named.get(stem) or stem.replace("-", " ")
         other = beside(name, said["calls"])
@@ -261,7 +262,7 @@ def write(output: Path, page: Path) -> Path | None:
         passed = sum(said["judge"]) / len(said["judge"])
         away = f"{sum(said['distance']) / len(said['distance']):.3f}" if "distance" in said else ""
         held = other if reference is not None else ""
-        lines.append(
+        rows.append(
             f"| {name} | {said['calls']:.1f} | {held} | {passed:.1%} | {judged} | {gold} | {away} "
             f"| {said['seconds']:.3f} |"
         )
@@ -275,12 +276,25 @@ def write(output: Path, page: Path) -> Path | None:
         "dynamic": DYNAMIC,
     }
     told |= {"best": BEST, "scales": ", ".join(f"{w:g}" for w in SCALES), "n": f", {n}" if n else ""}
-    page.write_text(HEAD.format(verdict=_verdict(gains), **told) + "\n".join(lines) + "\n", encoding="utf-8")
+    chart = _chart({named.get(stem) or stem.replace("-", " "): found[stem] for stem in order})
+    write_text(page.parent / "img" / "guidance.svg", chart)
+    figure = "\n![Share that the judge passes over network calls, plain guidance as a line](img/guidance.svg)\n"
+    text = HEAD.format(verdict=_verdict(gains), **told) + "\n".join(rows) + "\n" + figure
+    page.write_text(text, encoding="utf-8")
     return page
 
 
 def _verdict(gains: Mapping[str, Any]) -> str:
     better = [f"{name} ({100 * g.mean:+.1f})" for name, g in gains.items() if g.edges[0] > 0]
-    worse = [f"{name} ({100 * g.mean:+.1f})" for name, g in gains.items() if g.edges[1] < 0]
-    said = f"of {len(gains)} arms beside what costs as much, the judge passes more of"
-    return f"**Verdict.** In points, {said}\n{', '.join(better) or 'none'}, and fewer of {', '.join(worse) or 'none'}."
+    worse = [name for name, g in gains.items() if g.edges[1] < 0]
+    said = f"of {len(gains)} arms beside what costs as much, the judge passes more of {', '.join(better) or 'none'},"
+    return f"**Verdict.** In points, {said}\nand fewer of {len(worse)}; of the others no difference is seen."
+
+
+def _chart(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of each arm (calls, share that the judge passes): plain guidance as a line, the others as dots."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for name, said in sorted(found.items(), key=lambda item: (not item[0].startswith(PLAIN), item[1]["calls"])):
+        place = (float(said["calls"]), sum(said["judge"]) / len(said["judge"]))
+        series.setdefault(PLAIN if name.startswith(PLAIN) else name, []).append(place)
+    return lines(series, "network calls an image", {})

@@ -83,6 +83,5 @@ def test_an_arm_stands_beside_plain_guidance_of_as_many_calls(tmp_path):
     assert told is not None
     text = told.read_text()
     assert "| adaptive in x0 | 23.7 | plain 12 | 50.0% | +50.0 [" in text and "| refresh, delta | 30.0 |  | 50" in text
-    assert (
-        "| plain 12 | 24.0 |  | 0.0% |" in text and "passes more of\nadaptive in x0 (+50.0), and fewer of none" in text
-    )
+    assert "| plain 12 | 24.0 |  | 0.0% |" in text and "passes more of adaptive in x0 (+50.0),\nand fewer of 0;" in text
+    assert "refresh, delta" in (tmp_path / "img" / "guidance.svg").read_text()
