@@ -25,14 +25,14 @@ from align.shapes.captions import SIZES
 from align.shapes.judge import Reading, read
 from align.shapes.scene import COLOURS
 from align.training.evaluate import FOLDER as REPORT
-from align.training.evaluate import SCORES
+from align.training.evaluate import SCORES, before_after
 from scripts.comparison.curves import Chapter, ended, over_seeds, train
 from scripts.comparison.measure import _policy
 from scripts.comparison.methods import AIMS
 
-FOLDER, SHOWN = "aims", "shown.json"
+FOLDER, SHOWN, SHEET = "aims", "shown.json", "shown.png"
 PARTS = ("reference", "train")
-CIRCLES, OTHERS = 1000, 256
+CIRCLES, OTHERS, PICTURED = 1000, 256, 16
 TARGET = 0.75
 """Share of large ones in recipes/fairness/shapes.yaml."""
 
@@ -88,11 +88,14 @@ the judge's pass of the report prompts that ask for something large.
 
 @dataclass(frozen=True)
 class Aim:
-    """What is drawn to see whether the aim is met, what is read from a picture, and which prompts are to stay."""
+    """What is drawn to see whether the aim is met, what is read from a picture, and which prompts are to stay; for the
+    sheet, what a picture that meets the aim is called."""
 
     prompts: Callable[[], list[str]]
     shown: Callable[[Reading], Any]
     held: Callable[[str], bool]
+    called: str
+    met: Callable[[Reading], bool]
 
 
 def circle(reading: Reading) -> list[str | None]:
@@ -131,32 +134,42 @@ def _reported(chosen: Callable[[str], bool]) -> list[str]:
 
 
 OF = {
-    "fairness": Aim(lambda: ["a circle"] * CIRCLES, circle, sized),
-    "fairness-colours": Aim(lambda: ["a circle"] * CIRCLES, circle, coloured),
-    "unlearn": Aim(lambda: _reported(with_star), star, lambda prompt: not with_star(prompt)),
-    "srpo": Aim(lambda: _reported(unsized), large, unsized),
+    "fairness": Aim(lambda: ["a circle"] * CIRCLES, circle, sized, "large", large),
+    "fairness-colours": Aim(
+        lambda: ["a circle"] * CIRCLES, circle, coloured, "circle", lambda reading: circle(reading)[0] == "circle"
+    ),
+    "unlearn": Aim(
+        lambda: _reported(with_star), star, lambda prompt: not with_star(prompt), "no star", lambda r: not star(r)
+    ),
+    "srpo": Aim(lambda: _reported(unsized), large, unsized, "large", large),
 }
 
 
 def measure(output: Path, name: str, seed: int, *, prompts: int) -> None:
     """Trains, reports, and reads what base and trained draw; what is there is not made again."""
     run = train(output, Chapter(FOLDER, "", AIMS), name, seed, prompts=prompts, panel=0)
-    path = run.output / SHOWN
-    if path.is_file():
+    path, sheet = run.output / SHOWN, run.output / SHEET
+    if path.is_file() and sheet.is_file():
         return
     recipe = align.load_recipe(str(run.output / "recipe.yaml"), [f"adapter.init={run.output / 'adapter'}"])
     painter = Painter(_policy(recipe, seed), recipe.sampling, Accelerator(cpu=True), seed=seed)
     aim, asked = OF[name], OF[name].prompts()
-    told = {role: [aim.shown(reading) for reading in _read(painter, role, asked)] for role in PARTS}
-    write_text(path, json.dumps(told))
+    first = [_read(painter, role, asked[:PICTURED]) for role in PARTS]
+    told = [(torch.tensor([float(aim.met(one)) for one in readings]), pictures) for readings, pictures in first]
+    before_after(aim.called, asked, *told).save(sheet, optimize=True)
+    if not path.is_file():
+        told_of = {role: [aim.shown(reading) for reading in _read(painter, role, asked)[0]] for role in PARTS}
+        write_text(path, json.dumps(told_of))
 
 
-def _read(painter: Painter, role: str, prompts: Sequence[str]) -> list[Reading]:
-    found = []
+def _read(painter: Painter, role: str, prompts: Sequence[str]) -> tuple[list[Reading], torch.Tensor]:
+    """What the pictures show, and the pictures."""
+    found, drawn = [], []
     for start in range(0, len(prompts), painter.batch_size):
         rows = range(start, min(start + painter.batch_size, len(prompts)))
-        found += read(painter.images(role, [prompts[i] for i in rows], list(rows), "shown"))
-    return found
+        drawn.append(painter.images(role, [prompts[i] for i in rows], list(rows), "shown"))
+        found += read(drawn[-1])
+    return found, torch.cat(drawn)
 
 
 def shares(shown: Sequence[Sequence[str | None]]) -> list[float]:
