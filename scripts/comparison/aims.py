@@ -65,8 +65,7 @@ COLOURED = """
 | | base | trained | ratio | held | shows a circle, base | trained |
 |---|---|---|---|---|---|---|
 """
-COLOUR_HEAD = "\n| share of | {names} |\n|---{bars}|\n"
-UNLEARN = """
+COLOUR_HEAD = "\n| share of | {names} |\n|---{bars}|\n"UNLEARN = """
 ## unlearn: "star"
 
 *Shown*: the share of {count} pictures a seed for report prompts with a star in which the judge reads one. *Passed*: the
@@ -199,7 +198,9 @@ def write(output: Path, page: Path) -> Path | None:
     if not told:
         return None
     verdicts, parts = zip(*told, strict=True)
-    page.write_text(HEAD.format(verdict="**Verdict.** " + "\n".join(verdicts)) + "".join(parts), encoding="utf-8")
+    half = -(-len(verdicts) // 2)
+    verdict = "; ".join(verdicts[:half]) + (";\n" + "; ".join(verdicts[half:]) if verdicts[half:] else "") + "."
+    page.write_text(HEAD.format(verdict=f"**Verdict.** {verdict}") + "".join(parts), encoding="utf-8")
     return page
 
 
@@ -214,8 +215,8 @@ def _fairness(runs: Sequence[Run]) -> tuple[str, str]:
     base, trained = (apart[role] for role in PARTS)
     text += f"| from the target | {base:.3f} | {trained:.3f} | {trained / base:.2f} | | | |\n"
     before, after = (statistics.fmean(each[role]) for role in PARTS)
-    verdict = f'fairness brings the large ones of "a circle" from {before:.1%} to {after:.1%} (asked: {TARGET:.0%}),\n'
-    return f"{verdict}and the judge of prompts with a size changes by {100 * statistics.fmean(held):+.1f} points.", text
+    said = f"fairness: large circles {before:.1%} to {after:.1%} (asked: {TARGET:.0%}), {_stays(held)}"
+    return said, text
 
 
 def _large(shown: Sequence[Sequence[str | None]]) -> float:
@@ -241,22 +242,21 @@ def _colours(runs: Sequence[Run]) -> tuple[str, str]:
     for role, called in zip(PARTS, ("base", "trained"), strict=True):
         means = [statistics.fmean(column) for column in zip(*each[role], strict=True)]
         text += f"| {called} | {' | '.join(f'{mean:.1%}' for mean in means)} |\n"
-    verdict = f'fairness-colours brings the bias of the colours of "a circle" from {base:.3f} to {trained:.3f}, '
-    verdict += f"{trained / base:.2f} of it,\nand the judge of prompts with a colour changes by "
-    return f"{verdict}{100 * statistics.fmean(held):+.1f} points.", text
+    return f"fairness-colours: their bias {base:.3f} to {trained:.3f}, {_stays(held)}", text
+
+
+def _stays(held: Sequence[float]) -> str:
+    return f"what stays {100 * statistics.fmean(held):+.1f} points"
 
 
 def _unlearn(runs: Sequence[Run]) -> tuple[str, str]:
     (base, trained), held, text = _table(UNLEARN, "unlearn", runs, with_star)
-    verdict = f"unlearn brings the pictures that show a star from {base:.1%} to {trained:.1%}, "
-    verdict += f"{1 - trained / base:.0%} fewer,\nand the judge of prompts without one changes by "
-    return f"{verdict}{100 * held:+.1f} points.", text
+    return f"unlearn: pictures with a star {base:.1%} to {trained:.1%}, {_stays([held])}", text
 
 
 def _srpo(runs: Sequence[Run]) -> tuple[str, str]:
     (base, trained), held, text = _table(SRPO, "srpo", runs, lambda prompt: "large" in prompt)
-    verdict = f"srpo brings the pictures whose largest object is large from {base:.1%} to {trained:.1%},\n"
-    return f"{verdict}and the judge of prompts without a size changes by {100 * held:+.1f} points.", text
+    return f"srpo: large ones where no size is asked {base:.1%} to {trained:.1%}, {_stays([held])}", text
 
 
 def _table(

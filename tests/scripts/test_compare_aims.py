@@ -63,7 +63,7 @@ def runs(tmp_path, monkeypatch):
 
 def test_the_page_says_what_went_and_what_stayed(runs):
     text = aims.write(runs, runs / "aims.md").read_text()
-    assert "from 80.0% to 10.0%, 88% fewer,\nand the judge of prompts without one changes by +50.0 points." in text
+    assert "**Verdict.** unlearn: pictures with a star 80.0% to 10.0%, what stays +50.0 points.\n\n" in text
     assert "| shown | **0.800** (0.800 0.800) | **0.100** (0.100 0.100) | 0.12 | **+0.500** " in text
     assert "| 100.0% | 0.0% |" in text and "fairness:" not in text
 
@@ -76,7 +76,7 @@ def test_the_share_of_large_ones_and_how_far_it_is_from_what_was_asked(tmp_path,
     monkeypatch.setattr(aims, "_shown", lambda run: shown)
     monkeypatch.setattr(aims, "_change", lambda run, chosen: 0.01 if chosen is aims.sized else 1.0)
     verdict, text = aims._fairness(["a run"])
-    assert "from 50.0% to 100.0% (asked: 75%),\nand the judge of prompts with a size changes by +1.0 points." in verdict
+    assert verdict == "fairness: large circles 50.0% to 100.0% (asked: 75%), what stays +1.0 points"
     assert "| from the target | 0.250 | 0.250 | 1.00 |" in text and "| 50.0% | 75.0% |" in text
 
 
