@@ -197,6 +197,14 @@ def _decoding(model: Any, recipe: Recipe, meter: Peak) -> int:
     return found.bytes
 
 
+def way_back(codec: Any, latent: tuple[int, int, int]) -> int:
+    """Bytes of decoding one image and of the gradient's way back through it, at most, beside the weights."""
+    x0 = torch.empty(1, *latent, device="meta", requires_grad=True)
+    with Peak([*codec.vae.state_dict(keep_vars=True).values(), x0]) as meter, fused_attention(meter):
+        codec.decode(x0).sum().backward()
+    return meter.peak
+
+
 class MeanPixel:
     """Stands in for the composite of the rewards: the mean pixel, and what `needs` says on top of it."""
 

@@ -8,10 +8,11 @@ import torch
 from align.config import Recipe
 from align.errors import UserError
 from align.models._base import Dtypes
+from align.models._small_decoder import small_codec
 from align.plan import propose
 from align.plan.budget import CONTEXT, GIB, SLACK, Budget, budget, hours
 from align.plan.networks import model_of
-from align.plan.rehearsal import Rehearsal, plain_dtypes, rehearse
+from align.plan.rehearsal import Rehearsal, plain_dtypes, rehearse, way_back
 from align.policy.roles import Calls
 from align.registry import called
 from align.sampling.levers import described, savings
@@ -45,6 +46,8 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None, say: propose.Say = 
         lines["compiled"] = compiled(recipe)
     if saves := savings(recipe.sampling):
         lines["levers"] = saves
+    if decoded := _decoded(recipe, model):
+        lines["decoder"] = decoded
     if fast := described(recipe.sampling, dtypes.network):
         lines["fast"] = fast
     if gpu_memory is None and torch.cuda.is_available():
@@ -99,6 +102,20 @@ def compiled(recipe: Recipe) -> str:
         return "the network, in all its calls; it takes minutes before the first update"
     calls = str(block.num_free) if block.window in ("last", "subset") else "those"
     return f"the network, in {calls} of {block.num_calls} calls, which carry no gradient; all others run as they are"
+
+
+def _decoded(recipe: Recipe, model: Any) -> str:
+    """What a small decoder saves where the reward's gradient goes through one; "" where none is known or chosen."""
+    levers = recipe.sampling.levers
+    chosen, known = levers and levers.decoder, getattr(model, "small_decoders", ())
+    pixels = not all(getattr(reward, "reads_latents", False) for reward in recipe.rewards.values())
+    if not pixels or not getattr(recipe.objective, "decodes", False) or not (chosen or known):
+        return ""
+    latent = model.latent_shape(recipe.sampling.image_size)
+    source = chosen or known[0]
+    full, small = (way_back(codec, latent) / GIB for codec in (model.codec, small_codec(source, model)))
+    so = f"{source} {small:.2f} GiB in place of {full:.2f}" if chosen else f"{full:.2f} GiB, {source} {small:.2f}"
+    return f"an image at once takes, there and back, {so}"
 
 
 def _hours(hours: float) -> str:
