@@ -107,13 +107,20 @@ def compiled(recipe: Recipe) -> str:
 def _decoded(recipe: Recipe, model: Any) -> str:
     """What a small decoder saves where the reward's gradient goes through one; "" where none is known or chosen."""
     levers = recipe.sampling.levers
-    chosen, known = levers and levers.decoder, getattr(model, "small_decoders", ())
+    chosen = levers.decoder if levers else None
+    known: tuple[str, ...] = getattr(model, "small_decoders", ())
     pixels = not all(getattr(reward, "reads_latents", False) for reward in recipe.rewards.values())
     if not pixels or not getattr(recipe.objective, "decodes", False) or not (chosen or known):
         return ""
     latent = model.latent_shape(recipe.sampling.image_size)
     source = chosen or known[0]
-    full, small = (way_back(codec, latent) / GIB for codec in (model.codec, small_codec(source, model)))
+    try:
+        other = small_codec(source, model)
+    except UserError:
+        if chosen:
+            raise
+        return ""  # a model of the family with latents of its own, as the embedded one
+    full, small = (way_back(codec, latent) / GIB for codec in (model.codec, other))
     so = f"{source} {small:.2f} GiB in place of {full:.2f}" if chosen else f"{full:.2f} GiB, {source} {small:.2f}"
     return f"an image at once takes, there and back, {so}"
 
