@@ -108,12 +108,12 @@ def _decoded(recipe: Recipe, model: Any) -> str:
     """What a small decoder saves where the reward's gradient goes through one; "" where none is known or chosen."""
     levers = recipe.sampling.levers
     chosen = levers.decoder if levers else None
-    known: tuple[str, ...] = getattr(model, "small_decoders", ())
+    sources = [*filter(None, [chosen]), *getattr(model, "small_decoders", ())]
     pixels = not all(getattr(reward, "reads_latents", False) for reward in recipe.rewards.values())
-    if not pixels or not getattr(recipe.objective, "decodes", False) or not (chosen or known):
+    if not pixels or not getattr(recipe.objective, "decodes", False) or not sources:
         return ""
     latent = model.latent_shape(recipe.sampling.image_size)
-    source = chosen or known[0]
+    source = sources[0]
     try:
         other = small_codec(source, model)
     except UserError:
