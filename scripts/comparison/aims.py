@@ -65,7 +65,8 @@ COLOURED = """
 | | base | trained | ratio | held | shows a circle, base | trained |
 |---|---|---|---|---|---|---|
 """
-COLOUR_HEAD = "\n| share of | {names} |\n|---{bars}|\n"UNLEARN = """
+COLOUR_HEAD = "\n| share of | {names} |\n|---{bars}|\n"
+UNLEARN = """
 ## unlearn: "star"
 
 *Shown*: the share of {count} pictures a seed for report prompts with a star in which the judge reads one. *Passed*: the
