@@ -40,7 +40,7 @@ def lines(series: Mapping[str, charts.Points], x_label: str, marks: Mapping[floa
         for number, (name, points) in enumerate(series.items()):
             dashed = "--" if number >= charts.NUM_COLOURS else "-"  # where colours run out
             hollow = "none" if number >= charts.NUM_COLOURS else "full"
-            dot = {"marker": "o", "fillstyle": hollow} if len(points) == 1 else {}
+            dot: dict[str, Any] = {"marker": "o", "fillstyle": hollow} if len(points) == 1 else {}
             axes.plot(*zip(*points, strict=True), color=charts.colour(number), linestyle=dashed, label=name, **dot)
         for place, text in marks.items():
             axes.axvline(place, color=charts.colour("muted"), linestyle=(0, (4, 3)), linewidth=1.5)
