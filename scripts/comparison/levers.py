@@ -68,7 +68,7 @@ def measure(output: Path, root: Path, seeds: Sequence[int], *, seconds: float, p
     path = output / FOLDER / COSINES
     if not path.is_file():
         adapter = place(output, "plain") / f"seed-{seeds[0]}" / "adapter"
-        command = [sys.executable, "-P", str(root / "scripts" / "bench" / "levers.py"), "--steps", "20"]
+        command = [sys.executable, "-P", str(root / "scripts" / "bench" / "levers.py"), "--steps", "20", "--images", "48"]
         subprocess.run([*command, "--adapter", str(adapter), "--json", str(path)], cwd=root, check=True)
 
 
