@@ -81,7 +81,7 @@ and with them more of draft-1's many updates.""",
 def train(
     output: Path, chapter: Chapter, name: str, seed: int, *, prompts: int, panel: int = 192, every: int = 20
 ) -> Run:
-    """The run of the chapter's method `name` on `seed`; one that has ended is read."""
+    """The run of the chapter's method `name` on `seed`; one that has ended is reported anew alone."""
     method = chapter.methods[name]
     watched = {"prompts": "shapes:select", "num_prompts": panel, "rewards": {"gold": {}, "judge": {}}, "every": every}
     judged = {"prompts": "shapes:report", "num_prompts": prompts, "rewards": dict(chapter.judged)}
