@@ -14,6 +14,7 @@ from align.run import Run
 from scripts.comparison.curves import over_seeds
 
 FOLDER, PILOT, COSINES = "levers", 8, "cosines.json"
+IMAGES = ("--images", "48")  # a few images' gradients, some large, are no measure of a mean
 RECIPE = "draft/shapes"
 BASE = (
     "sampling.num_steps=20",
@@ -48,8 +49,9 @@ the seeds. *Took*: seconds that the updates took in the end, on a machine that d
 PRICES = """
 ## The gradient
 
-`scripts/bench/levers.py` at the adapter of the first plain run: the cosine of the gradient to the plain one's on the
-same prompts and noises, the rows of the network and the CPU seconds of it. For reuse, of each further update.
+`scripts/bench/levers.py {images}` at the adapter of the first plain run: the cosine of the gradient to the plain
+one's on the same prompts and noises, the rows of the network and the CPU seconds of it. For reuse, of each further
+update.
 
 | lever | cosine | rows | seconds |
 |---|---|---|---|
@@ -68,7 +70,7 @@ def measure(output: Path, root: Path, seeds: Sequence[int], *, seconds: float, p
     path = output / FOLDER / COSINES
     if not path.is_file():
         adapter = place(output, "plain") / f"seed-{seeds[0]}" / "adapter"
-        command = [sys.executable, "-P", str(root / "scripts" / "bench" / "levers.py"), "--steps", "20", "--images", "48"]
+        command = [sys.executable, "-P", str(root / "scripts" / "bench" / "levers.py"), "--steps", "20", *IMAGES]
         subprocess.run([*command, "--adapter", str(adapter), "--json", str(path)], cwd=root, check=True)
 
 
@@ -116,7 +118,7 @@ def write(output: Path, page: Path) -> Path | None:
     text = HEAD.format(**told) + "\n".join(lines) + "\n"
     if (path := output / FOLDER / COSINES).is_file():
         rows = json.loads(path.read_text(encoding="utf-8"))
-        text += PRICES + "".join(
+        text += PRICES.format(images=" ".join(IMAGES)) + "".join(
             f"| {row['lever']} | {row['cosine']:.4f} | {row.get('rows', '')} | {row.get('seconds', '')} |\n"
             for row in rows
         )
