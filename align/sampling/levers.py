@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 RULES = ("ddim", "euler")
 FAST = {"guidance": "refresh", "precision": "bf16"}
 """What `fast` stands for: the levers after which the gradient points nearly where the exact one does (cosines of
-0.9: docs/lab/levers.md). The others (guidance none, steps, a kept state) turn it, and are taken by their names alone."""
+0.9: docs/lab/levers.md). The others (guidance none, steps, a kept state) turn it, and go by their names alone."""
 OF_PREFIX = ("guidance", "steps", "precision", "reuse")
 
 
