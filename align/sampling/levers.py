@@ -29,7 +29,7 @@ class LeversConfig(ComponentConfig):
     """Cheaper steps before the window; scripts/bench/levers.py measures what they do to the gradient."""
 
     fast: bool = False
-    """The levers that hardly turn the gradient, spelled out when the recipe is read: guidance: refresh, and on a GPU
+    """The levers that turn the gradient least, spelled out when the recipe is read: guidance: refresh, and on a GPU
     precision: bf16. What does not apply is left out, what is set beside it stays; --dry-run says both."""
     guidance: Literal["full", "refresh", "none"] = "full"
     """Of the prefix. refresh: the unprompted branch at each second step, its difference carried on between; none: no
