@@ -33,8 +33,7 @@ from scripts.comparison.methods import AIMS
 FOLDER, SHOWN, SHEET = "aims", "shown.json", "shown.png"
 PARTS = ("reference", "train")
 CIRCLES, OTHERS, PICTURED = 1000, 256, 16
-TARGET = 0.75
-"""Share of large ones in recipes/fairness/shapes.yaml."""
+TARGET = 0.75  # share of large ones in recipes/fairness/shapes.yaml
 
 HEAD = """# Aims of their own on the shapes world
 
@@ -208,14 +207,13 @@ def write(output: Path, page: Path) -> Path | None:
 def _fairness(runs: Sequence[Run]) -> tuple[str, str]:
     shown = [_shown(run) for run in runs]
     each = {role: [_large(told[role]) for told in shown] for role in PARTS}
-    apart = {role: statistics.fmean(abs(share - TARGET) for share in each[role]) for role in PARTS}
+    gaps = {role: [abs(share - TARGET) for share in each[role]] for role in PARTS}
     held = [_change(run, OF["fairness"].held) for run in runs]
     text = FAIRNESS.format(count=CIRCLES)
     text += f"| shown | {_list(each['reference'])} | {_list(each['train'])} | | {over_seeds(held)} "
     text += f"| {_circles(shown, 'reference')} | {_circles(shown, 'train')} |\n"
-    base, trained = (apart[role] for role in PARTS)
+    (base, trained), (before, after) = ([statistics.fmean(x[r]) for r in PARTS] for x in (gaps, each))
     text += f"| from the target | {base:.3f} | {trained:.3f} | {trained / base:.2f} | | | |\n"
-    before, after = (statistics.fmean(each[role]) for role in PARTS)
     said = f"fairness: large circles {before:.1%} to {after:.1%} (asked: {TARGET:.0%}), {_stays(held)}"
     return said, text
 
