@@ -124,7 +124,7 @@ class PipelineModel(DiffusionModel):
     def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compiles the blocks that the network repeats, once for all of them, where diffusers names them."""
         if self.network._repeated_blocks:
-            self.network.compile_repeated_blocks(backend=backend)  # type: ignore[operator]
+            self.network.compile_repeated_blocks(backend=backend)  # type: ignore[operator]  # of diffusers' ModelMixin
         else:
             super().compile(backend)
 

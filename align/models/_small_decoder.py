@@ -34,7 +34,7 @@ def small_codec(source: str, model: DiffusionModel) -> KLCodec:
     Raises UserError where it cannot be loaded, or is made for other latents.
     """
     where = f"sampling.levers.decoder={source}"
-    own, vae = model.small_decoders, model.codec.vae  # type: ignore[attr-defined]
+    own, vae = model.small_decoders, model.codec.vae  # type: ignore[attr-defined]  # families with pipelines have both
     if source in KNOWN and source not in own:
         use = f"Use {' or '.join(own)}, or remove it" if own else "There is none for this family: remove it"
         raise UserError(f"{where}: is made for another family's latents. {use}.")
