@@ -240,7 +240,7 @@ def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path
 @app.command()
 def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results.md") -> None:
     """Write the pages and their figures from what has been measured: results, learning curves, hacking."""
-    from scripts.comparison import aims, curves, equal, guidance, guided, hacking, levers, ranks, students
+    from scripts.comparison import aims_page, curves, equal, guidance, guided, hacking, levers, ranks, students
     from scripts.comparison.page import write as write_page
 
     makers = {
@@ -250,7 +250,7 @@ def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results
         "students.md": students.write,
         "guidance.md": guidance.write,
         "levers.md": levers.write,
-        "aims.md": aims.write,
+        "aims.md": aims_page.write,
         "equal.md": equal.write,
     }
     below = {"preferences": guided.table}

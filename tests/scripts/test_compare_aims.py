@@ -11,22 +11,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from align.config import load_recipe
 from align.training.evaluate import FOLDER, SCORES
-from scripts.comparison import aims, equal
+from scripts.comparison import aims, aims_page, equal
 from scripts.comparison.methods import AIMS, CALLS, EACH, EQUAL, GRADIENTS
 
 
 def test_the_bias_is_the_mean_over_pairs():
     """Of two colours with a half each: 8 pairs of a half with nothing among 15, and one of two halves."""
     shown = [["circle", "red", "small"], ["circle", "blue"], ["star", None], [None, None, None]]
-    found = aims.shares(shown)
+    found = aims_page.shares(shown)
     assert sum(found) == pytest.approx(1) and max(found) == 0.5
-    assert aims.bias(found) == pytest.approx(8 * 0.5 / 15)
-    assert aims.bias([1 / 6] * 6) == 0.0
+    assert aims_page.bias(found) == pytest.approx(8 * 0.5 / 15)
+    assert aims_page.bias([1 / 6] * 6) == 0.0
 
 
 def test_equal_shares_have_a_bias_when_few_are_drawn():
     """A difference of two shares is normal with variance 2/(6 n): its mean length is sqrt(2/pi) of the deviation."""
-    assert aims.floor(1000, draws=500) == pytest.approx((2 / 3.14159) ** 0.5 * (1 / 3000) ** 0.5, rel=0.05)
+    assert aims_page.floor(1000, draws=500) == pytest.approx((2 / 3.14159) ** 0.5 * (1 / 3000) ** 0.5, rel=0.05)
 
 
 def _object(shape: str, colour: str | None, radius: float, size: str) -> SimpleNamespace:
@@ -57,12 +57,12 @@ def runs(tmp_path, monkeypatch):
             (path / aims.SHOWN).write_text(json.dumps(shown))
         return [SimpleNamespace(output=folder / f"seed-{seed}") for seed in (1, 2)]
 
-    monkeypatch.setattr(aims, "ended", ended)
+    monkeypatch.setattr(aims_page, "ended", ended)
     return tmp_path
 
 
 def test_the_page_says_what_went_and_what_stayed(runs):
-    text = aims.write(runs, runs / "aims.md").read_text()
+    text = aims_page.write(runs, runs / "aims.md").read_text()
     assert "**Verdict.** unlearn: pictures with a star 80.0% to 10.0%, what stays +50.0 points.\n\n" in text
     assert "| shown | **0.800** (0.800 0.800) | **0.100** (0.100 0.100) | 0.12 | **+0.500** " in text
     assert "| 100.0% | 0.0% |" in text and "fairness:" not in text
@@ -70,12 +70,12 @@ def test_the_page_says_what_went_and_what_stayed(runs):
 
 def test_the_share_of_large_ones_and_how_far_it_is_from_what_was_asked(tmp_path, monkeypatch):
     recipe = load_recipe(AIMS["fairness"].recipe)
-    assert recipe.objective.attributes["a large circle"] == aims.TARGET
+    assert recipe.objective.attributes["a large circle"] == aims_page.TARGET
     shown = {"reference": [["circle", "red", "large"], ["star", "red", "small"]] * 2}
     shown["train"] = [["circle", "red", "large"]] * 3 + [[None, None, None]]
-    monkeypatch.setattr(aims, "_shown", lambda run: shown)
-    monkeypatch.setattr(aims, "_change", lambda run, chosen: 0.01 if chosen is aims.sized else 1.0)
-    verdict, text = aims._fairness(["a run"])
+    monkeypatch.setattr(aims_page, "_shown", lambda run: shown)
+    monkeypatch.setattr(aims_page, "_change", lambda run, chosen: 0.01 if chosen is aims.sized else 1.0)
+    verdict, text = aims_page._fairness(["a run"])
     assert verdict == "fairness: large circles 50.0% to 100.0% (asked: 75%), what stays +1.0 points"
     assert "| from the target | 0.250 | 0.250 | 1.00 |" in text and "| 50.0% | 75.0% |" in text
 
