@@ -10,7 +10,8 @@ python scripts/compare.py sweep                      # then: variance, overoptim
                                                      # aims, equal, draw
 python scripts/compare.py guidance                   # ways of guidance and solvers at equal calls
 python scripts/compare.py levers                     # DRaFT with each lever for as many seconds
-python scripts/compare.py write                      # from what there is
+python scripts/compare.py write                      # from what there is; of runs elsewhere the pages of sections
+                                                     # (aims) and of rows (students, curves) keep what they say
 
 The budget is what the first method (draft-1) spends in its recipe's updates. Every method gets as many updates as it
 can do in the same wall-clock time, and as many as in the same number of forward-equivalents, whichever comes first is

@@ -13,6 +13,7 @@ from align.run import Run
 from align.shapes.scene import COLOURS
 from align.training.evaluate import FOLDER as REPORT
 from align.training.evaluate import SCORES
+from scripts.comparison import kept
 from scripts.comparison.aims import CIRCLES, FOLDER, OF, OTHERS, PARTS, SHOWN, coloured, with_star
 from scripts.comparison.curves import ended, over_seeds
 
@@ -89,15 +90,19 @@ def floor(count: int, draws: int = 2000) -> float:
 
 
 def write(output: Path, page: Path) -> Path | None:
-    """The page; None where nothing has been measured."""
+    """The page; None where nothing has been measured. Sections whose runs are not here stay as they are."""
     found = {name: [run for run in ended(output / FOLDER / name) if (run.output / SHOWN).is_file()] for name in OF}
-    told = [told(runs) for name, told in SECTIONS.items() if (runs := found[name])]
-    if not told:
+    renewed = {name: told(runs) for name, told in SECTIONS.items() if (runs := found[name])}
+    if not renewed:
         return None
-    verdicts, parts = zip(*told, strict=True)
+    old = kept.text(page)
+    said = kept.verdict(old) | {name: part for name, (part, _) in renewed.items()}
+    told = kept.sections(old) | {name: part.strip("\n") for name, (_, part) in renewed.items()}
+    verdicts = [said[name] for name in SECTIONS if name in said]
     half = -(-len(verdicts) // 2)
     verdict = "; ".join(verdicts[:half]) + (";\n" + "; ".join(verdicts[half:]) if verdicts[half:] else "") + "."
-    page.write_text(HEAD.format(verdict=f"**Verdict.** {verdict}") + "".join(parts), encoding="utf-8")
+    text = HEAD.format(verdict=f"**Verdict.** {verdict}") + "\n\n".join(told[name] for name in SECTIONS if name in told)
+    page.write_text(f"{text}\n", encoding="utf-8")
     return page
 
 

@@ -15,6 +15,7 @@ from align.config import Recipe
 from align.figures import charts
 from align.hooks.panel import PanelConfig
 from align.run import Run
+from scripts.comparison import kept
 from scripts.comparison.figures import lines
 from scripts.comparison.methods import CALLS, CURVES, GRADIENTS, PREFERENCES, Method
 
@@ -22,6 +23,8 @@ SPIKE = 5.0
 """A gradient is one where its norm is above this many times the run's median."""
 APART = ("rollout_seconds", "reward_seconds")
 LABELS = ("judge", "judge_graded", "gold")
+COLUMNS = "| method | updates | seconds | parts | asked | judge before | judge | gold | spikes |"
+JUDGED = 6  # the judge's cell of a row
 
 HEAD = """# {title}
 
@@ -106,27 +109,34 @@ def write(
     output: Path, page: Path, chapter: Chapter = CHAPTERS["curves"], more: Callable[[Path], str] | None = None
 ) -> Path | None:
     """Writes the page and docs/lab/img/NAME-*.svg from the runs that have ended, and what `more` says
-    below; None where there are none."""
+    below; None where there are none. Rows whose runs are not here stay as they are, and with them the figures."""
     found = {name: runs for name in chapter.methods if (runs := ended(output / chapter.name / name))}
     if not found:
         return None
+    old = kept.text(page)
+    elsewhere = kept.rows(old, chapter.methods, found)
+    rows = sorted((_rows(found) | elsewhere).values(), key=lambda row: -kept.mean(kept.cells(row)[JUDGED]))
     images = page.parent / "img"
     images.mkdir(parents=True, exist_ok=True)
     first = next(iter(found.values()))[0]
     panel = cast(PanelConfig, first.recipe.hooks["panel"]).num_prompts
     prompts = first.report.scores["judge"].num_prompts
     steps = first.recipe.sampling.num_steps
-    told = {"prompts": prompts, "steps": steps, "spike": SPIKE, "panel": panel, "verdict": _verdict(found)}
+    told = {"prompts": prompts, "steps": steps, "spike": SPIKE, "panel": panel, "verdict": _verdict(rows)}
     told |= {"title": chapter.title, "more": chapter.more}
-    parts = [HEAD.format(**told), _table(found)]
+    parts = [HEAD.format(**told), "\n".join((COLUMNS, "|---" * 9 + "|", *rows)) + "\n"]
+    if elsewhere:
+        kept.same_prompts(page, old, parts[0])
     for axis, label, place in (("seconds", "seconds in updates", _seconds), ("asked", "images asked about", asked)):
-        series = {name: line for name, runs in found.items() if (line := _curve(runs, place))}
-        if series:
-            figure = f"{chapter.name}-{axis}.svg"
-            (images / figure).write_text(lines(series, label, {}), encoding="utf-8")
-            parts.append(f"![Share that the judge passes, over {label}](img/{figure})\n")
-    text = "\n".join(parts) + (more(output) if more else "")
-    page.write_text(text, encoding="utf-8")
+        figure = images / f"{chapter.name}-{axis}.svg"
+        if not (elsewhere and figure.is_file()):
+            series = {name: line for name, runs in found.items() if (line := _curve(runs, place))}
+            if not series:
+                continue
+            figure.write_text(lines(series, label, {}), encoding="utf-8")
+        parts.append(f"![Share that the judge passes, over {label}](img/{figure.name})\n")
+    below = (more(output) if more else "") or "".join(f"\n{part}\n" for part in kept.sections(old).values())
+    page.write_text("\n".join(parts) + below, encoding="utf-8")
     return page
 
 
@@ -173,29 +183,23 @@ def _half(each: Sequence[float]) -> float:
     return statistics.stdev(each) / len(each) ** 0.5 * float(stats.t.ppf(0.975, len(each) - 1))
 
 
-def _told_from_none(each: Sequence[float]) -> bool:
-    return len(each) > 1 and abs(statistics.fmean(each)) > _half(each)
-
-
 def gains(runs: Sequence[Run], label: str) -> list[float]:
     """The mean gain of each seed."""
     return [run.report.scores[label].difference.mean for run in runs]
 
 
-def _verdict(found: Mapping[str, Sequence[Run]]) -> str:
-    """The page in two lines."""
-    means = {name: statistics.fmean(gains(runs, "judge")) for name, runs in found.items()}
-    best, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-    first = f"**Verdict.** {best} raises the share that the judge passes most, by {100 * means[best]:.1f} points,"
-    unsure = (
-        "" if any(_told_from_none(gains(runs, "judge")) for runs in found.values()) else " No interval leaves 0 out."
-    )
-    return f"{first}\nand {least} least, by {100 * means[least]:.1f}.{unsure}"
+def _verdict(rows: Sequence[str]) -> str:
+    """The page in two lines, from the rows of its table, the best first."""
+    told = [(cells[0], cells[JUDGED]) for cells in map(kept.cells, rows)]
+    (best, most), (least, last) = told[0], told[-1]
+    first = f"**Verdict.** {best} raises the share that the judge passes most, by {100 * kept.mean(most):.1f} points,"
+    unsure = "" if any(kept.apart_from_none(judged) for _, judged in told) else " No interval leaves 0 out."
+    return f"{first}\nand {least} least, by {100 * kept.mean(last):.1f}.{unsure}"
 
 
-def _table(found: Mapping[str, Sequence[Run]]) -> str:
-    rows = ["| method | updates | seconds | parts | asked | judge before | judge | gold | spikes |", "|---" * 9 + "|"]
-    for name, runs in sorted(found.items(), key=lambda item: -statistics.fmean(gains(item[1], "judge"))):
+def _rows(found: Mapping[str, Sequence[Run]]) -> dict[str, str]:
+    rows = {}
+    for name, runs in found.items():
         records = [run.metrics for run in runs]
         trained = [[record for record in each if "seconds" in record] for each in records]
         counts = [asked(run.recipe, each) for run, each in zip(runs, trained, strict=True)]
@@ -204,11 +208,11 @@ def _table(found: Mapping[str, Sequence[Run]]) -> str:
         before = statistics.fmean(run.report.scores["judge"].before.mean for run in runs)
         norms = [record["grad_norm"] for each in trained for record in each if record.get("grad_norm") is not None]
         split = parts(trained, _every(runs[0].recipe))
-        rows.append(
+        rows[name] = (
             f"| {name} | {runs[0].report.num_updates} | {seconds:.0f} | {split} | {told} | {before:.1%} "
             f"| {over_seeds(gains(runs, 'judge'))} | {over_seeds(gains(runs, 'gold'))} | {spikes(norms):.1%} |"
         )
-    return "\n".join(rows) + "\n"
+    return rows
 
 
 def _curve(runs: Sequence[Run], place: Callable[[Recipe, Sequence[Mapping[str, Any]]], list[float]]) -> charts.Points:

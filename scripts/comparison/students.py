@@ -22,6 +22,7 @@ from align.run import Run
 from align.sampling import SamplingConfig
 from align.training.evaluate import FOLDER as REPORT
 from align.training.evaluate import SCORES
+from scripts.comparison import kept
 from scripts.comparison.curves import LABELS, Chapter, ended, over_seeds, train
 from scripts.comparison.figures import lines
 from scripts.comparison.measure import composite
@@ -33,6 +34,8 @@ JUDGED: Mapping[str, Mapping[str, Any]] = {label: {} for label in LABELS} | {
 }
 TEACHER = {"num_steps": 20, "guidance_scale": 2.0}
 PANEL = 192  # select prompts of the curves
+TO_MANY = 3  # the cell of a row in which that stands
+FREE = ", no guidance"  # ends the name of a base at few steps
 
 HEAD = """# Students of few steps on the shapes world
 
@@ -91,32 +94,35 @@ def _many(output: Path, run: Run) -> dict[str, list[float]]:
 
 
 def write(output: Path, page: Path) -> Path | None:
-    """The page; None where nothing has been measured."""
+    """The page; None where nothing has been measured. Rows whose runs are not here stay as they are, and with them
+    the figure and the rows of the bases, which are of all students."""
     found = {name: runs for name in STUDENTS if (runs := ended(output / FOLDER / name))}
     if not found:
         return None
-    rows, gains = [], {}
+    old = kept.text(page)
+    elsewhere = kept.rows(old, STUDENTS, found)
+    rows = dict(elsewhere)
     for name, runs in found.items():
         told = [_scores(run) for run in runs]
         many = [_many(output, run) for run in runs]
-        gains[name] = [_mean(t["after"], "judge") - _mean(m, "judge") for t, m in zip(told, many, strict=True)]
+        gain = [_mean(t["after"], "judge") - _mean(m, "judge") for t, m in zip(told, many, strict=True)]
         own = [_mean(t["after"], "judge") - _mean(t["before"], "judge") for t in told]
         gold = [_mean(t["after"], "gold") - _mean(m, "gold") for t, m in zip(told, many, strict=True)]
         blur = [_mean(t["after"], BLUR) / _mean(m, BLUR) for t, m in zip(told, many, strict=True)]
         passed = statistics.fmean(_mean(t["after"], "judge") for t in told)
         start, golden = (_begun(output, name, told, runs, label) for label in ("judge", "gold"))
         seconds = statistics.fmean(sum(r.get("seconds", 0.0) for r in run.metrics) for run in runs)
-        rows.append(
-            f"| {name} | {runs[0].recipe.sampling.num_steps} | {passed:.1%} | {over_seeds(gains[name])} "
+        rows[name] = (
+            f"| {name} | {runs[0].recipe.sampling.num_steps} | {passed:.1%} | {over_seeds(gain)} "
             f"| {over_seeds(own)} | {start} | {over_seeds(gold)} | {golden} | {_percent(blur)} "
             f"| {runs[0].report.num_updates} | {seconds:.0f} |"
         )
-    rows += _bases(output, found)
     first = next(iter(found.values()))[0]
-    best = max(gains, key=lambda name: statistics.fmean(gains[name]))
+    gains = {name: kept.mean(kept.cells(rows[name])[TO_MANY]) for name in STUDENTS if name in rows}
+    best = max(gains, key=gains.__getitem__)
     many = TEACHER["num_steps"]
     verdict = f"**Verdict.** Against the base at {many} guided steps, in points of the strict judge:\n"
-    verdict += ", ".join(f"{name} {100 * statistics.fmean(each):+.1f}" for name, each in gains.items())
+    verdict += ", ".join(f"{name} {100 * gain:+.1f}" for name, gain in gains.items())
     head = HEAD.format(
         verdict=f"{verdict}; {best} is best.",
         prompts=first.report.scores["judge"].num_prompts,
@@ -124,12 +130,24 @@ def write(output: Path, page: Path) -> Path | None:
         guidance=TEACHER["guidance_scale"],
         calls=2 * int(TEACHER["num_steps"]),
     )
-    images = page.parent / "img"
-    images.mkdir(parents=True, exist_ok=True)
-    (images / "students.svg").write_text(lines(_curves(found), "update", {}), encoding="utf-8")
+    if elsewhere:
+        kept.same_prompts(page, old, head)
+    drawn = page.parent / "img" / "students.svg"
+    if not (elsewhere and drawn.is_file()):
+        drawn.parent.mkdir(parents=True, exist_ok=True)
+        drawn.write_text(lines(_curves(found), "update", {}), encoding="utf-8")
+    bases = _together(_bases(output, found), kept.table(old) if elsewhere else ())
     figure = f"\n![Share of {PANEL} select prompts that the judge passes, over updates](img/students.svg)\n"
-    page.write_text(head + "\n".join(rows) + "\n" + figure, encoding="utf-8")
+    table = [*(rows[name] for name in gains), *bases]
+    page.write_text(head + "\n".join(table) + "\n" + figure, encoding="utf-8")
     return page
+
+
+def _together(bases: Sequence[str], old: Sequence[str]) -> list[str]:
+    """Rows of bases, those that were on the page before new ones; without guidance first."""
+    rows = {tuple(kept.cells(row)[:2]): row for row in bases}
+    rows |= {tuple(found[:2]): row for row in old if ", " in (found := kept.cells(row))[0]}
+    return [rows[name, steps] for name, steps in sorted(rows, key=lambda k: (FREE not in k[0], k[0], int(k[1])))]
 
 
 def _curves(found: Mapping[str, Sequence[Run]]) -> dict[str, list[tuple[float, float]]]:
@@ -168,7 +186,7 @@ def _bases(output: Path, found: Mapping[str, Sequence[Run]]) -> list[str]:
         blur = [_mean(b, BLUR) / _mean(m, BLUR) for b, m in zip(before, many, strict=True)]
         passed = statistics.fmean(_mean(b, "judge") for b in before)
         rows.append(
-            f"| {base}, no guidance | {steps} | {passed:.1%} | {over_seeds(each)} | | | {over_seeds(gold)} | "
+            f"| {base}{FREE} | {steps} | {passed:.1%} | {over_seeds(each)} | | | {over_seeds(gold)} | "
             f"| {_percent(blur)} | | |"
         )
     for base in dict.fromkeys(base for base, _ in sorted(few)):

@@ -68,6 +68,19 @@ def test_the_page_says_what_went_and_what_stayed(runs):
     assert "| 100.0% | 0.0% |" in text and "fairness:" not in text
 
 
+def test_a_section_whose_runs_are_elsewhere_stays_byte_for_byte(runs):
+    page = runs / "aims.md"
+    other = '## srpo: "large" against "small"\n\n*Shown*: something; else.\n\n| a | b |\n|---|---|\n| 1 | x  |  |\n'
+    gone = '## unlearn: "star"\n\nwhat was measured before\n\n'
+    said = "srpo: large ones where no size is asked 56.6% to 94.1%, what stays -24.0 points"
+    page.write_text(f"# Aims\n\n**Verdict.** unlearn: nothing;\n{said}.\n\nWritten.\n\n{gone}{other}")
+    text = aims_page.write(runs, page).read_text()
+    assert text.endswith(f"\n\n{other}") and "before" not in text
+    assert f"**Verdict.** unlearn: pictures with a star 80.0% to 10.0%, what stays +50.0 points;\n{said}.\n\n" in text
+    assert text.count("## ") == 2 and "| 100.0% | 0.0% |\n\n## srpo" in text
+    assert aims_page.write(runs, page).read_text() == text
+
+
 def test_the_share_of_large_ones_and_how_far_it_is_from_what_was_asked(tmp_path, monkeypatch):
     recipe = load_recipe(AIMS["fairness"].recipe)
     assert recipe.objective.attributes["a large circle"] == aims_page.TARGET

@@ -61,6 +61,33 @@ def test_a_student_stands_beside_the_base_at_few_and_at_many(runs):
     assert "2 report prompts a seed" in text and "40 network calls an image" in text
 
 
+NFT = "| nft | 4 | 41.5% | -0.103 (-0.103) | +0.225 (+0.225) | -0.016 (-0.016) |  | | 93% (93%) | 60 | 344 |"
+BASES = (
+    "| shapes-flow, no guidance | 4 | 14.2% | -0.365 (-0.365) | | | -0.241 (-0.241) | | 79% (79%) | | |",
+    "| shapes-sd, no guidance | 4 | 18.3% | **-0.331** [-0.344, -0.317] (-0.327 -0.328 -0.337) | | | | | 85% | | |",
+    "| shapes-flow, guidance 2 | 20 | 50.7% | | | | | | | | |",
+)
+
+
+def test_a_student_whose_runs_are_elsewhere_keeps_its_row(runs):
+    """tdm-4 is renewed, nft stays; so do what the bases do and the figure, which show both."""
+    page, figure = runs / "students.md", runs / "img" / "students.svg"
+    alone = students.write(runs, page).read_text()
+    row, free, many = (line for line in alone.splitlines() if line.startswith(("| tdm-4", "| shapes-sd")))
+    before = ("| tdm-4 | 4 | 1.0% | -0.900 (-0.900) |", NFT, *BASES)
+    page.write_text(alone.replace("\n".join((row, free, many)), "\n".join(before)))
+    figure.write_text("of both")
+    text = students.write(runs, page).read_text()
+    table = text[text.index("| tdm-4") : text.index("\n\n![")].splitlines()
+    assert table == [row, NFT, *BASES, many]
+    assert "tdm-4 +0.0, nft -10.3; tdm-4 is best." in text and figure.read_text() == "of both"
+    page.write_text(text.replace("2 report prompts", "1,024 report prompts"))
+    with pytest.raises(SystemExit, match="rows are of 1,024 report prompts, and the runs found here of 2,"):
+        students.write(runs, page)
+    page.write_text(alone.replace(row, row.replace("tdm-4", "a student of old")).replace(free, BASES[1]))
+    assert students.write(runs, page).read_text() == alone and "<svg" in figure.read_text()
+
+
 def test_every_student_is_a_recipe_and_begins_from_one_of_as_many_steps():
     for student in STUDENTS.values():
         recipe = load_recipe(student.method.recipe, student.method.changes)

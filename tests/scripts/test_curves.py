@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from align.config import load_recipe
 from align.figures.statistics import compare
-from scripts.comparison import curves
+from scripts.comparison import curves, kept
 from scripts.comparison.methods import CURVES
 
 
@@ -25,6 +25,12 @@ def test_an_interval_over_seeds_is_students():
     """Three gains of mean .3 and deviation .1: half-width 4.3027 x .1/sqrt(3) = .2484."""
     assert curves.over_seeds([0.2, 0.3, 0.4]) == "**+0.300** [+0.052, +0.548] (+0.200 +0.300 +0.400)"
     assert curves.over_seeds([0.2]) == "+0.200 (+0.200)"
+
+
+def test_what_a_cell_says_is_read_again():
+    sure, not_sure = "**+0.300** [+0.052, +0.548] (+0.2 +0.4)", "**-0.300** [-0.700, +0.100] (-0.2 -0.4)"
+    assert [kept.mean(cell) for cell in (sure, not_sure, "+0.200 (+0.200)")] == [0.3, -0.3, 0.2]
+    assert [kept.apart_from_none(cell) for cell in (sure, not_sure, "+0.200 (+0.200)")] == [True, False, False]
 
 
 def test_what_rewards_were_asked_about():
@@ -85,5 +91,26 @@ def test_the_page_is_of_runs_that_have_ended(tmp_path, monkeypatch):
     assert "(+0.400 +0.420)" in told and "40 report prompts" in told and "(6 steps)" in told
     for axis in ("seconds", "asked"):
         xml.dom.minidom.parse(str(tmp_path / "img" / f"curves-{axis}.svg"))
+    _what_is_elsewhere_stays(tmp_path, told)
     monkeypatch.setattr(curves, "ended", lambda folder: [])
     assert curves.write(tmp_path, tmp_path / "curves.md") is None
+
+
+def _what_is_elsewhere_stays(folder: Path, told: str) -> None:
+    """awm has no runs here: its row, which is the least now, the figures and what stands below the page's own."""
+    page, figure = folder / "curves.md", folder / "img" / "curves-asked.svg"
+    awm = (
+        "| awm | 9 | 30 | 1.0 + 0.5 + 2.5 | 288 | 25.0% | +0.100 (+0.100) | **+0.2** [+0.1, +0.3] (+0.1 +0.3) | 0.0% |"
+    )
+    nft = next(line for line in told.splitlines() if line.startswith("| nft"))
+    page.write_text(told.replace(nft, "\n".join((awm, nft.replace("0.4", "0.9")))) + "\n## Below\n\n| more |\n")
+    figure.write_text("of all")
+    text = curves.write(folder, page).read_text()
+    last = next(line for line in told.splitlines() if line.startswith("| grpo"))
+    expected = told.replace(last, f"{last}\n{awm}").replace("grpo least, by 21.0.", "awm least, by 10.0.")
+    assert text == f"{expected}\n## Below\n\n| more |\n" and figure.read_text() == "of all"
+    page.write_text(text.replace("40 report prompts", "41 report prompts"))
+    with pytest.raises(SystemExit, match="of 41 report prompts"):
+        curves.write(folder, page)
+    page.unlink()
+    assert curves.write(folder, page).read_text() == told and "<svg" in figure.read_text()
