@@ -1,6 +1,7 @@
 """Learning curves: each method by its own recipe, to its end, on several seeds. The judge's gain on prompts that no
 recipe was chosen by, and on the way there over seconds and over the images that the reward was asked about."""
 
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,14 @@ from scipy import stats
 
 import align
 from align.config import Recipe
+from align.data.prompts import load_prompts
+from align.errors import UserError
 from align.figures import charts
 from align.hooks.panel import PanelConfig
+from align.reports.summary import FILE_NAME as SUMMARY
 from align.run import Run
+from align.training.evaluate import FOLDER as REPORT
+from align.training.evaluate import SCORES
 from scripts.comparison import kept
 from scripts.comparison.figures import lines
 from scripts.comparison.methods import CALLS, CURVES, GRADIENTS, PREFERENCES, Method
@@ -84,7 +90,8 @@ and with them more of draft-1's many updates.""",
 def train(
     output: Path, chapter: Chapter, name: str, seed: int, *, prompts: int, panel: int = 192, every: int = 20
 ) -> Run:
-    """The run of the chapter's method `name` on `seed`; one that has ended is reported anew alone."""
+    """The run of the chapter's method `name` on `seed`. One that has ended is reported anew alone, and left as it is
+    where its report is of these prompts and judges."""
     method = chapter.methods[name]
     watched = {"prompts": "shapes:select", "num_prompts": panel, "rewards": {"gold": {}, "judge": {}}, "every": every}
     judged = {"prompts": "shapes:report", "num_prompts": prompts, "rewards": dict(chapter.judged)}
@@ -97,12 +104,31 @@ def train(
         "evaluate": judged | ({"sampling": sampling.model_dump(exclude_unset=True)} if sampling else {}),
         "output": str(output / chapter.name / name / f"seed-{seed}"),
     }
-    run = align.train(
-        align.load_recipe(method.recipe, [*method.changes, *(f"{k}={_yaml(v)}" for k, v in changes.items())])
-    )
+    loaded = align.load_recipe(method.recipe, [*method.changes, *(f"{k}={_yaml(v)}" for k, v in changes.items())])
+    if reported(there := Run(Path(loaded.output)), loaded):
+        return there
+    run = align.train(loaded)
     if run.interrupted:
         raise SystemExit(130)
     return run
+
+
+def reported(run: Run, recipe: Recipe) -> bool:
+    """Whether a run has ended by this recipe, and its report is there, of the recipe's prompts and judges."""
+    config, path = recipe.evaluate, run.output / REPORT / SCORES
+    if config is None or not path.is_file() or not (run.output / SUMMARY).is_file():
+        return False
+    try:
+        summary, trained = run.report, run.recipe
+    except UserError:  # by settings that are no more
+        return False
+    told = json.loads(path.read_text(encoding="utf-8"))
+    return (
+        trained.dump() | {"output": ""} == recipe.dump() | {"output": ""}
+        and summary.num_updates == recipe.train.num_updates
+        and told["prompts"] == load_prompts(config.prompts, count=config.num_prompts, key="evaluate.prompts")
+        and config.rewards.keys() <= told["scores"]["after"].keys() & summary.scores.keys()
+    )
 
 
 def write(
@@ -247,7 +273,7 @@ def _middle(records: Sequence[Mapping[str, Any]], every: int) -> float:
 
 
 def ended(folder: Path) -> list[Run]:
-    runs = [Run(path) for path in sorted(folder.glob("seed-*")) if (path / "summary.json").is_file()]
+    runs = [Run(path) for path in sorted(folder.glob("seed-*")) if (path / SUMMARY).is_file()]
     return [run for run in runs if run.report.scores]
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import xml.dom.minidom
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from align.config import load_recipe
 from align.figures.statistics import compare
 from scripts.comparison import curves, kept
-from scripts.comparison.methods import CURVES
+from scripts.comparison.methods import CURVES, Method
 
 
 def test_spikes_are_told_from_the_median():
@@ -58,6 +59,41 @@ def test_the_parts_of_an_update_are_those_of_the_median_one():
     online = [[{"seconds": s, "rollout_seconds": 2.0, "reward_seconds": 0.5} for s in (4.0, 5.0, 90.0)]]
     assert curves.parts(online) == "2.0 + 0.5 + 2.5"
     assert curves.parts([[{"seconds": 3.0}]]) == "3.0"
+
+
+def test_a_run_that_has_ended_is_reported_once(tmp_path, monkeypatch):
+    """It is asked for again where the report is not there, is of other prompts or judges, or is not of the end."""
+    small = ("train.num_updates=2", "train.batch_size=2", "sampling.num_steps=2", "sampling.last_k=1", "data.count=8")
+    chapter = curves.Chapter("curves", "", {"one": Method("draft/shapes", small)}, judged={"judge": {}})
+    output = tmp_path / "curves" / "one" / "seed-3"
+    assert curves.train(tmp_path, chapter, "one", 3, prompts=16, panel=0).report.num_updates == 2
+    calls = []
+    monkeypatch.setattr(curves.align, "train", lambda recipe: calls.append(recipe) or curves.Run(output))
+
+    def again(prompts: int = 16, of: curves.Chapter = chapter) -> int:
+        before = len(calls)
+        assert curves.train(tmp_path, of, "one", 3, prompts=prompts, panel=0).output == output
+        return len(calls) - before
+
+    assert again() == 0 and curves.ended(output.parent)
+    assert again(17) == 1 and again(of=replace(chapter, judged={"judge": {}, "gold": {}})) == 1
+    other = Method("draft/shapes", (*small, "optim.lr=1e-4"))
+    assert again(of=replace(chapter, methods={"one": other})) == 1
+    scores, summary = output / "report" / "scores.json", output / "summary.json"
+    for path, old, new in (
+        (scores, '"prompts": ["', '"prompts": ["not '),
+        (scores, '"judge": [', '"gold": ['),
+        (summary, '"num_updates": 2', '"num_updates": 1'),
+        (summary, '"judge": {', '"gold": {'),
+    ):
+        kept_text = path.read_text()
+        assert old in kept_text
+        path.write_text(kept_text.replace(old, new))
+        assert again() == 1
+        path.unlink()
+        assert again() == 1
+        path.write_text(kept_text)
+        assert again() == 0
 
 
 def test_every_method_is_a_recipe_whose_learning_is_watched():
