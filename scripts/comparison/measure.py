@@ -216,8 +216,8 @@ class Bench:
 
 def _policy(recipe: Recipe, seed: int) -> Policy:
     model = build(MODELS, recipe.model)
-    part = next(name for name, module in model.components().items() if module is model.network)
-    return Policy(model, Adapter(recipe.adapter, model.network, list(model.lora_targets), component=part, seed=seed))
+    told = {"component": model.network_name, "seed": seed}
+    return Policy(model, Adapter(recipe.adapter, model.network, list(model.lora_targets), **told))
 
 
 def _parts(recipe: Recipe, *, seed: int) -> tuple[Policy, Any, Any]:
