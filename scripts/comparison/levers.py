@@ -28,8 +28,10 @@ BASE = (
 ARMS: Mapping[str, tuple[str, ...]] = {
     "plain": (),
     "reuse 4": ("sampling.levers.reuse=4",),
+    "guidance refresh": ("sampling.levers.guidance=refresh",),
     "guidance none": ("sampling.levers.guidance=none",),
     "bf16": ("sampling.levers.precision=bf16",),
+    "fast": ("sampling.levers.fast=true",),
 }
 
 HEAD = """# What levers cost and give
@@ -41,11 +43,13 @@ Written by `python scripts/compare.py write` from measured runs; not edited by h
 `{recipe}` at 20 steps under guidance 2, K = 1, batch 16, one constant rate, for {seconds:.0f} seconds of updates with
 each of `sampling.levers`; how many updates that is says a pilot of {pilot} of each, in turns. {prompts} select prompts,
 drawn in full: the change since before training, the mean of the seeds with its 95 % t-interval over seeds, in brackets
-the seeds. *Took*: seconds that the updates took in the end, on a machine that did other work beside.
+the seeds. *Took*: seconds that the updates took in the end, on a machine that did other work beside.{fast}
 
 | lever | seconds an update | updates | took | gold | judge |
 |---|---|---|---|---|---|
 """
+FASTER = """ *fast* is guidance refresh, and on a GPU bf16 with
+it."""
 PRICES = """
 ## The gradient
 
@@ -115,6 +119,7 @@ def write(output: Path, page: Path) -> Path | None:
     if not lines:
         return None
     told = {"recipe": RECIPE, "seconds": seconds, "pilot": PILOT, "prompts": prompts, "verdict": _verdict(golds)}
+    told["fast"] = FASTER if "fast" in golds else ""
     text = HEAD.format(**told) + "\n".join(lines) + "\n"
     if (path := output / FOLDER / COSINES).is_file():
         rows = json.loads(path.read_text(encoding="utf-8"))

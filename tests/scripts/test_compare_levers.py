@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from align.config import load_recipe
+from align.sampling.levers import FAST
 from scripts.comparison import levers
 
 
@@ -17,8 +18,18 @@ from scripts.comparison import levers
 def test_every_arm_is_the_recipe_with_one_lever(name):
     recipe = load_recipe(levers.RECIPE, (*levers.BASE, *levers.ARMS[name]))
     block = recipe.sampling.levers
-    assert (block is None) == (name == "plain")
-    assert block is None or len(block.model_dump(exclude_defaults=True)) == 1
+    assert (block is None) == (name == "plain") and len(levers.ARMS[name]) == (name != "plain")
+    if block is not None:
+        others = {key for key in FAST if name == "fast"}  # which it stands for
+        assert len(block.model_dump(exclude_defaults=True, exclude=others)) == 1
+
+
+def test_fast_and_what_it_stands_for_are_arms():
+    fast, refresh = (
+        load_recipe(levers.RECIPE, (*levers.BASE, *levers.ARMS[name])).sampling.levers
+        for name in ("fast", "guidance refresh")
+    )
+    assert fast.fast and fast.guidance == refresh.guidance == "refresh" and not refresh.fast
 
 
 @pytest.fixture
@@ -63,4 +74,5 @@ def test_an_arm_has_the_updates_that_the_seconds_hold_and_a_row(trained, tmp_pat
     text = told.read_text()
     assert "for 60 seconds" in text and "8 select prompts" in text and "| bf16 | 1.0000 |  |  |" in text
     assert "| plain | 2.00 | 30 | 44 | **+0.200** [+0.200, +0.200] (+0.200 +0.200) | **+0.300**" in text
+    assert "| fast | 1.00 | 60 |" in text and "beside. *fast* is guidance refresh" in text
     assert "reuse 4 +0.400" in text and "2.00 times that of plain" in text
