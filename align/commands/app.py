@@ -24,7 +24,7 @@ from align.commands import serve as serve_cli
 from align.commands import vote as vote_cli
 from align.commands import watch as watch_cli
 from align.commands.group import Listing, recipe_names
-from align.commands.values import SIZE, STEPS, finite, settings_among
+from align.commands.values import NEGATIVE, SIZE, STEPS, finite, settings_among
 from align.errors import UserError
 from align.files.output import REFUSED
 from rewards._errors import RegistryError, RewardError
@@ -168,6 +168,7 @@ def sample(
     recipe: Annotated[str | None, typer.Option(help="Model and sampling of an adapter that has no recipe.")] = None,
     steps: STEPS = None,
     size: SIZE = None,
+    negative_prompt: NEGATIVE = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="A change: --set sampling.num_steps=20, or without --set.")
     ] = None,
@@ -182,7 +183,7 @@ def sample(
     text_lr: Annotated[float, typer.Option(min=0, help="Their learning rate.", callback=finite)] = 1e-4,
 ) -> None:
     """Draw images with a run's adapter, or of a recipe's base model."""
-    prompts, changes = settings_among(prompts, change, steps=steps, size=size)
+    prompts, changes = settings_among(prompts, change, steps=steps, size=size, negative=negative_prompt)
     if not prompts:
         raise UserError('there is no prompt. Write one, as in `align sample RUN "a red circle"`, or name a file.')
     from align.commands.sample import Text

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from align.commands.values import SIZE, STEPS, settings_among
+from align.commands.values import NEGATIVE, SIZE, STEPS, settings_among
 
 Systems = Annotated[
     list[str] | None,
@@ -56,13 +56,14 @@ def evaluate(
     ] = None,
     steps: STEPS = None,
     size: SIZE = None,
+    negative_prompt: NEGATIVE = None,
     vote: Annotated[bool, typer.Option("--vote", help="Then choose by eye, blind: an arm or the baseline.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page of --vote; default: a free one.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Compare adapters, mixtures and noise methods with the base: same prompts, same seeds, means with intervals,
     categories, diversity, drift, and a page of the images. An interrupted evaluation goes on where it was."""
-    systems, changes = settings_among(systems, change, steps=steps, size=size)
+    systems, changes = settings_among(systems, change, steps=steps, size=size, negative=negative_prompt)
     from align.evaluation.arms import numbers
     from align.evaluation.plan import plan
 

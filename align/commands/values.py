@@ -1,5 +1,6 @@
 """Values that options share."""
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -10,6 +11,10 @@ import typer
 SETTING = re.compile(r"[a-z_]\w*(\.\w+)+=")
 """How `sampling.num_steps=4` begins, which `align train` takes as it is."""
 STEPS = Annotated[int | None, typer.Option("--steps", min=1, help="Short for --set sampling.num_steps=N.")]
+NEGATIVE = Annotated[
+    str | None,
+    typer.Option("--negative-prompt", help="What guidance leads away from: --set sampling.negative_prompt=."),
+]
 SIZE = Annotated[str | None, typer.Option("--size", help="Pixels: 512, or 768x512 (height x width).")]
 
 
@@ -26,6 +31,7 @@ def settings_among(
     *,
     steps: int | None = None,
     size: str | None = None,
+    negative: str | None = None,
 ) -> tuple[list[str], list[str]]:
     """(the words that are none, all changes): `sampling.num_steps=4` means the same with --set and without."""
     words = words or ()
@@ -33,6 +39,8 @@ def settings_among(
     given = [] if steps is None else [f"sampling.num_steps={steps}"]
     if size is not None:
         given.append(f"sampling.image_size=[{', '.join(map(str, _sides(size)))}]")
+    if negative is not None:
+        given.append(f"sampling.negative_prompt={json.dumps(negative)}")
     return [word for word in words if word not in said], [*(changes or ()), *said, *given]
 
 

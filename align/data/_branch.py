@@ -102,7 +102,7 @@ def branch(config: Any, around: Workplace, judge: Judge, batch: Any) -> Rows:
     """One branching rollout of a batch of prompts; see align/data/rollouts.py. Its pairs are still to be `judged`."""
     model, sampling, b, k = around.model, around.sampling, len(batch), config.num_candidates
     rng = Rng(around.seed, batch.indices)
-    denoiser = sampling.guided(around.policy.role("train"), model.text.encode([""]))
+    denoiser = sampling.guided(around.policy.role("train"), sampling.unprompted(model.text))
     cond, grid = model.text.encode(batch.prompts), sampling.grid(model)
     repeated, conds = tuple(prompt for prompt in batch.prompts for _ in range(k)), cond.repeat(k)
     alphas, sigmas = denoiser.schedule(grid.times)

@@ -61,6 +61,7 @@ class Codec(Protocol):
 class TextEncoder(Protocol):
     # -> Cond of len(prompts) rows. The empty prompt is the family's unconditional row, whatever guidance takes there.
     def encode(self, prompts: Sequence[str], grad: bool = False) -> Any: ...
+    def negative(self, prompt: str) -> Any: ...  # -> Cond of one row: a prompt that is guided away from
     def fingerprint(self) -> str: ...  # of the weights: part of any cache key
 
 

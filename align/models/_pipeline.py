@@ -35,6 +35,7 @@ class PipelineModel(DiffusionModel):
     network_name: ClassVar[str] = "transformer"
     text_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     guides_in_one_call: ClassVar[bool] = True  # of the stock pipeline: both branches, the unprompted rows first
+    takes_negative: ClassVar[bool] = True  # of the stock pipeline: a negative_prompt
     unused: ClassVar[tuple[str, ...]] = ()
     """Components of the pipeline that text-to-image training has no use for; they are not loaded."""
     text: CachedTextEncoder

@@ -49,6 +49,10 @@ class CachedTextEncoder:
             rows = [self._cached(weights, prompt) for prompt in prompts]
         return TensorCond({name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]})
 
+    def negative(self, prompt: str) -> TensorCond:
+        """-> one row: a prompt that images are guided away from, as the stock pipeline reads it."""
+        return self.encode([prompt])
+
     @contextmanager
     def _loaded(self, needed: bool) -> Iterator[None]:
         """Off-loaded encoders on their device; their hash stays that of before, since their weights do."""

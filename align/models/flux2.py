@@ -96,6 +96,7 @@ class Flux2(PipelineModel):
     pipelines = ("Flux2KleinPipeline",)
     network_class = "Flux2Transformer2DModel"
     guides_in_one_call = False
+    takes_negative = False  # but as embeddings
     vae_class = "AutoencoderKLFlux2"
     # The attention projections; in the single-stream blocks those of the inputs, which feed the MLP too.
     lora_targets = (

@@ -18,7 +18,7 @@ from align.models._published import Published
 from align.models._text import CachedTextEncoder
 from align.models._text_sizes import GEMMA2_2B
 from align.models._tokens import Tokenizer
-from samplers import FlowSchedule, Grid, Prediction, grids, shift
+from samplers import FlowSchedule, Grid, Prediction, TensorCond, grids, shift
 
 DC_VAE = {
     "encoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
@@ -53,11 +53,15 @@ class SanaGrids:
         return grids.doubled(grid) if step_rule == "heun" else grid
 
 
+PLAIN = "\0"
+"""Begins a prompt, for the cache of encodings too, that has no instruction before it."""
+
+
 class SanaText(CachedTextEncoder):
     """The tensor "text": Gemma's states of the lower-case prompt, (B, L, 2304); "mask": (B, L), 0 at padding.
 
     Prompts stand behind the pipeline's instruction to enrich them; of its states only the first is kept. The
-    unconditional row has no instruction.
+    unconditional row and negative prompts have no instruction.
     """
 
     def __init__(self, pipeline: Any, text_tokens: int):
@@ -69,13 +73,19 @@ class SanaText(CachedTextEncoder):
         self.plain = Tokenizer(pipeline.tokenizer, text_tokens, num_ends=0)
         self.instructed = Tokenizer(pipeline.tokenizer, instructed, num_ends=0)
 
+    def negative(self, prompt: str) -> TensorCond:
+        return self.encode([PLAIN + prompt])
+
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         rows = [self._row(prompt.lower().strip()) for prompt in prompts]
         return {"text": torch.cat([text for text, _ in rows]), "mask": torch.cat([mask for _, mask in rows])}
 
     def _row(self, prompt: str) -> tuple[Tensor, Tensor]:
         """(1, L, D) and (1, L)."""
-        tokens = self.instructed([self.instruction + prompt], self.device) if prompt else self.plain([""], self.device)
+        if prompt and not prompt.startswith(PLAIN):
+            tokens = self.instructed([self.instruction + prompt], self.device)
+        else:
+            tokens = self.plain([prompt.removeprefix(PLAIN)], self.device)
         states = self.modules[0](tokens.ids, attention_mask=tokens.mask)[0]
         kept = [0, *range(-self.plain.length + 1, 0)]
         return states[:, kept], tokens.mask[:, kept]

@@ -109,7 +109,7 @@ class PathObjective(RewardObjective):
                 (x - alpha * x0) / sigma - x0
                 for x, x0, alpha, sigma in zip(found.states, found.x0_hats, alphas, sigmas, strict=False)
             ]
-        denoiser = self.sampling.guided(role, text.encode([""]), self.config.cfg_grad)
+        denoiser = self.sampling.guided(role, self.sampling.unprompted(text), self.config.cfg_grad)
         tau, sizes = flow_time(alphas, sigmas), alphas + sigmas
         recompute = self.sampling.checkpoint_steps
         return Path(denoiser, text.encode(prompts), found.times, tau, sizes, found.states, v, recompute)

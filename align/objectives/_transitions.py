@@ -43,7 +43,7 @@ class Steps:
     def transition(self, policy: Policy, role: str, batch: Any, cond: Any) -> Transition:
         """Rows may stand at different steps; coefficients stay on the CPU, where the rows are."""
         device = next(self.model.network.parameters()).device
-        uncond = self.model.text.encode([""])
+        uncond = self.sampling.unprompted(self.model.text)
         denoiser = self.sampling.guided(policy.role(role), uncond, self.cfg_grad)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = denoiser.schedule(batch.t), denoiser.schedule(batch.s)
         x_t = batch.x_t.to(device)

@@ -144,7 +144,7 @@ class AdjointMatching(RewardObjective):
         unguided = policy.role(role)
         if self.config.guided != "everything":
             return unguided
-        return self.sampling.guided(unguided, self.model.text.encode([""]))
+        return self.sampling.guided(unguided, self.sampling.unprompted(self.model.text))
 
     def kept(self, losses: Tensor) -> Tensor:
         """(B,) of 1 and 0: which rows are within the quantile of the updates before this one."""

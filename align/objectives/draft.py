@@ -115,7 +115,7 @@ class Draft(RewardObjective):
         noises = torch.stack([rng.normal(f"renoise/{j}", x0) for j in range(self.config.num_noises)], 1).flatten(0, 1)
         x_1 = add_noise(self.model.schedule, x0.repeat_interleave(self.config.num_noises, 0), noises, times[0])
         cond = self.model.text.encode(prompts).repeat(self.config.num_noises)
-        denoiser = self.sampling.guided(policy.role("train"), self.model.text.encode([""]))
+        denoiser = self.sampling.guided(policy.role("train"), self.sampling.unprompted(self.model.text))
         grad = replace(last(1), checkpoint=self.sampling.checkpoint_steps)
         return sample(denoiser, x_1, Grid(times), cond, grad=grad).x0_hat
 
@@ -123,7 +123,7 @@ class Draft(RewardObjective):
         """(B,). The reference sees x_t as the policy did: with its graph, or without it where inputs are detached; the
         gradient through x_t would else be wrong."""
         cond = self.model.text.encode(prompts)
-        reference = self.sampling.guided(policy.role("reference"), self.model.text.encode([""]))
+        reference = self.sampling.guided(policy.role("reference"), self.sampling.unprompted(self.model.text))
         gaps = []
         for i in [i for i, kept in enumerate(trajectory.kept) if kept]:
             x_t, t = trajectory.states[i], trajectory.times[i]

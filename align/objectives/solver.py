@@ -165,7 +165,7 @@ class SolverSearch:
         device = next(self.model.network.parameters()).device
         like = torch.empty(len(prompts), *self.model.latent_shape(self.sampling.image_size), device=device)
         cond = self.model.text.encode(prompts)
-        guided = self.sampling.guided(role, self.model.text.encode([""]))
+        guided = self.sampling.guided(role, self.sampling.unprompted(self.model.text))
         whole = GradPolicy(full().keep, checkpoint=self.sampling.checkpoint_steps)
         x_T = rng.normal("x_T", like) * self.init_scale
         grid = Grid(times, self.init_scale)

@@ -41,6 +41,8 @@ class SPMConfig(ComponentConfig):
         if data is not None and not hasattr(data, "pairs"):
             yield "data", "holds no pairs of images. Use `data: {name: preferences, pairs: FOLDER}`."
         yield from recipe["sampling"].alone() if recipe.get("sampling") else ()
+        if recipe.get("sampling") and recipe["sampling"].negative_prompt:
+            yield "sampling.negative_prompt", "is set, and spm guides by the pairs' empty prompt. Remove it."
 
 
 class SPM:

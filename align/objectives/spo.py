@@ -78,7 +78,7 @@ class SPO:
     def _transition(self, policy: Policy, role: str, rows: Any, cond: Any) -> Transition:
         """The guided DDIM step from x_t to the level of s. Its coefficients stay on the CPU, where `rows` are."""
         device = next(self.model.network.parameters()).device
-        denoiser = self.sampling.guided(policy.role(role), self.model.text.encode([""]))
+        denoiser = self.sampling.guided(policy.role(role), self.sampling.unprompted(self.model.text))
         (alpha_t, sigma_t), (alpha_s, sigma_s) = denoiser.schedule(rows.t), denoiser.schedule(rows.s)
         x_t = rows.x_t.to(device)
         x0, eps = split(denoiser(x_t, rows.t.to(device), cond), x_t, alpha_t, sigma_t, denoiser.kind)

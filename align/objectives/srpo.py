@@ -93,7 +93,7 @@ class SRPO(RewardObjective):
             x0 = rollout(self.sampling, self.model, role, batch.prompts, rng).x0
         drawn = self.drawn(batch.indices)
         eps = rng.normal("x_T" if self.config.noise == "own" else "known", x0)
-        denoiser = self.sampling.guided(role, text.encode([""]), self.config.cfg_grad)
+        denoiser = self.sampling.guided(role, self.sampling.unprompted(text), self.config.cfg_grad)
         recompute, cond = self.sampling.checkpoint_steps, text.encode(batch.prompts)
         again = recovered(denoiser, x0, eps, drawn.t, drawn.s, cond, recompute=recompute)
         relative, metrics = self.relative(self.undecoded(again), batch.prompts, drawn.words)

@@ -62,6 +62,9 @@ class _Told:
     def encode(self, prompts: Sequence[str], grad: bool = False) -> Any:
         return example_cond(self.published, len(prompts))
 
+    def negative(self, prompt: str) -> Any:
+        return self.encode([prompt])
+
     def fingerprint(self) -> str:
         return "none"
 

@@ -19,7 +19,7 @@ from align.sampling.times import by_hand
 from align.sampling.windows import policy
 
 if TYPE_CHECKING:
-    from align.models._base import DiffusionModel
+    from align.models._base import DiffusionModel, TextEncoder
     from samplers import Denoiser, GradPolicy, Grid, Law, StepRule
     from samplers.guidance import CfgGrad, Judge
 
@@ -54,6 +54,9 @@ class SamplingConfig(ComponentConfig):
     """Times t between which guidance acts; 1 is pure noise."""
     guidance: GuidanceConfig | None = None
     """More than one scale for all steps, in place of the two settings above, or beside them if it leaves them open."""
+    negative_prompt: str = ""
+    """What the unprompted branch is asked in place of nothing, in training and in pictures alike: images move away from
+    it. Needs guidance."""
     spacing: Literal["leading", "trailing", "linspace", "karras"] | None = None
     """Which times the grid takes. Default: the model's own scheduler's."""
     timesteps: tuple[Annotated[int, Field(ge=0)], ...] | None = None
@@ -254,10 +257,14 @@ class SamplingConfig(ComponentConfig):
         """The gradient window, and what is kept of its calls."""
         return policy(self)
 
+    def unprompted(self, text: "TextEncoder") -> Any:
+        """One row: what the branch without the prompt is asked, the empty prompt or the negative one."""
+        return text.negative(self.negative_prompt) if self.negative_prompt else text.encode([""])
+
     def guided(
         self, denoiser: "Denoiser", uncond: Any, grad: "CfgGrad" = "both", judge: "Judge | None" = None
     ) -> "Denoiser":
-        """`denoiser` with this block's guidance; `uncond` is the encoded empty prompt, one row or one per sample; grad:
+        """`denoiser` with this block's guidance; `uncond` is what `unprompted` gives, one row or one per sample; grad:
         what of the guided output carries gradient (`samplers.cfg`); judge: of dynamic guidance."""
         from samplers import ByTime, Prediction, guide
 

@@ -55,7 +55,9 @@ def rollout(
     else:
         x = (_noise(config, model, prompts, rng) if x_T is None else x_T) * grid.init_scale
     return sample(
-        config.guided(denoiser, model.text.encode([""]), judge=dynamic.judge(model, prompts) if dynamic else None),
+        config.guided(
+            denoiser, config.unprompted(model.text), judge=dynamic.judge(model, prompts) if dynamic else None
+        ),
         x,
         grid,
         cond,
@@ -80,7 +82,7 @@ def begin(
     """(B, C, h, w): the state where the block's window begins, without gradient, as its levers say."""
     cond, grid = model.text.encode(prompts) if cond is None else cond, config.grid(model)
     x = (_noise(config, model, prompts, rng) if x_T is None else x_T) * grid.init_scale
-    return prefixed(config, denoiser, model.text.encode([""]), x, grid, cond)
+    return prefixed(config, denoiser, config.unprompted(model.text), x, grid, cond)
 
 
 def _noise(config: SamplingConfig, model: "DiffusionModel", prompts: Sequence[str], rng: "Rng") -> "Tensor":

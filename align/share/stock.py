@@ -80,6 +80,8 @@ class Stock:
             own = {name: value for name, value in defaults.items() if name in names}
             if given.keys() & {"num_inference_steps", "sigmas"}:
                 own.pop("timesteps", None)  # they are made for the recipe's number of steps
+            if "negative_prompt" in own and isinstance(prompts := given.get("prompt"), list):
+                own["negative_prompt"] = [own["negative_prompt"]] * len(prompts)  # pipelines want the two alike
             return kind.__call__(self, **{**own, **given})
 
         call.__signature__ = inspect.signature(kind.__call__)  # type: ignore[attr-defined]
@@ -103,13 +105,16 @@ def stock(recipe: Recipe) -> Stock:
     if sampling.timesteps is not None:
         call = {"timesteps": list(sampling.timesteps)}
     call |= asked
+    if sampling.negative_prompt and getattr(family, "takes_negative", False):
+        call["negative_prompt"] = sampling.negative_prompt
     if sampling.image_size is not None:
         call |= dict(zip(("height", "width"), sampling.image_size, strict=True))
     if scheduler in (TABLE["ddim"], BY_HAND) and (scheduler == BY_HAND or _eta(sampling)):
         call["eta"] = _eta(sampling) if scheduler != BY_HAND else 0.0
-    return Stock(
-        scheduler, settings, call, tuple(_missing(sampling, scheduler, own, on_table, splits=possible(recipe)))
-    )
+    missing = [*_missing(sampling, scheduler, own, on_table, splits=possible(recipe))]
+    if sampling.negative_prompt and "negative_prompt" not in call:
+        missing.append(f"drawn here away from {sampling.negative_prompt!r}, which this pipeline cannot be told as text")
+    return Stock(scheduler, settings, call, tuple(missing))
 
 
 def _on_table(sampling: SamplingConfig) -> tuple[str, dict[str, Any]]:

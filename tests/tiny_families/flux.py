@@ -34,7 +34,7 @@ def build(published):
     )
 
 
-def sample(pipeline, prompts, z, size, num_steps, guidance, output_type="latent"):
+def sample(pipeline, prompts, z, size, num_steps, guidance, output_type="latent", negative_prompt=None):
     """Its guidance_scale is the distilled one; ours is its true_cfg_scale."""
     out = parts.stock(
         pipeline,
@@ -44,7 +44,7 @@ def sample(pipeline, prompts, z, size, num_steps, guidance, output_type="latent"
         num_inference_steps=num_steps,
         guidance_scale=3.5,
         true_cfg_scale=guidance,
-        negative_prompt=[""] * len(prompts),
+        negative_prompt=negative_prompt or [""] * len(prompts),
         max_sequence_length=16,
         output_type=output_type,
     )

@@ -62,7 +62,7 @@ def build(published):
     )
 
 
-def sample(pipeline, prompts, z, size, num_steps, guidance, output_type="latent"):
+def sample(pipeline, prompts, z, size, num_steps, guidance, output_type="latent", **options):
     """It counts guidance from 0."""
     out = parts.stock(
         pipeline,
@@ -73,5 +73,6 @@ def sample(pipeline, prompts, z, size, num_steps, guidance, output_type="latent"
         guidance_scale=guidance - 1,
         max_sequence_length=40,
         output_type=output_type,
+        **options,
     )
     return pipeline._unpack_latents(out, *size).squeeze(2) if output_type == "latent" else out

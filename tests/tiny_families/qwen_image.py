@@ -64,7 +64,7 @@ def build(published):
     )
 
 
-def sample(pipeline, prompts, z, size, num_steps, guidance, output_type="latent"):
+def sample(pipeline, prompts, z, size, num_steps, guidance, output_type="latent", negative_prompt=None):
     out = parts.stock(
         pipeline,
         prompts,
@@ -72,7 +72,7 @@ def sample(pipeline, prompts, z, size, num_steps, guidance, output_type="latent"
         size,
         num_inference_steps=num_steps,
         true_cfg_scale=guidance,
-        negative_prompt=[" "] * len(prompts),
+        negative_prompt=negative_prompt or [" "] * len(prompts),
         output_type=output_type,
     )
     if output_type != "latent":

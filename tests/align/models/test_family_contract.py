@@ -131,6 +131,25 @@ def test_guidance_of_what_is_published_without_is_the_stock_pipelines(case):
     assert difference(found, ours(case, model, z, size, 4)) > 1e-2
 
 
+@pytest.mark.parametrize("case", [case for case in FIRST if MODELS.get(case[0]).takes_negative], ids=ids)
+def test_a_negative_prompt_is_read_as_the_stock_pipeline_reads_it(case):
+    pipeline = built(case)
+    model, size = wrap(case, pipeline), tiny(case[0]).SIZES[1]
+    z = noise(model, size)
+    config = sampling(case, size, 4, 3.0).model_copy(update={"negative_prompt": "blue, two"})
+    with torch.no_grad():
+        found = rollout(config, model, model.denoiser(), PROMPTS, Rng(0, [0, 1]), x_T=z).x0
+    assert difference(found, theirs(case, pipeline, z, size, 4, guidance=3.0, negative_prompt=["blue, two"] * 2)) < 1e-4
+    assert difference(found, ours(case, model, z, size, 4, guidance=3.0)) > 1e-3
+
+
+def test_a_family_takes_a_negative_prompt_where_its_pipeline_does():
+    for name in FAMILIES:
+        family = MODELS.get(name)
+        taken = inspect.signature(getattr(diffusers, family.pipelines[0]).__call__).parameters
+        assert family.takes_negative == ("negative_prompt" in taken), name
+
+
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_a_wrong_time_would_be_seen(case):
     """The tolerance above means something: a tenth of a time step too many is twenty times as far off."""
