@@ -56,7 +56,7 @@ def test_what_is_drawn_to_learn_from_asks_it_too(name, tmp_path, monkeypatch):
         "train.batch_size": 4,
         "rewards": {"brightness": {}},
     }
-    changes |= {"data.first_step": 0} if name == "spo/shapes" else {"data.group_size": 2}
+    changes |= {"data.first_step": 0, "data.gap": 0.0} if name == "spo/shapes" else {"data.group_size": 2}
     words = asked(monkeypatch)
     align.train(name, **changes, output=str(tmp_path / "run"))
     assert words and set(words) == {"a star"}
