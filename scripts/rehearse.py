@@ -5,9 +5,9 @@
 
 The pipeline's folder is written (scripts/bench/random_pipeline.py), the recipe runs for `--updates` with its rewards at
 their published size, hooks and report left out; the adapter is loaded into the stock pipeline, which then draws, and is
-exported in every form that the family has. Prints one JSON line: seconds of each update, peak memory (of the process;
-on a GPU what torch has allocated) beside the plan's, GiB. `--rows FILE` keeps it, and scripts/bench/rehearsal_page.py
-writes the table. What is learned means nothing.
+exported in every form that the family has. Prints one JSON line: seconds of each update, and in GiB the peak of the
+whole process (on a GPU what torch has allocated) and that of training beside the plan's. `--rows FILE` keeps it, and
+scripts/bench/rehearsal_page.py writes the table. What is learned means nothing.
 """
 
 import argparse
@@ -37,20 +37,58 @@ from align import run as runs
 from align.config import load_recipe
 from align.models._real_size import find
 from align.plan.budget import GIB, budget
-from align.registry import REWARDS, build, model_family
+from align.registry import HOOKS, REWARDS, build, model_family
 from align.share.export import export
 from align.share.stock import stock
+from align.training.growth import resident
 from rewards._unloaded import real, without_checkpoints
 
 HERE = Path(__file__).resolve().parent
+HIGH = Path("/proc/self/clear_refs")
+"""Writing 5 sets the high-water mark of this process back to what it holds."""
+
+
+class Training:
+    """Memory from the first update on, less what the libraries took before anything was loaded: what a plan counts.
+
+    Linux alone tells it of a CPU, where the process's high-water mark can be set back.
+    """
+
+    def __init__(self) -> None:
+        self.libraries = 0.0 if torch.cuda.is_available() else (resident() or 0) / GIB
+        self.before = 0.0
+
+    def begin(self) -> None:
+        """What loading took for a while is forgotten, but for `before`, the peak up to here."""
+        self.before = peak_gib()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        elif HIGH.exists():
+            HIGH.write_text("5")
+
+    def peak(self) -> float | None:
+        """GiB since `begin`; None where the system does not tell."""
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() / GIB
+        if not HIGH.exists():
+            return None
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        held = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+        return held / GIB - self.libraries
 
 
 @contextmanager
-def random_rewards(*, small: bool) -> Iterator[None]:
-    """Rewards are built at their published size without their checkpoints; `small`: as the mean pixel."""
+def standing_in(training: Training, *, small: bool) -> Iterator[None]:
+    """Rewards are built at their published size without their checkpoints; `small`: as the mean pixel. `training`
+    begins where the loop does."""
     from transformers.initialization import no_init_weights
 
     def built(registry: Any, config: Any, *parts: Any, **more: Any) -> Any:
+        if registry is HOOKS and config.name == "metrics":
+            hook: Any = build(registry, config, *parts, **more)
+            start = hook.start
+            hook.start = lambda state: (training.begin(), start(state))
+            return hook
         if registry is not REWARDS or small:
             return build(registry, _mean_pixel(config) if registry is REWARDS else config, *parts, **more)
         known = real(config.name, getattr(config, "model", None))
@@ -74,11 +112,11 @@ def _mean_pixel(config: Any) -> Any:
 def peak_gib() -> float:
     """Of this process since it began; on a GPU of torch's allocations."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_allocated() / GIB
     import resource
 
     unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
 
 def place_of_work() -> str:
@@ -124,8 +162,11 @@ def rehearse(
     tree["hooks"], tree["evaluate"] = {"progress": {}, "metrics": {}}, None
     tree["train"] |= {"num_updates": updates}
     planned = foretold(tree, folder) if fraction == 1 else None  # rewards are as published at full size alone
-    with random_rewards(small=fraction != 1):
+    gc.collect()
+    training = Training()
+    with standing_in(training, small=fraction != 1):
         run = align.train(tree, output=str(folder / "run"))
+    held = training.peak()
     found = {
         "recipe": recipe,
         "checkpoint": checkpoint,
@@ -135,7 +176,8 @@ def rehearse(
         "settings": words,
         "seconds": [round(record["seconds"], 1) for record in run.metrics],
         "outcomes": [record["outcome"] for record in run.metrics],
-        "peak_gib": round(peak_gib(), 2),
+        "peak_gib": round(max(training.before, peak_gib()), 2),
+        "training_gib": None if held is None else round(held, 2),
         "planned_gib": planned,
         "machine": f"{place_of_work()}, torch {torch.__version__}",
         "written_seconds": round(wrote, 1),

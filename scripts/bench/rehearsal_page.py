@@ -7,7 +7,16 @@ from typing import Any
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "lab" / "performance.md"
 BEGIN, END = "<!-- written by scripts/bench/rehearsal_page.py -->", "<!-- end rehearsals -->"
-TITLES = ["recipe, settings", "M of the network", "s an update", "peak, GiB", "planned, GiB", "adapter", "exported as"]
+TITLES = [
+    "recipe, settings",
+    "M of the network",
+    "s an update",
+    "training, GiB",
+    "planned, GiB",
+    "peak, GiB",
+    "adapter",
+    "exported as",
+]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -16,11 +25,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         given = " ".join([row["recipe"], *row["settings"]])
         part = "" if row["fraction"] == "1" else f", {row['fraction']} of the size"
-        planned = "-" if row.get("planned_gib") is None else f"{row['planned_gib']:.1f}"
+        trained, planned = (
+            "-" if row.get(f"{name}_gib") is None else f"{row[f'{name}_gib']:.1f}" for name in ("training", "planned")
+        )
         drew = "draws" if row["drawn"] else "draws no numbers"
         adapter = f"{row['adapter_tensors']} tensors, {row['moved']} moved, loaded; {drew}"
         cells = [f"`{given}`, {row['dtype']}{part}; {row['machine']}", f"{row['millions']:.0f}"]
-        cells += [", ".join(f"{s:.0f}" for s in row["seconds"]), f"{row['peak_gib']:.1f}", planned, adapter]
+        cells += [", ".join(f"{s:.0f}" for s in row["seconds"]), trained, planned, f"{row['peak_gib']:.1f}", adapter]
         lines.append(f"| {' | '.join(cells)} | {', '.join(row['exports'])} |")
     return "\n".join(lines)
 

@@ -56,11 +56,19 @@ def test_the_page_has_a_line_a_rehearsal(tmp_path):
         "machine": "M",
         "millions": 859.5,
     }
-    row |= {"seconds": [181.2, 170.0], "peak_gib": 11.94, "planned_gib": 11.2, "adapter_tensors": 256, "moved": 128}
+    row |= {
+        "seconds": [181.2, 170.0],
+        "peak_gib": 11.94,
+        "training_gib": 11.3,
+        "planned_gib": 11.2,
+        "adapter_tensors": 256,
+        "moved": 128,
+    }
     script["write"]([row | {"drawn": True, "exports": ["kohya", "peft"]}], page)
     text = page.read_text()
     assert (
-        "| `draft/a x=1`, float32; M | 860 | 181, 170 | 11.9 | 11.2 | 256 tensors, 128 moved, loaded; draws |" in text
+        "| `draft/a x=1`, float32; M | 860 | 181, 170 | 11.3 | 11.2 | 11.9 | 256 tensors, 128 moved, loaded; draws |"
+        in text
     )
     assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
 
@@ -74,7 +82,7 @@ def test_a_recipe_is_rehearsed(tmp_path):
     (found,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert found["outcomes"] == ["applied"]
     assert found["adapter_tensors"] == 256 and found["moved"] > 100 and found["drawn"]
-    assert found["peak_gib"] > 0.3
+    assert 0 < found["training_gib"] < found["peak_gib"] and found["peak_gib"] > 0.3
     assert found["exports"] == ["kohya", "comfyui", "peft"]
     index = json.loads((tmp_path / "kept" / "pipeline" / "model_index.json").read_text())
     assert index["unet"] == ["diffusers", "UNet2DConditionModel"] and index["scheduler"][1] == "PNDMScheduler"
