@@ -74,6 +74,22 @@ def test_colours_are_those_of_both_themes():
     assert all(re.fullmatch("#[0-9a-f]{6}", charts.colour(name)) and f"--{name}:" in dark for name in names)
 
 
+def test_words_of_a_chart_can_be_read_on_a_phone():
+    """At 400 px a chart is drawn at two thirds of its size, and its words with it: they must be larger there."""
+    sheet = (charts.TEMPLATES / "style.css").read_text()
+    assert "container-type: inline-size" in sheet.partition(".card {")[2].partition("}")[0]
+    rules = re.findall(r"@container \(max-width: (\d+)px\) { \.chart text { font-size: (\d+)px", sheet)
+    sizes = [(int(width), int(size)) for width, size in rules]
+    assert sizes == sorted(sizes, reverse=True), "the narrowest is the last word"
+
+    def seen(width: int) -> float:
+        fitting = [size for most, size in sizes if width <= most] or [11]
+        return fitting[-1] * width / charts.WIDTH
+
+    assert min(map(seen, range(288, 461))) >= 11 and seen(400 - 2 * 12 - 2 * 16) >= 11
+    assert seen(496) == 11 * 496 / charts.WIDTH, "two beside each other, as at 1280 px, stay as they are drawn"
+
+
 def test_no_command_pays_for_charts_that_it_does_not_draw():
     told = "import sys, align.figures.charts, align.evaluation.charts; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)

@@ -153,3 +153,26 @@ def test_a_browser_draws_it_without_an_error(tmp_path):
     broken = tmp_path / "broken.html"
     broken.write_text(page.read_text().replace("</body>", '<script>console.error("seen")</script></body>'))
     assert len(shown(broken, picture)) == 1, "an error would have been seen"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_on_a_phone_no_word_of_a_chart_is_below_11_pixels(tmp_path):
+    page, frame = report.write(folder(tmp_path / "run")), tmp_path / "frame.html"
+    measure = """<script>addEventListener("load", () => { document.title = "pixels " + Math.min(
+        ...[...document.querySelectorAll(".chart text")].map((word) => parseFloat(getComputedStyle(word).fontSize)
+        * word.ownerSVGElement.getBoundingClientRect().width / word.ownerSVGElement.viewBox.baseVal.width));
+        parent.postMessage(document.title, "*"); })</script>"""
+    page.write_text(page.read_text().replace("</body>", f"{measure}</body>"))
+    listen = 'addEventListener("message", (told) => { document.title = told.data; })'
+    frame.write_text(f'<script>{listen}</script><iframe src="{page.as_uri()}" width="400" height="900"></iframe>')
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"]
+    call = [
+        str(CHROMIUM),
+        *flags,
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=9000",
+        frame.as_uri(),
+    ]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300)
+    found = re.search(r"<title>pixels ([\d.]+)", done.stdout)
+    assert found and 11 <= float(found[1]) < 13, done.stdout[:500]
