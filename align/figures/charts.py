@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # matplotlib is loaded by the first chart, not by a command t
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 520, 240
 NUM_COLOURS = 6
+FEW = 4  # points below which there is no line: what two or three do is chance, and a line through them an alarm
+LEAST = 0.25  # of its values' size that the axis of few points shows, or a change of 1 % would fill the chart
 DENSE = 40  # points above which a line is drawn faint, under its running mean
 _settings = Lock()  # matplotlib's are the whole program's, and pages are asked for by several threads
 
@@ -32,23 +34,40 @@ def lines(
     marks: Mapping[float, str] | None = None,
     x_label: str = "update",
     zero: bool = False,
+    room: tuple[float, float] | None = None,
 ) -> Markup:
     """{name: [(x, y)]} as lines with a legend; `marks` are vertical lines {x: what happened}; with `zero` the axis goes
-    down to it."""
+    down to it. Few points are dots alone, on an axis that shows `room`, or a range as their size deserves."""
     series = {name: points for name, line in series.items() if (points := _finite(line))}
     if not series:
         return Markup("")
 
     def build(axes: "Axes") -> None:
+        few = all(len(points) < FEW for points in series.values())
         for number, points in enumerate(series.values()):
-            line(axes, points, number)
+            (_dots_alone if few else line)(axes, points, number)
         for x, text in (marks or {}).items():
             axes.axvline(x, color=colour("muted"), linestyle=(0, (4, 3)), linewidth=1.5, url=text, zorder=1)
-        if zero:
-            axes.update_datalim([(next(iter(series.values()))[0][0], 0.0)])
+        shown = [0.0] * zero + [*(room or _around([y for points in series.values() for _, y in points]))] * few
+        if shown:
+            axes.update_datalim([(next(iter(series.values()))[0][0], y) for y in shown])
             axes.autoscale_view()
 
     return inline(build, list(series) if len(series) > 1 else [], x_label=x_label)
+
+
+def _dots_alone(axes: "Axes", points: Points, number: int) -> None:
+    dots(axes, points, _values(points), color=colour(number))
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """The least range to show around some values."""
+    middle, half = (min(values) + max(values)) / 2, LEAST / 2 * max(map(abs, values))
+    return middle - half, middle + half
+
+
+def _values(points: Points) -> list[str]:
+    return [f"{x:g}: {y:.4g}" for x, y in points]
 
 
 def line(axes: "Axes", points: Points, number: int, titles: Sequence[str] | None = None) -> None:
@@ -58,7 +77,7 @@ def line(axes: "Axes", points: Points, number: int, titles: Sequence[str] | None
         points = running_mean(points)
     axes.plot(*zip(*points, strict=True), color=colour(number), clip_on=False)
     if not dense:
-        dots(axes, points, titles or [f"{x:g}: {y:.4g}" for x, y in points], color=colour(number))
+        dots(axes, points, titles or _values(points), color=colour(number))
 
 
 def dots(axes: "Axes", points: Points, titles: Sequence[str] = (), **how: Any) -> None:

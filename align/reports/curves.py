@@ -9,8 +9,7 @@ from markupsafe import Markup
 from align.figures import charts
 
 PROBES = ("drift", "guard/diversity", "guard/chroma", "guard/detail")
-FROM_ZERO = PROBES[1:]
-"""Drawn with zero in view: a few points on an axis of their own look like an alarm."""
+ROOM = (-0.5, 0.5)  # of the score, in standard deviations: less than that is not read off a few points
 SHEETS = 8  # of samples, in a row
 
 Records = Sequence[Mapping[str, Any]]
@@ -48,12 +47,12 @@ def training(records: Records, trained_on: Sequence[str], marks: Mapping[float, 
 
 
 def guard(records: Records, marks: Mapping[float, str]) -> list[Card]:
-    """Its score, and its probes."""
+    """Its score, and its probes with zero in view: on an axis of its own any change looks like an alarm."""
     found = {"score on held-out rewards, in the base's standard deviations": series(records, "guard/score")}
-    cards = [(name, charts.lines({name: points}, marks=marks)) for name, points in found.items()]
+    cards = [(name, charts.lines({name: points}, marks=marks, room=ROOM)) for name, points in found.items()]
     for probe in PROBES:
         name = probe.removeprefix("guard/")
-        cards.append((name, charts.lines({name: series(records, probe)}, marks=marks, zero=probe in FROM_ZERO)))
+        cards.append((name, charts.lines({name: series(records, probe)}, marks=marks, zero=True)))
     return cards
 
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from operator import sub
 
 import matplotlib as mpl
 
@@ -17,9 +18,15 @@ def paths(drawn: str, colour: str) -> list[list[tuple[float, float]]]:
     return [[(float(x), float(y)) for x, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)] for path in found]
 
 
+def heights(drawn: str) -> list[float]:
+    """Of the dots, from the top."""
+    return [float(y) for y in re.findall(r'cy="([\d.]+)"', drawn)]
+
+
 def test_lines_lie_where_their_values_are():
-    drawn = charts.lines({"a": [(0, 0.0), (10, 1.0)], "b & c": [(0, 1.0), (5, float("nan")), (10, 0.0)]})
-    ((x0, y0), (x1, y1)), (first, last) = paths(drawn, "var(--c0)")[0], paths(drawn, "var(--c1)")[0]
+    rise = [(0, 0.0), (3, 0.3), (6, 0.6), (10, 1.0)]
+    drawn = charts.lines({"a": rise, "b & c": [(0, 1.0), (5, float("nan")), (10, 0.0)]})
+    ((x0, y0), *_, (x1, y1)), (first, last) = paths(drawn, "var(--c0)")[0], paths(drawn, "var(--c1)")[0]
     assert (first, last) == ((x0, y1), (x1, y0)) and y0 > y1, "y grows upwards"
     assert 0 < x0 < x1 < charts.WIDTH and 0 < y1 < y0 < charts.HEIGHT
     assert "b &amp; c" in drawn and charts.lines({"none": []}) == "" == charts.scatter([], x_label="x", y_label="y")
@@ -27,11 +34,22 @@ def test_lines_lie_where_their_values_are():
 
 
 def test_an_axis_with_zero_in_view():
-    near = charts.lines({"a": [(0, 0.98), (1, 1.0)]})
-    far = charts.lines({"a": [(0, 0.98), (1, 1.0)]}, zero=True)
-    ys = [re.findall(r'cy="([\d.]+)"', drawn) for drawn in (near, far)]
-    moved = [abs(float(a) - float(b)) for a, b in ys]
+    points = [(0, 0.98), (1, 0.99), (2, 0.99), (3, 1.0)]
+    ys = [heights(drawn) for drawn in (charts.lines({"a": points}), charts.lines({"a": points}, zero=True))]
+    moved = [abs(one[0] - one[-1]) for one in ys]
     assert moved[0] > 100 and moved[1] < 10, "a change of 2 % does not fill the chart"
+
+
+def test_two_or_three_points_are_no_curve_and_no_alarm():
+    few = charts.lines({"a": [(0, 0.467), (3, 0.457), (6, 0.458)]})
+    assert not paths(few, "var(--c0)") and few.count("<circle") == few.count("<title>") == 3
+    top, bottom, _ = heights(few)
+    assert 5 < bottom - top < 25, "2 % of the value: seen, and no fall"
+    first, last = heights(charts.lines({"a": [(0, 1.0), (3, 0.5)]}))
+    assert last - first > 150, "half of it is one"
+    assert 15 < abs(sub(*heights(charts.lines({"a": [(0, 0.0), (1, -0.1)]}, room=(-0.5, 0.5))))) < 30
+    assert paths(charts.lines({"a": [(0, 0.1), (1, 0.2), (2, 0.3), (3, 0.4)]}), "var(--c0)")
+    assert "nan" not in charts.lines({"a": [(0, 0.0)]}), "of one point, and nothing, there is an axis too"
 
 
 def test_there_is_no_half_update():

@@ -12,6 +12,7 @@ from PIL import Image
 
 from align.errors import UserError
 from align.figures.statistics import compare
+from align.reports import curves
 from align.reports import page as report
 from align.reports.summary import Summary
 from align.training import evaluate
@@ -126,6 +127,17 @@ def test_the_samples_stand_in_a_row_over_the_updates(tmp_path):
     strip = text.split('<div class="strip">')[1].split("</div>")[0]
     said = re.findall(r"<figcaption>(.*?)</figcaption>", strip)
     assert said == ["before", *(f"update {n}" for n in (10, 15, 25, 35, 45, 50, 60))] and strip.count("<img") == 8
+
+
+def test_a_guard_that_has_looked_three_times_raises_no_alarm_by_its_axes():
+    """Real numbers of a run whose images did not change to the eye."""
+    seen = zip((0, 3, 6), (0.0, -0.0437, -0.0376), (0.0, 4.3e-5, 6.1e-5), (0.42, 0.417, 0.416), strict=True)
+    records = [{"step": n, "guard/score": s, "drift": d, "guard/diversity": v} for n, s, d, v in seen]
+    score, drift, diversity, *_ = [drawn for _, drawn in curves.guard(records, {})]
+    ys = [[float(y) for y in re.findall(r'cy="([\d.]+)"', drawn)] for drawn in (score, drift, diversity)]
+    assert all(len(of_one) == 3 for of_one in ys) and "<path" not in re.sub(r"<path[^>]*var\(--grid\)[^>]*>", "", score)
+    assert max(ys[0]) - min(ys[0]) < 12 and max(ys[2]) - min(ys[2]) < 5, "of 186 that the axis is high"
+    assert all(re.search(r">0(.0+)?</text>", drawn) for drawn in (drift, diversity)), "zero is in view"
 
 
 def test_an_unfinished_run_has_no_report(tmp_path):
