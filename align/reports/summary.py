@@ -1,5 +1,6 @@
 """summary.json: what a run was, what it cost and what it achieved. `Summary` is its schema."""
 
+import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from align.figures.statistics import Comparison
 from align.files.output import write as write_file
 from align.hooks import metrics
 from align.hooks._base import State
+from align.policy import adapter_file, soft_prompt
 from align.policy.roles import Calls
 from align.registry import called
 from align.training.evaluate import PICTURE
@@ -220,6 +222,18 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
         f"{updates} in {summary.seconds:.0f} s ({summary.seconds_per_update:.2f} s each), adapter of update "
         f"{summary.chosen_update} in {output / 'adapter'}"
     )
+    if then := next_command(output):
+        yield f"next:  {then}"
+
+
+def next_command(output: Path) -> str:
+    """What to do with what a run has left; "" where no command draws with it."""
+    run, adapter = shlex.quote(str(output)), output / adapter_file.FOLDER
+    if (adapter / soft_prompt.FILE_NAME).is_file():
+        return f'align sample {run} "a prompt with its word"'
+    if (adapter / adapter_file.FILE_NAME).is_file():
+        return f'align sample {run} "a prompt"   or   align evaluate {run}'
+    return ""
 
 
 def _gain(found: Mapping[str, Any]) -> str:

@@ -12,9 +12,10 @@ from PIL import Image
 
 from align.errors import UserError
 from align.figures.statistics import compare
+from align.policy import adapter_file, soft_prompt
 from align.reports import curves
 from align.reports import page as report
-from align.reports.summary import Summary
+from align.reports.summary import Summary, lines
 from align.training import evaluate
 
 NASTY = '<script>throw new Error("x")</script> "a" & <b>b</b>'
@@ -143,6 +144,21 @@ def test_a_guard_that_has_looked_three_times_raises_no_alarm_by_its_axes():
 def test_an_unfinished_run_has_no_report(tmp_path):
     with pytest.raises(UserError, match=r"holds no summary.json: the run is not finished"):
         report.write(tmp_path)
+
+
+def test_a_run_that_has_ended_names_the_command_that_follows(tmp_path):
+    """One line, the last, to be pasted as it stands; of what a run has left."""
+    run = folder(tmp_path / "my run")
+    (run / "adapter").mkdir()
+
+    def last() -> str:
+        return [*lines(summary(), run)][-1]
+
+    assert last().endswith("my run/adapter"), "of a solver there is none to name"
+    (run / "adapter" / adapter_file.FILE_NAME).touch()
+    assert last() == f"next:  align sample '{run}' \"a prompt\"   or   align evaluate '{run}'"
+    (run / "adapter" / soft_prompt.FILE_NAME).touch()
+    assert last() == f"next:  align sample '{run}' \"a prompt with its word\""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
