@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
 
 PLAINLY = {
@@ -28,6 +29,15 @@ class Listing(TyperGroup):
                 if not close:
                     vars(error).update(message=f"No such option: {option}. {as_setting(option)}", possibilities=None)
             raise
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """`align help train` is `align train --help`, and `align help` is `align --help`."""
+        if args[0] != "help" or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        if words := [word for word in args[1:] if not word.startswith("-")]:
+            return super().resolve_command(ctx, [*words, "--help"])
+        typer.echo(ctx.get_help())
+        ctx.exit()
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         rows = []

@@ -43,6 +43,17 @@ def test_the_version_is_said():
     assert done.exit_code == 0 and done.stdout.startswith("diffalign 0.")
 
 
+def test_help_is_a_command_too():
+    def said(*words: str):
+        return CliRunner().invoke(app, [*words])
+
+    for words in ((), ("train",), ("shapes", "render")):
+        asked = said("help", *words)
+        assert asked.exit_code == 0 and asked.stdout == said(*words, "--help").stdout and "Usage" in asked.stdout
+    for words in (("trian",), ("help", "trian")):
+        assert said(*words).exit_code == 2 and "Did you mean 'train'?" in said(*words).stderr
+
+
 def test_no_line_of_the_help_is_cut():
     listed = CliRunner().invoke(app, ["--help"]).stdout.partition("Commands:")[2]
     assert "..." not in listed.replace("align score out/*.png", "") and "summary" in listed
