@@ -155,7 +155,11 @@ def plan(
 @_plainly
 def sample(
     source: Annotated[
-        str, typer.Argument(help="A run's folder, a checkpoint, an adapter, or a recipe for its base model.")
+        str,
+        typer.Argument(
+            help="A run's folder, a checkpoint, an adapter, or a recipe for its base model.",
+            autocompletion=recipe_names,
+        ),
     ],
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts, or files and sets of them.")],
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Images of each prompt.")] = 1,
@@ -165,7 +169,10 @@ def sample(
         Path | None,
         typer.Option("--output", "-o", help="Folder; default: RUN/images/strength-S, or samples/NAME of a recipe."),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Model and sampling of an adapter that has no recipe.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Model and sampling of an adapter that has no recipe.", autocompletion=recipe_names),
+    ] = None,
     steps: STEPS = None,
     size: SIZE = None,
     negative_prompt: NEGATIVE = None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from align.commands.group import recipe_names
 from align.commands.values import NEGATIVE, SIZE, STEPS, settings_among
 
 Systems = Annotated[
@@ -43,7 +44,10 @@ def evaluate(
     strengths: Annotated[str | None, typer.Option(help="Each adapter at each of these: 0,0.25,0.5,1.")] = None,
     mix: Annotated[str | None, typer.Option(help="Two adapters at all pairs of these weights: 0,0.5,1.")] = None,
     against: Annotated[str, typer.Option(help="What all are compared with, written as the arguments are.")] = "base",
-    recipe: Annotated[str | None, typer.Option(help="Model and sampling. Default: the adapter's own recipe.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Model and sampling. Default: the adapter's own recipe.", autocompletion=recipe_names),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Another checkpoint, by folder or Hub id.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
     batch: Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Prompts drawn at once.")] = 16,

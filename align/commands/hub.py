@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from align.commands.group import recipe_names
 from align.commands.values import finite
 
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
@@ -58,7 +59,10 @@ def export(
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: exports/NAME-FORMAT.")] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Says which model the adapter is for; default: the recipe.yaml beside it.")
+        str | None,
+        typer.Option(
+            help="Says which model the adapter is for; default: the recipe.yaml beside it.", autocompletion=recipe_names
+        ),
     ] = None,
     strength: Annotated[float, typer.Option(help="What other programs will call 1.", callback=finite)] = 1.0,
     step: Annotated[

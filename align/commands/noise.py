@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from align import recipes
+from align.commands.group import recipe_names
 from align.commands.values import finite, settings_among
 from align.errors import UserError
 from align.noise.recipe import recipe_of
@@ -20,7 +21,10 @@ Prompts = Annotated[list[str] | None, typer.Argument(help="One or more prompts."
 File = Annotated[str | None, typer.Option("--prompts", help="Prompts from a .txt or .jsonl file, or a set.")]
 Count = Annotated[int | None, typer.Option(min=1, help="Only the first so many of --prompts.")]
 Model = Annotated[str | None, typer.Option(help="Hub id or folder of any model family; default: the embedded one.")]
-RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Settings; default: those made for the model.")]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", help="Settings; default: those made for the model.", autocompletion=recipe_names),
+]
 Rewards = Annotated[list[str] | None, typer.Option("--reward", help="name=weight; only the named ones are used.")]
 Seeds = Annotated[
     int | None,

@@ -5,9 +5,13 @@ from typing import Annotated
 
 import typer
 
+from align.commands.group import recipe_names
 from align.errors import UserError
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe's name (align recipes), its file, or a run's folder.")]
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(help="A recipe's name (align recipes), its file, or a run's folder.", autocompletion=recipe_names),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to it: data.make.num_prompts=100 ...")]
 
 

@@ -169,6 +169,27 @@ def test_recipes_are_completed():
     assert "draft/shapes" in [*recipe_names("dra")] and not [*recipe_names("zzz")]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train",
+        "plan",
+        "sample",
+        "pairs",
+        "cache",
+        *(f"{c} --recipe" for c in ("evaluate", "reno", "best-of", "export")),
+    ],
+)
+def test_each_command_that_takes_a_recipe_completes_it(words):
+    asked = {
+        "_ALIGN_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"align {words} dra",
+        "COMP_CWORD": str(len(words.split()) + 1),
+    }
+    done = CliRunner().invoke(app, env=asked, prog_name="align")
+    assert "draft/shapes" in done.stdout.split(), done.output
+
+
 class Session:
     def __init__(self, status: int | None):
         self.status = status
