@@ -35,8 +35,10 @@ import align
 from align import plan
 from align import run as runs
 from align.config import load_recipe
+from align.models._plain_adapter import attach
 from align.models._real_size import find
 from align.plan.budget import GIB, budget
+from align.policy.adapter_file import FILE_NAME
 from align.registry import HOOKS, REWARDS, build, model_family
 from align.share.export import export
 from align.share.stock import stock
@@ -193,10 +195,13 @@ def used(run: Any, place: Path, dtype: str) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     diffusers: Any = typed
-    file = load_file(run.output / runs.ADAPTER / "pytorch_lora_weights.safetensors")
+    file = load_file(run.output / runs.ADAPTER / FILE_NAME)
     pipeline = diffusers.DiffusionPipeline.from_pretrained(place, dtype=getattr(torch, dtype), local_files_only=True)
-    pipeline.load_lora_weights(str(run.output / runs.ADAPTER), adapter_name="align")
     network = getattr(pipeline, "unet", None) or pipeline.transformer
+    if hasattr(pipeline, "load_lora_weights"):
+        pipeline.load_lora_weights(str(run.output / runs.ADAPTER), adapter_name="align")
+    else:  # PixArt's has none: as its card says
+        attach(network, run.output / runs.ADAPTER, component="transformer")
     held = get_peft_model_state_dict(network, adapter_name="align")
     same = sum(
         torch.equal(file[f"{part}.{name}"].to(value.dtype), value.cpu())
