@@ -32,6 +32,8 @@ class FewStepConfig(ComponentConfig):
     """The teacher's guidance, and how fake follows."""
 
     few_step: ClassVar[bool] = True
+    rules: ClassVar[tuple[str, ...]] = ("ddim", "euler")
+    """Step rules that its student may be drawn by."""
     guidance: float = Field(default=4.5, ge=0)
     """w of the teacher, in out_u + w (out_c - out_u); 1 is none. The student is drawn without guidance."""
     fake_updates: int = Field(default=1, ge=1)
@@ -54,11 +56,11 @@ class FewStepConfig(ComponentConfig):
         for key in ("solver", "roles"):
             if getattr(sampling, key) is not None:
                 yield f"sampling.{key}", "is set, and the student's steps are trained as they are drawn. Remove it."
-        if sampling.step_rule not in ("ddim", "euler") or sampling.stochastic:
+        if sampling.step_rule not in self.rules or sampling.stochastic:
             yield (
                 "sampling.step_rule",
-                "must be deterministic and of one line: the student's steps are trained as they are drawn. Use ddim "
-                "or euler, at eta 0.",
+                "must be one prediction a step, without a share of fresh noise: the student's steps are trained as "
+                f"they are drawn. Use {', '.join(self.rules)}, at eta 0.",
             )
 
 

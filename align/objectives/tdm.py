@@ -7,10 +7,12 @@
 
 Luo et al., "Learning Few-Step Diffusion Models by Trajectory Distribution Matching", arXiv 2503.06674. Each step of the
 student is matched at the noise levels between its own and the next one's alone, so that fake knows by the
-time which step's images it is asked about. Steps keep the noise that they imply (DDIM, Euler): nothing is drawn anew.
+time which step's images it is asked about. Steps keep the noise that they imply (DDIM, Euler), as published; or all of
+it is drawn anew (`step_rule: lcm`), and then the next state is distributed exactly as what is compared, x0_hat with
+noise that knows nothing of it, where the implied noise depends on x0_hat.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +28,7 @@ from samplers import add_noise
 class TDMConfig(FewStepConfig):
     """At which times the student is compared, and by which distance."""
 
+    rules: ClassVar[tuple[str, ...]] = ("ddim", "euler", "lcm")
     name: Literal["tdm"] = "tdm"
     compare: Literal["interval", "above"] = "interval"
     """tau of a step: between its own time and the next one's, or anywhere above the next one's."""

@@ -140,13 +140,11 @@ class Student:
 
     method: Method
     start: str = ""
-    every: int = 50
-    """Updates between two points of its curve, and between two checkpoints."""
 
 
 STUDENTS = {
     "tdm-4": Student(Method("tdm/shapes")),
-    "tdm-4-long": Student(Method("tdm/shapes", ("train.num_updates=1000",)), every=100),
+    "tdm-4-lcm": Student(Method("tdm/shapes", ("sampling.step_rule=lcm", "sampling.spacing=null"))),
     "tdm-2": Student(Method("tdm/shapes", ("sampling.num_steps=2",))),
     "tdm-4-flow": Student(Method("tdm/shapes_flow")),
     "tdm_r1": Student(Method("tdm_r1/shapes"), "tdm-4"),

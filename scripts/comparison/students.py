@@ -65,7 +65,7 @@ def measure(output: Path, name: str, seed: int, *, prompts: int) -> None:
         adapter = output / FOLDER / method.start / f"seed-{seed}" / "adapter"
         begun = replace(method.method, changes=(*method.method.changes, f"adapter.init={adapter}"))
         chapter = replace(chapter, methods={name: begun})
-    run = train(output, chapter, name, seed, prompts=prompts, panel=PANEL, every=method.every)
+    run = train(output, chapter, name, seed, prompts=prompts, panel=PANEL, every=50)
     teach(output, run.recipe, prompts)
 
 

@@ -88,23 +88,6 @@ def test_a_student_whose_runs_are_elsewhere_keeps_its_row(runs):
     assert students.write(runs, page).read_text() == alone and "<svg" in figure.read_text()
 
 
-def test_a_long_student_is_looked_at_less_often(tmp_path, monkeypatch):
-    seen = {}
-
-    def train(output, chapter, name, seed, **how):
-        method = chapter.methods[name]
-        seen[name] = load_recipe(method.recipe, method.changes), how["every"]
-        return SimpleNamespace(recipe=seen[name][0])
-
-    monkeypatch.setattr(students, "train", train)
-    monkeypatch.setattr(students, "teach", lambda *_: None)
-    for name in ("tdm-4", "tdm-4-long"):
-        students.measure(tmp_path, name, 1, prompts=2)
-    (short, often), (long, seldom) = seen["tdm-4"], seen["tdm-4-long"]
-    assert (short.train.num_updates, often) == (200, 50) and (long.train.num_updates, seldom) == (1000, 100)
-    assert long.dump() == short.dump() | {"train": short.dump()["train"] | {"num_updates": 1000}}
-
-
 def test_every_student_is_a_recipe_and_begins_from_one_of_as_many_steps():
     for student in STUDENTS.values():
         recipe = load_recipe(student.method.recipe, student.method.changes)

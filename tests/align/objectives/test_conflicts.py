@@ -82,7 +82,8 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("srpo", {"objective.times": [0.001, 0.5]}, "objective.times", "must stay within"),
     ("tailorpo", {"data": PROMPTS}, "data", "makes no pairs of sampling steps"),
     ("tdm", {"sampling.guidance_scale": 2.0}, "sampling.guidance_scale", "is not 1"),
-    ("tdm", {"sampling.eta": 1.0, "sampling.step_rule": "ddim"}, "sampling.step_rule", "deterministic"),
+    ("tdm", {"sampling.eta": 1.0, "sampling.step_rule": "ddim"}, "sampling.step_rule", "one prediction"),
+    ("tdm_r1", LCM, "sampling.step_rule", "Use ddim, euler, at eta 0"),
     ("tdm_r1", {"data": PROMPTS}, "data", "makes no groups"),
     ("tdm_r1", {"data.num_prompts": 1000}, "data.num_prompts", "fake learns"),
     ("unlearn", {"objective.times": [0.9, 0.1]}, "objective.times", "0 < low <= high < 1"),
@@ -93,6 +94,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
 
 FINE: list[tuple[str, dict[str, Any]]] = [
     ("adjoint_matching", {"objective.num_trained": 10}),
+    ("tdm", LCM),
     ("adjusted_dft", {"objective.vary_steps": 9}),
     ("awm", {"objective.num_draws": 6}),
     ("d3po", {"data.group_size": 2}),
