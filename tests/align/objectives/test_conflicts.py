@@ -13,6 +13,7 @@ PROMPTS = {"name": "prompts", "prompts": ["a red circle", "two blue squares"]}
 ONLINE = {"name": "online_pairs", "prompts": "shapes:train", "num_images": 2}
 LABELS = {"name": "labels", "labels": "runs/labels"}
 NORMALISED = {"normalise": "running"}
+LCM: dict[str, Any] = {"sampling.step_rule": "lcm", "sampling.spacing": None}
 ONE: dict[str, Any] = {"sampling.num_steps": 1}
 GUIDED = {"scale": 2.0}
 
