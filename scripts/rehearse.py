@@ -201,7 +201,7 @@ def used(run: Any, place: Path, dtype: str) -> dict[str, Any]:
     if hasattr(pipeline, "load_lora_weights"):
         pipeline.load_lora_weights(str(run.output / runs.ADAPTER), adapter_name="align")
     else:  # PixArt's has none: as its card says
-        attach(network, run.output / runs.ADAPTER, component="transformer")
+        attach(network, run.output / runs.ADAPTER, component="transformer", strength=1.0)
     held = get_peft_model_state_dict(network, adapter_name="align")
     same = sum(
         torch.equal(file[f"{part}.{name}"].to(value.dtype), value.cpu())
