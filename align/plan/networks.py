@@ -5,6 +5,7 @@ prompts are then encoded by a stand-in of the right shapes, and its text encoder
 """
 
 import functools
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,8 +95,9 @@ def _pipeline(folder: Path, dtypes: Dtypes) -> Any:
         if isinstance(module, nn.Module):
             role = "network" if name in ("unet", "transformer") else "vae" if name == "vae" else "text"
             nn.Module.to(module, resolved[role])  # diffusers' own warns of modules that want float32
-    names = [name for name in index if not name.startswith("_")]
-    return getattr(diffusers, index["_class_name"])(**{n: components.get(n, index[n]) for n in names})
+    kind = getattr(diffusers, index["_class_name"])
+    names = [name for name in index if name in inspect.signature(kind).parameters]  # more is ignored, as by diffusers
+    return kind(**{n: components.get(n, index[n]) for n in names})
 
 
 def _untrained(kind: Any, folder: Path) -> nn.Module:

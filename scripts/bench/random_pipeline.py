@@ -8,6 +8,7 @@ that memory holds one. Tokenizers are stand-ins within the encoders' vocabularie
 """
 
 import argparse
+import inspect
 import json
 import math
 import string
@@ -29,6 +30,14 @@ DEEP = ("num_layers", "num_single_layers", "num_hidden_layers", "depth", "layers
 CHAT = "<user> {{ messages[0].content }} <answer> {% if enable_thinking %} think {% endif %}"
 
 
+def absent(family: Any) -> dict[str, list[None]]:
+    """What the index of a published UNet's pipeline lists without having it: of ABSENT what its class takes."""
+    import diffusers
+
+    taken = inspect.signature(getattr(diffusers, family.pipelines[0])).parameters
+    return {name: [None, None] for name in ABSENT if name in taken and family.network_class == "UNet2DConditionModel"}
+
+
 def write(
     checkpoint: str, folder: Path, *, dtype: torch.dtype = torch.float32, fraction: Fraction = Fraction(1)
 ) -> int:
@@ -41,7 +50,7 @@ def write(
     family, published = known
     torch.manual_seed(0)
     index: dict[str, Any] = {"_class_name": family.pipelines[0], "_diffusers_version": diffusers.__version__}
-    index |= {name: [None, None] for name in ABSENT if family.network_class == "UNet2DConditionModel"}
+    index |= absent(family)
     index |= family.constructor
     parts = {family.network_name: (family.network_class, published.network), "vae": (family.vae_class, published.vae)}
     sizes = {}

@@ -12,6 +12,8 @@ import pytest
 from align.models._real_size import find
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+SANA = "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers"
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
@@ -29,6 +31,12 @@ def test_a_fraction_is_of_layers_and_widths_and_the_whole_is_what_was_published(
     assert small["block_out_channels"] == (32, 64, 128, 128) and small["sample_size"] == 8
     assert writer["shrunk"](text, Fraction(1, 6))["num_hidden_layers"] == 2
     assert writer["shrunk"](text, Fraction(1, 6))["hidden_size"] == text["hidden_size"]
+
+
+def test_a_pipeline_lists_what_its_class_takes(writer):
+    """SDXL's takes no safety checker, and a folder that lists one cannot be built from its index."""
+    names = {checkpoint: set(writer["absent"](find(checkpoint)[0])) for checkpoint in (SD15, SDXL, SANA)}
+    assert names == {SD15: set(writer["ABSENT"]), SDXL: {"feature_extractor", "image_encoder"}, SANA: set()}
 
 
 def test_a_checkpoint_that_is_not_listed_is_a_line(writer, tmp_path):

@@ -1,5 +1,8 @@
 """The plan's rehearsal on the meta device against the same micro-batch with real tensors."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -34,6 +37,14 @@ def recipe(folder, **sampling):
             "train": {"batch_size": 4},
         }
     )
+
+
+def test_a_component_that_the_pipelines_class_does_not_take_is_ignored(folder, tmp_path):
+    """As diffusers does: a repository lists what another class of pipeline has."""
+    shutil.copytree(folder, tmp_path / "model")
+    index = tmp_path / "model" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"prior": [None, None]}))
+    assert rehearse(recipe(tmp_path / "model")).peak == rehearse(recipe(folder)).peak
 
 
 def real(folder, **sampling) -> tuple[int, object]:
