@@ -4,6 +4,7 @@ import functools
 import gc
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -126,7 +127,7 @@ def train(
         from align.plan.propose import gigabytes
 
         told = functools.partial(typer.echo, err=True)
-        typer.echo(plan(loaded, gpu_memory=gigabytes(gpu_memory) if gpu_memory else None, say=told))
+        typer.echo(plan(loaded, gpu_memory=gigabytes(gpu_memory, "--gpu-memory") if gpu_memory else None, say=told))
         return
     from align.run import train as start
 
@@ -148,7 +149,8 @@ def plan(
         from align.plan.propose import described, gigabytes
 
     told = functools.partial(typer.echo, err=True)
-    typer.echo(described(load_recipe(recipe, overrides or ()), gigabytes(memory), told))
+    command = shlex.join(["align", "train", recipe, *(overrides or ())])
+    typer.echo(described(load_recipe(recipe, overrides or ()), gigabytes(memory), told, command))
 
 
 @app.command()

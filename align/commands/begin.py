@@ -1,16 +1,18 @@
 """`align init`: three questions, and a recipe of one's own."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from align.commands.fitting import family
 from align.errors import UserError
 from align.files.output import check_file, write
+from align.plan.propose import gigabytes
 from align.registry import EMBEDDED, MODELS
 
-GOALS = {"people": "what people pick", "prompt": "what the prompt asks for", "beauty": "beauty"}
+GOALS = {"people": "what people pick", "prompt": "what the prompt asks for", "beauty": "what looks good without one"}
 REWARDS = {"people": ("pickscore", "imagereward"), "prompt": ("imagereward", "pickscore"),
            "beauty": ("aesthetic", "pickscore")}  # fmt: skip
 """(trained on, held out)."""
@@ -21,7 +23,8 @@ TIGHT = 24  # GiB up to which memory goes before time
 
 Model = Annotated[str | None, typer.Option(help="Hub id or folder of a diffusers pipeline.")]
 Goal = Annotated[str | None, typer.Option(help="people, prompt, beauty, or a function of yours: my_rewards.py:warmth.")]
-Memory = Annotated[float | None, typer.Option(min=1, help="Of the GPU, in GiB.")]
+Memory = Annotated[str | None, typer.Option(help="Of the GPU: 24GB, 16GB, 8GB ...")]
+Answer = TypeVar("Answer")
 
 
 def init(
@@ -34,15 +37,37 @@ def init(
     check_file(output, "--output", (".yaml", ".yml"))
     if output.exists():
         raise UserError(f"--output {output}: there is something already. Name another file, or remove it.")
-    model = model or typer.prompt("Which model (Hub id or folder)", default="embedded:shapes-sd")
-    found = family(str(model))
-    if goal is None:
-        goal = typer.prompt(f"More of what ({', '.join(f'{k}: {v}' for k, v in GOALS.items())}; or file.py:function)")
-    if goal not in GOALS and ":" not in str(goal):
-        raise UserError(f"--goal {goal}: is none. Choose {', '.join(GOALS)}, or a function: my_rewards.py:warmth.")
-    gib: float = typer.prompt("GPU memory in GiB", default=24.0, type=float) if gpu_memory is None else gpu_memory
-    write(output, recipe(str(model), found, str(goal), gib), "--output")
-    typer.echo(f"{output}\nnext:  align train {output} --dry-run   then without --dry-run")
+    model, found = _answer(model, "Which model (Hub id or folder)", "embedded:shapes-sd", _known)
+    said = ", ".join(f"{key}: {value}" for key, value in GOALS.items())
+    goal = _answer(goal, f"More of what ({said}; or file.py:function)", "people", _goal)
+    gib = _answer(gpu_memory, "GPU memory", "24GB", lambda text: gigabytes(text, "--gpu-memory"))
+    write(output, recipe(model, found, goal, gib), "--output")
+    planned = "" if model.startswith(EMBEDDED) else f" --gpu-memory {gib:g}"
+    typer.echo(f"{output}\nnext:  align train {output} --dry-run{planned}   then without --dry-run")
+
+
+def _answer(given: str | None, question: str, default: str, read: Callable[[str], Answer]) -> Answer:
+    """What `read` makes of the option or of the answer; an answer that it refuses is asked for again."""
+    while given is None:
+        try:
+            return read(typer.prompt(question, default=default))
+        except UserError as error:
+            typer.echo(f"{error}", err=True)
+    return read(given)
+
+
+def _known(model: str) -> tuple[str, str]:
+    """(model, its family)."""
+    published = getattr(MODELS.get(model), "published", ()) if model in MODELS.names() else ()
+    if published:
+        raise UserError(f'--model {model}: is a family, not a checkpoint. Did you mean "{published[0].checkpoint}"?')
+    return model, family(model)
+
+
+def _goal(goal: str) -> str:
+    if goal not in GOALS and ":" not in goal:
+        raise UserError(f"--goal {goal}: is not known. Choose {', '.join(GOALS)}, or a function: my_rewards.py:warmth.")
+    return goal
 
 
 def recipe(model: str, family_name: str, goal: str, gib: float) -> str:

@@ -62,8 +62,12 @@ class LabelsConfig(DatasetConfig):
             yield (
                 ".good_share",
                 f"{self.good_share} of train.batch_size={train.batch_size} leaves no image of one kind. Raise "
-                "train.batch_size, or leave good_share out.",
+                f"train.batch_size to {self._least()}, or set data.good_share=null.",
             )
+
+    def _least(self) -> int:
+        """The smallest batch that holds both kinds."""
+        return next(size for size in range(2, 10_000) if 0 < self.good(size) < size)
 
     def good(self, batch_size: int) -> int:
         """Good images of a batch, where their share is set."""

@@ -64,7 +64,7 @@ def pair(images: Sequence[str], prompts: str | None) -> list[Row]:
     A file is read as every command reads it (align/data/_prompt_files.py). Where its rows name images, by their paths
     as given here or by their names with or without ending (which then hold in every folder), each image takes its
     own; otherwise the prompts are in the images' order. Without any prompts, that of NAME.png is the text in NAME.txt
-    beside it.
+    beside it, or the one that `align sample` has written into the picture.
     """
     if prompts is None:
         return [Row(image, _beside(image)) for image in images]
@@ -105,9 +105,22 @@ def _named(said: Mapping[str, str], image: str, prompts: str) -> str:
     raise UserError(f"--prompts {prompts}: it has no prompt for {image}. Add a row named {Path(image).name}.")
 
 
+def _inside(image: str) -> str:
+    """The prompt in a PNG of `align sample`; "" in another's (ComfyUI writes its graph under that name) or in none."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(image) as picture:
+            return str(picture.info.get("prompt") or "").strip() if "diffalign" in picture.info else ""
+    except (OSError, UnidentifiedImageError, ValueError):
+        return ""
+
+
 def _beside(image: str) -> str:
     file = Path(image).with_suffix(".txt")
     if not file.is_file():
+        if own := _inside(image):
+            return own
         raise UserError(
             f"{image}: it has no prompt. Give --prompts (a text for all images, or a file), or put it into {file.name}."
         )

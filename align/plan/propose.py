@@ -110,20 +110,23 @@ def verdict(recipe: Recipe, rehearsal: Rehearsal, memory: float, say: Say = lamb
     return f"no; it needs {found.needed.total / GIB:.1f} GiB with {' '.join(found.overrides())}"
 
 
-def described(recipe: Recipe, memory: float, say: Say = lambda text: None) -> str:
-    """The proposal as `align plan` prints it; `say` is told of each rehearsal, which takes a while."""
+def described(recipe: Recipe, memory: float, say: Say = lambda text: None, command: str = "") -> str:
+    """The proposal as `align plan` prints it, to be put behind `command`; `say` is told of each rehearsal, which takes
+    a while, and of what it gave."""
     rehearsed: dict[str, Rehearsal] = {}
     before = _needed(recipe, [], rehearsed, say)
     if before.total <= memory * GIB:
         return f"fits {memory:g} GiB as it is: it needs {before.total / GIB:.1f} GiB, most in {before.where}"
+    as_it_is = f"needs {before.total / GIB:.1f} GiB as it is, most in {before.where}"
+    say(f"{as_it_is}; changes follow, cheapest first, each a rehearsal, until it fits {memory:g} GiB")
     found = propose(recipe, memory, rehearsed, say)
-    lines = [f"needs {before.total / GIB:.1f} GiB as it is, most in {before.where}", ""]
+    lines = [as_it_is, ""]
     lines += [
         f"{' '.join(Proposal((change,), before, False).overrides())}  # {change.price}" for change in found.changes
     ]
     lines += ["", f"with all of these: {found.needed.total / GIB:.1f} GiB, most in {found.needed.where}"]
     if found.fits:
-        return "\n".join([*lines, "", "to paste: " + " ".join(found.overrides())])
+        return "\n".join([*lines, "", f"to paste: {command} {' '.join(found.overrides())}".replace(":  ", ": ")])
     return "\n".join([*lines, f"That does not fit {memory:g} GiB, and nothing more is known here: a smaller model."])
 
 
@@ -135,6 +138,8 @@ def _needed(recipe: Recipe, taken: list[Change], rehearsed: dict[str, Rehearsal]
     if (key := _decides(changed)) not in rehearsed:
         say("rehearses the recipe " + (f"with {' '.join(taken[-1].overrides)}" if taken else "as it is"))
         rehearsed[key] = rehearse(changed, with_rewards=True, gpu=True)
+        if taken:
+            say(f"  {budget(changed, rehearsed[key], gpu=True).total / GIB:.1f} GiB")
     return budget(changed, rehearsed[key], gpu=True)
 
 
@@ -173,7 +178,7 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def gigabytes(text: str) -> float:
+def gigabytes(text: str, option: str = "--memory") -> float:
     """ "16", "16GB" or "16 GiB" -> 16.0: a card of 16 GB has 16 GiB."""
     number = text.strip().lower().removesuffix("ib").removesuffix("b").removesuffix("g").strip()
     try:
@@ -181,5 +186,5 @@ def gigabytes(text: str) -> float:
     except ValueError:
         found = 0.0
     if not 0 < found < 10_000:
-        raise UserError(f"--memory {text}: is no size of a GPU's memory. Give it in GB, such as 16GB.")
+        raise UserError(f"{option} {text}: is no size of a GPU's memory. Give it in GB, such as 16GB.")
     return found

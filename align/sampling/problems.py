@@ -23,7 +23,10 @@ def of_rule(block: "SamplingConfig") -> Iterator[tuple[str, str]]:
                 inner = key.removeprefix("guidance_")
                 yield key, f"is set beside the block guidance. Say it as guidance.{inner}, and remove this one."
     if block.negative_prompt and block.num_rows == block.num_calls:
-        yield "negative_prompt", "is set, and no call is guided, which alone asks it. Set guidance_scale, or remove it."
+        yield (
+            "negative_prompt",
+            "is set, and at guidance 1 nothing moves away from it. Add sampling.guidance_scale=3.",
+        )
     if block.eta and block.step_rule not in STOCHASTIC and block.noise_law is None:
         yield "eta", f"is {block.eta}, and {block.step_rule} has no eta. Use {' or '.join(STOCHASTIC)}, or remove it."
     if (block.eta or 0) > 1 and block.noise_law not in UNBOUNDED:

@@ -67,7 +67,7 @@ def of_pictures(recipe="draft/sd15_aesthetic", **sampling):
 
 
 def test_it_needs_guidance_and_spm_has_no_place_for_it():
-    with pytest.raises(UserError, match=r"sampling.negative_prompt: is set, and no call is guided"):
+    with pytest.raises(UserError, match=r"sampling.negative_prompt: is set, and at guidance 1"):
         of_pictures(guidance_scale=1, negative_prompt="blurry")
     with pytest.raises(UserError, match="spm guides by the pairs' empty prompt"):
         load_recipe("spm/shapes", {"sampling.negative_prompt": "a star"})

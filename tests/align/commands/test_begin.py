@@ -68,3 +68,15 @@ def test_a_goal_that_is_none_is_refused_and_nothing_is_written(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["init", "--model", "embedded:shapes-sd", "--goal", "money", "--gpu-memory", "8"])
     assert done.exit_code == 2 and "Choose people, prompt, beauty" in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_an_answer_that_cannot_be_taken_is_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(
+        app, ["init"], input="sdxl\nstabilityai/stable-diffusion-xl-base-1.0\nmoney\n\nlots\n24GB\n"
+    )
+    assert done.exit_code == 0, done.output
+    assert 'is a family, not a checkpoint. Did you mean "stabilityai/stable-diffusion-xl-base-1.0"?' in done.stderr
+    assert "money: is not known. Choose people" in done.stderr and "lots: is no size" in done.stderr
+    assert "next:  align train mine.yaml --dry-run --gpu-memory 24 " in done.stdout
+    assert "pickscore" in load_recipe("mine.yaml").rewards, "an empty answer is the one in brackets"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from align.commands import score as score_cli
@@ -67,6 +68,18 @@ def test_prompts_by_line_by_name_and_beside(folder, prompts):
     rows = pair(find_images([str(folder)]), None if prompts is None else str(folder / prompts))
     assert [row.prompt for row in rows] == PROMPTS
     assert [row.prompt for row in pair(["a.png", "b.png"], "a red star")] == ["a red star"] * 2
+
+
+def test_a_picture_of_align_sample_knows_its_prompt(tmp_path):
+    """As another program's "prompt" is a graph of nodes, that program's picture has none."""
+    for name, more in (("ours.png", {"diffalign": "x"}), ("theirs.png", {})):
+        info = PngInfo()
+        for key, text in {"prompt": "a blue square", **more}.items():
+            info.add_text(key, text)
+        Image.new("RGB", (8, 8)).save(tmp_path / name, pnginfo=info)
+    assert [row.prompt for row in pair([str(tmp_path / "ours.png")], None)] == ["a blue square"]
+    with pytest.raises(UserError, match=r"theirs\.png: it has no prompt"):
+        pair([str(tmp_path / "theirs.png")], None)
 
 
 def test_a_score_is_the_rewards_whatever_the_batch_and_the_number_of_processes(folder):
