@@ -35,9 +35,13 @@ def find(name: str | Path) -> Path:
             return candidate
     known = list(names())
     word = str(name).removeprefix("recipes/").removesuffix(".yaml")
-    close = [one for one in known if one.startswith(word)] or difflib.get_close_matches(word, known, n=1)
+    close: list[str] = []
+    if path.suffix not in (".yaml", ".yml") or "/" in word:
+        close = [one for one in known if len(word) > 2 and one.startswith(word)]
+        close = close or difflib.get_close_matches(word, known, n=1)
     if not close and path.parent.is_dir():  # mine.yml for mine.yaml
-        close = difflib.get_close_matches(str(name), [str(file) for file in path.parent.glob("*.yaml")], n=1)
+        beside = {file.stem: str(file) for file in path.parent.glob("*.yaml")}
+        close = [beside[stem] for stem in difflib.get_close_matches(path.stem, beside, n=1)]
     hint = f' Did you mean "{close[0]}"?' if close else ""
     raise UserError(f'recipe "{name}": there is no such file, run or recipe.{hint} `align recipes` lists them.')
 

@@ -21,6 +21,7 @@ from align.errors import UserError
 from align.files.texts import Unreadable, json_lines, json_value, read_text
 
 FILE_NAME = "pairs.jsonl"
+MANY = 5  # wrong lines that are named
 Layout = Literal["auto", "folder", "pickapic", "hpdv2", "hpdv3", "imagerewarddb", "open_image_preferences"]
 EXAMPLE = '{"prompt": "...", "winner": "a.png", "loser": "b.png"}'
 
@@ -84,15 +85,22 @@ def _by_columns(path: Path) -> str:
 
 def _folder(path: Path) -> Found:
     file = path if path.suffix == ".jsonl" else path / FILE_NAME
+    found, wrong = [], []
     for number, record in json_lines(read_text(file), str(file), EXAMPLE):
-        texts = [record.get(key) for key in ("prompt", "winner", "loser")] if isinstance(record, dict) else [None]
-        if not all(isinstance(text, str) and text for text in texts):
-            raise UserError(f"{file}: line {number} needs text under prompt, winner and loser.")
-        tie = record.get("tie")
-        if not isinstance(tie, bool | None):
-            raise UserError(f"{file}: line {number} says tie: {tie!r}. Write true or false, or leave it out.")
-        prompt, winner, loser = map(str, texts)
-        yield Pair(prompt, Picture(file.parent / winner), Picture(file.parent / loser), bool(tie))
+        said = record if isinstance(record, dict) else {}
+        absent = [key for key in ("prompt", "winner", "loser") if not (isinstance(said.get(key), str) and said[key])]
+        tie = said.get("tie")
+        if absent:
+            wrong.append(f"line {number} needs text under {', '.join(absent)}")
+        elif not isinstance(tie, bool | None):
+            wrong.append(f"line {number} says tie: {tie!r}, must be true or false")
+        else:
+            winner, loser = (Picture(file.parent / said[key]) for key in ("winner", "loser"))
+            found.append(Pair(said["prompt"], winner, loser, bool(tie)))
+    if wrong:
+        more = f"; {len(wrong) - MANY} more lines" if len(wrong) > MANY else ""
+        raise UserError(f"{file}: {'; '.join(wrong[:MANY])}{more}.")
+    yield from found
 
 
 def _rows(path: Path, columns: Columns, name: str) -> Iterator[Read]:

@@ -135,6 +135,16 @@ def test_where_recipes_are_found(tmp_path, monkeypatch):
         recipes.find("draft/shape")
 
 
+def test_a_file_that_is_not_there_is_answered_with_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("")
+    for name, meant in (("mine.yml", True), ("a.yaml", False), ("foo.yaml", False)):
+        with pytest.raises(UserError) as said:
+            recipes.find(name)
+        assert ('Did you mean "mine.yaml"?' in str(said.value)) == meant
+        assert meant or "Did you mean" not in str(said.value)
+
+
 def test_every_problem_is_said_at_once_with_its_line(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text(

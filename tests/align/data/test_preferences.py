@@ -45,7 +45,7 @@ def test_the_local_folder(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"prompt": "a", "winner": "x.png"}', "line 2 needs text under prompt, winner and loser"),
+        ('{"prompt": "a", "winner": "x.png"}', "line 2 needs text under loser"),
         ("{", "line 2 is not JSON"),
     ],
 )
@@ -53,6 +53,18 @@ def test_a_bad_line_is_named(tmp_path, line, said):
     write_pairs(tmp_path, 1)
     with (tmp_path / "pairs.jsonl").open("a") as file:
         file.write(line + "\n")
+    with pytest.raises(UserError, match=said):
+        read_pairs(tmp_path)
+
+
+def test_all_bad_lines_are_named_at_once(tmp_path):
+    write_pairs(tmp_path, 1)
+    with (tmp_path / "pairs.jsonl").open("a") as file:
+        file.write('{"promt": "a", "winner": "x.png", "loser": "y.png"}\n[]\n')
+        file.write('{"prompt": "a", "winner": "x.png", "loser": "y.png", "tie": 1}\n' + "[]\n" * 4)
+    said = (
+        "line 2 needs text under prompt; line 3 needs .* winner, loser; line 4 says tie: 1, .*; line 6 .*; 2 more lines"
+    )
     with pytest.raises(UserError, match=said):
         read_pairs(tmp_path)
 
