@@ -51,6 +51,17 @@ def read_pil(source: str | Path | bytes, where: str = "") -> Image.Image:
         raise ImageError(f"{path}: is no image that can be read ({_short(error)}). {WAY_OUT}") from None
 
 
+def texts(path: str | Path) -> dict[str, str]:
+    """The texts that an image file carries, by their keys; none of a file that is to be refused when it is read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as file:
+                return {str(key): value for key, value in file.info.items() if isinstance(value, str)}
+    except Exception:  # as above: what the bytes of a damaged file happen to mean
+        return {}
+
+
 def upright_rgb(file: Image.Image) -> Image.Image:
     """An opened picture, turned upright, transparency over white, as 8-bit RGB; of any mode that says what it means."""
     if getattr(file, "n_frames", 1) > 1 and file.format not in FLAT:

@@ -9,7 +9,6 @@ import typer
 from align.commands.fitting import family
 from align.errors import UserError
 from align.files.output import check_file, write
-from align.plan.propose import gigabytes
 from align.registry import EMBEDDED, MODELS
 
 GOALS = {"people": "what people pick", "prompt": "what the prompt asks for", "beauty": "what looks good without one"}
@@ -34,6 +33,8 @@ def init(
     output: Annotated[Path, typer.Option("--output", "-o", help="The recipe's file.")] = Path("mine.yaml"),
 ) -> None:
     """Ask for a model, what there should be more of, and the GPU's memory, and write a recipe with comments."""
+    from align.plan.propose import gigabytes
+
     check_file(output, "--output", (".yaml", ".yml"))
     if output.exists():
         raise UserError(f"--output {output}: there is something already. Name another file, or remove it.")

@@ -12,7 +12,7 @@ from align.evaluation.benchmarks import BENCHMARKS
 from align.files.texts import Unreadable, read_text
 from align.registry import LabelledRewards, RewardConfig
 from align.source import Source
-from rewards._images import SUFFIXES, hidden
+from rewards._images import SUFFIXES, hidden, texts
 from rewards._numerals import counted
 
 
@@ -107,13 +107,8 @@ def _named(said: Mapping[str, str], image: str, prompts: str) -> str:
 
 def _inside(image: str) -> str:
     """The prompt in a PNG of `align sample`; "" in another's (ComfyUI writes its graph under that name) or in none."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(image) as picture:
-            return str(picture.info.get("prompt") or "").strip() if "diffalign" in picture.info else ""
-    except (OSError, UnidentifiedImageError, ValueError):
-        return ""
+    said = texts(image)
+    return said.get("prompt", "").strip() if "diffalign" in said else ""
 
 
 def _beside(image: str) -> str:
