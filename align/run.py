@@ -17,9 +17,10 @@ from typing import Any
 
 from align import processes, sharding
 from align.config import Recipe, as_yaml, load_recipe
+from align.data._base import prompts_of
 from align.data._datasets import pinned
 from align.data._make_labels import as_labels
-from align.data._readable import refuse, scoring
+from align.data._readable import looked_at
 from align.data._repeated import repeated
 from align.data._workplace import Workplace
 from align.data.prompts import load_prompts
@@ -157,18 +158,19 @@ class _Session:
         if recipe.adapter.dropout:
             named["the number of processes, for which adapter.dropout draws its masks"] = str(accelerator.num_processes)
         checkpoint = resume.find(self.output, resume_from, settings, self.say, named)
-        policy = self._policy()
-        model, adapter = policy.model, policy.adapter
+        batches = repeated(build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed), recipe.sampling)
+        looked_at(batches, recipe)
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
+        if rewards is not None:
+            rewards.try_out(prompts_of(batches))
+        policy = self._policy()  # what takes longest comes after what is more often wrong
+        model, adapter = policy.model, policy.adapter
         objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, rewards, seed))
         cast = gather(policy, objective, of_guidance(recipe))
         processes.cut(model.network, recipe, accelerator)
         trainable, result = getattr(objective, "trainable", adapter), exported(policy, objective)
         if getattr(recipe.objective, "few_step", False):
             result.said[adapter_file.SAMPLING_KEY] = json.dumps(recipe.sampling.of_images(), sort_keys=True)
-        batches = repeated(build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed), recipe.sampling)
-        if not hasattr(recipe.data, "make"):  # rows of pictures are scored by nobody
-            refuse("data", batches.all_prompts() if hasattr(batches, "all_prompts") else (), scoring(dict(recipe)))
         painter = Painter(policy, recipe.sampling, accelerator, seed=seed)
         for block in (recipe.sampling, recipe.evaluate and recipe.evaluate.sampling):
             if block is not None:
@@ -202,7 +204,7 @@ class _Session:
                 strength = summary.recommended_strength(findings)
                 scaled = getattr(result, "scaled", None) if strength != 1 else None
                 with scaled(strength) if scaled else nullcontext():  # what the card loads is what is reported
-                    seen = self._seen(batches)
+                    seen = summary.seen(recipe, prompts_of(batches))
                     scores = self._evaluate(policy, rewards, seen)
             except Interrupted as signal:
                 self.say(f"{signal}: training is done and saved; {again} goes on with the report")
@@ -262,10 +264,6 @@ class _Session:
                     self.say(hook.last)
                 concluded.append(hook.conclude(state, interrupt.check))
         return {label: found for label, found in zip(self.recipe.hooks, concluded, strict=True) if found}
-
-    def _seen(self, batches: Any) -> dict[str, int]:
-        """How many of the report prompts training or a choice has seen, by their words and not by their file."""
-        return summary.seen(self.recipe, batches.all_prompts() if hasattr(batches, "all_prompts") else [])
 
     def _evaluate(self, policy: Policy, rewards: Composite | None, seen: Mapping[str, int]) -> dict[str, Comparison]:
         config = self.recipe.evaluate

@@ -80,6 +80,13 @@ class Composite(nn.Module):
             found[label] = reward, pixels
         return found
 
+    def try_out(self, prompts: Sequence[str]) -> None:
+        """Rewards that are somebody's own are asked once, so that a broken contract is a RewardError before a model is
+        loaded."""
+        rewards: Mapping[str, Any] = dict(self.rewards.items())
+        for label, reward in rewards.items():
+            reward.try_out(label, prompts)
+
     def combine(self, terms: Mapping[str, Tensor]) -> Tensor:
         """{label: (B,)} -> sum_i w_i (r_i - m_i)/s_i, (B,)."""
         return torch.stack([self._scaled(label, scores) for label, scores in terms.items()]).sum(0)

@@ -18,7 +18,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from rewards._base import Reward
+from rewards._base import Reward, check_scores
 from rewards._card import UNSTATED, Card
 from rewards._config import RewardConfig
 from rewards._errors import RegistryError, RewardError
@@ -26,6 +26,8 @@ from rewards._patience import within
 from rewards._registry import load_object, path_of
 
 HERE = Path(__file__).parent
+TRIED, TRIED_BY = (64, 64), ("a red circle", "two blue squares")
+"""Pixels of the images that a function is tried with, and prompts where the data have none yet."""
 
 
 class PythonConfig(RewardConfig):
@@ -88,6 +90,20 @@ class Python(Reward):
             raise
         except Exception as error:
             raise RewardError(self._told(error)) from error
+
+    def try_out(self, label: str, prompts: Sequence[str]) -> None:
+        """Scores two images of noise. An error of the function itself may be of their size alone, and is said when real
+        images come."""
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        noise = torch.rand(2, 3, *TRIED, generator=torch.Generator().manual_seed(0))
+        images = noise.to(device).requires_grad_()
+        words = [*prompts[:2], *TRIED_BY][:2]
+        with torch.enable_grad(), torch.random.fork_rng():
+            try:
+                scores = self(images, words)
+            except RewardError:
+                return
+            check_scores(scores, images, words, name=label, differentiable=self.differentiable)
 
     def _told(self, error: Exception) -> str:
         """Where in the user's file, and what."""

@@ -42,6 +42,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+CARD = "24GB"
+"""What is planned for where nothing is said and no GPU is here."""
 RecipeArgument = Annotated[
     str,
     typer.Argument(help="A recipe's name (align recipes), its file, or a run's folder.", autocompletion=recipe_names),
@@ -50,7 +52,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to it: opti
 
 
 def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's mistake ends with its one line and exit code 2 and shows no traceback (nor does Ctrl-C: typer's 130)."""
+    """A user's mistake ends with its one line and exit code 2, Ctrl-C with a word and 130, neither with a traceback."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -61,6 +63,9 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             typer.echo(str(error), err=True)
             raise typer.Exit(2) from None
+        except KeyboardInterrupt:  # while something loads, before what can be gone on with has begun
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(130) from None
         except BrokenPipeError:  # `align recipes | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
@@ -112,7 +117,10 @@ def train(
     ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the plan, no more.")] = False,
     gpu_memory: Annotated[
-        str | None, typer.Option(help="With --dry-run: say whether it fits a GPU of so many GB, and what to set.")
+        str | None,
+        typer.Option(
+            "--gpu-memory", "--memory", help="With --dry-run: say whether it fits a GPU of so many GB, and what to set."
+        ),
     ] = None,
 ) -> None:
     """Train what a recipe says, and write the run's folder: adapter, metrics, samples, summary."""
@@ -141,16 +149,24 @@ def train(
 def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    memory: Annotated[str, typer.Option(help="Of the GPU: 24GB, 16GB, 8GB ...")] = "24GB",
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", "--gpu-memory", help="Of the GPU: 24GB, 16GB ... Default: this machine's, or 24GB."),
+    ] = None,
 ) -> None:
     """Say what to change so that a recipe fits a GPU, cheapest first, as overrides to paste."""
     with _reading():
         from align.config import load_recipe
-        from align.plan.propose import described, gigabytes
+        from align.plan.propose import described, gigabytes, of_this_machine
 
     told = functools.partial(typer.echo, err=True)
     command = shlex.join(["align", "train", recipe, *(overrides or ())])
-    typer.echo(described(load_recipe(recipe, overrides or ()), gigabytes(memory), told, command))
+    loaded = load_recipe(recipe, overrides or ())
+    size = gigabytes(memory) if memory else of_this_machine()
+    if size is None:
+        size = gigabytes(CARD)
+        told(f"plans for a GPU of {CARD}, as this machine has none; --memory names another size")
+    typer.echo(described(loaded, size, told, command))
 
 
 @app.command()

@@ -22,7 +22,7 @@ TIGHT = 24  # GiB up to which memory goes before time
 
 Model = Annotated[str | None, typer.Option(help="Hub id or folder of a diffusers pipeline.")]
 Goal = Annotated[str | None, typer.Option(help="people, prompt, beauty, or a function of yours: my_rewards.py:warmth.")]
-Memory = Annotated[str | None, typer.Option(help="Of the GPU: 24GB, 16GB, 8GB ...")]
+Memory = Annotated[str | None, typer.Option("--gpu-memory", "--memory", help="Of the GPU: 24GB, 16GB, 8GB ...")]
 Answer = TypeVar("Answer")
 
 

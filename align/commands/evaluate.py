@@ -93,14 +93,14 @@ def evaluate(
     from align.evaluation.run import Session
     from align.interrupt import Interrupted
 
-    shown = not quiet and sys.stderr.isatty()
+    shown, said = not quiet and sys.stderr.isatty(), not quiet and not sys.stderr.isatty()
     folder = chosen(made, output)
-    session = Session(made, folder, (lambda text: None) if quiet or shown else typer.echo)
+    session = Session(made, folder, typer.echo if said else lambda text: None)
     if main := session.accelerator.is_main_process:
         begin(made, folder)
     total = (1 + len(made.cast.arms)) * len(made.items) * images
     try:
-        with _progress(total, shown=shown and main) as done:
+        with _progress(total, shown=shown and main, said=said and main) as done:
             found = session.run(done)
     except Interrupted as signal:
         if main:
@@ -131,9 +131,11 @@ def _vote(session: Any, output: Path, port: int) -> None:
 
 
 @contextmanager
-def _progress(total: int, *, shown: bool) -> Iterator[Any]:
+def _progress(total: int, *, shown: bool, said: bool) -> Iterator[Any]:
     if not shown:
-        yield lambda arm, images: None
+        from align.evaluation.pace import Pace
+
+        yield Pace(total, typer.echo).done if said else lambda arm, images: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

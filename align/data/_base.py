@@ -26,6 +26,11 @@ class BatchSource(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+def prompts_of(source: Any) -> list[str]:
+    """All prompts that it trains on, as far as they are known now; [] of a source that cannot say."""
+    return source.all_prompts() if hasattr(source, "all_prompts") else []
+
+
 def micro_batches(batch: Any, size: int | None, *, rank: int = 0, num_processes: int = 1) -> list[Any]:
     """This process's rows of a global batch, consecutive, at most `size` in a piece (None: all in one).
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from align.data._base import prompts_of
 from align.errors import UserError
 from align.registry import RewardConfig
 
@@ -32,7 +33,16 @@ def unread(prompts: Sequence[str], readers: Readers) -> Iterator[str]:
         found = list(reward.unreadable(dict.fromkeys(prompts)))
         if found:
             more = f" ({len(found)} of {len(prompts)} prompts are so.)" if len(found) > 1 else ""
-            yield f"reward {label} cannot score all of them: {found[0]}{more}"
+            first = next(n for n, prompt in enumerate(prompts, 1) if any(True for _ in reward.unreadable([prompt])))
+            yield f"reward {label} cannot score all of them, first prompt {first} of {len(prompts)}: {found[0]}{more}"
+
+
+def looked_at(source: Any, recipe: Any) -> None:
+    """Raises UserError for what is wrong with a recipe's data and can be known before a model is loaded."""
+    if hasattr(source, "look"):
+        source.look()
+    if not hasattr(recipe.data, "make"):  # rows of pictures are scored by nobody
+        refuse("data", prompts_of(source), scoring(dict(recipe)))
 
 
 def refuse(key: str, prompts: Sequence[str], readers: Readers) -> None:

@@ -95,6 +95,12 @@ class Stored:
         left_out.update(reasons(folder))
         return folder
 
+    def look(self) -> None:
+        """Reads the file of rows that is there already, so that a wrong line in it is said before a model is loaded."""
+        if self.config.make is None and (self.folder / f"{self.noun}.jsonl").is_file():
+            nowhere: Any = None  # nothing is brought here, and nothing said
+            self.read(Counter(), nowhere)
+
     def usable(self, row: Any) -> str:
         """ "" where a row is to be trained on, else the plural of what it is."""
         return ""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from align.config import Recipe, load_recipe
 from align.errors import UserError
 from align.plan.budget import GIB, Budget, budget
@@ -176,6 +178,11 @@ def _smaller(recipe: Recipe, found: Rehearsal) -> Iterator[Change]:
 
 def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def of_this_machine() -> float | None:
+    """GiB of its first GPU, or None."""
+    return torch.cuda.get_device_properties(0).total_memory / GIB if torch.cuda.is_available() else None
 
 
 def gigabytes(text: str, option: str = "--memory") -> float:

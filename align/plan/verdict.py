@@ -14,7 +14,7 @@ from align.plan.budget import CONTEXT, GIB, SLACK, Budget, budget, hours
 from align.plan.networks import model_of
 from align.plan.rehearsal import Rehearsal, plain_dtypes, rehearse, way_back
 from align.policy.roles import Calls
-from align.registry import called
+from align.registry import EMBEDDED, called
 from align.sampling.levers import described, savings
 from rewards._numerals import counted
 
@@ -29,6 +29,8 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None, say: propose.Say = 
     is told of each rehearsal of what it would take to fit.
     """
     lines = _intent(recipe)
+    if not str(getattr(recipe.model, "checkpoint", "")).startswith(EMBEDDED):
+        say("rehearses an update without weights; of the largest models that takes a minute")
     gpu = gpu_memory is not None or torch.cuda.is_available()
     dtypes = plain_dtypes(getattr(recipe.model, "dtype", Dtypes()), gpu=True if gpu_memory is not None else None)
     try:
@@ -50,8 +52,8 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None, say: propose.Say = 
         lines["decoder"] = decoded
     if fast := described(recipe.sampling, dtypes.network):
         lines["fast"] = fast
-    if gpu_memory is None and torch.cuda.is_available():
-        gpu_memory = torch.cuda.get_device_properties(0).total_memory / GIB
+    if gpu_memory is None:
+        gpu_memory = propose.of_this_machine()
     if gpu_memory is not None:
         lines[f"fits {gpu_memory:g} GiB"] = propose.verdict(recipe, found, gpu_memory, say)
     return _table(lines)
@@ -78,6 +80,8 @@ def _costs(recipe: Recipe, found: Rehearsal, dtypes: Dtypes, needed: Budget, gpu
     work, time = hours(recipe, found, RATE)
     beside = f", the runtime {CONTEXT / GIB:.1f} and {SLACK:.0%} for gaps (both reckoned)" if gpu else ""
     unknown = f"; without {', '.join(needed.unknown)}, whose size is not known" if needed.unknown else ""
+    away = [label for label, need in found.rewards.items() if need.offload]
+    in_turn = f" ({', '.join(away)} in CPU memory between uses)" if away else ""
     return {
         "precision": precision + ("" if gpu else " (this machine has no GPU; --gpu-memory 24 plans for one)"),
         "parameters": f"{sum(found.parameters.values()) / 1e6:.1f} M ({each})",
@@ -86,7 +90,7 @@ def _costs(recipe: Recipe, found: Rehearsal, dtypes: Dtypes, needed: Budget, gpu
         f"which {calls.backward} with gradient, and {calls.recompute} recomputed: {calls.forward_equivalents} "
         "forward-equivalents",
         "memory": f"about {needed.total / GIB:.1f} GiB a process, most in {needed.where}: weights "
-        f"{needed.weights / GIB:.1f}, rewards {needed.rewards / GIB:.1f}, adapter and optimiser "
+        f"{needed.weights / GIB:.1f}, rewards {needed.rewards / GIB:.1f}{in_turn}, adapter and optimiser "
         f"{needed.moments / GIB:.1f}, activations of {counted(found.rows, 'sample')} at once "
         f"{needed.activations / GIB:.1f}{beside}{unknown}",
         "phases": ", ".join(f"{phase} {size / GIB:.1f} GiB" for phase, size in needed.phases.items()),

@@ -29,6 +29,7 @@ from align.training.movers import Mover, alone, handed_over, movers, moves
 from align.training.optim import OptimConfig
 from align.training.update import Update, update
 from align.versions import versions
+from rewards._numerals import counted
 
 EXPORTS = "adapters"
 
@@ -258,4 +259,7 @@ class Trainer:
         if meta["threads"] != torch.get_num_threads():
             self.say(f"going on with {meta['threads']} threads, as {path} was written: another number rounds otherwise")
             torch.set_num_threads(meta["threads"])
-        self.say(f"going on from {path}, after update {state.step} of {state.num_updates}")
+        if state.step == state.num_updates:
+            self.say(f"all {counted(state.num_updates, 'update')} are done, by {path}: only the report is made anew")
+        else:
+            self.say(f"going on from {path}, after update {state.step} of {state.num_updates}")

@@ -136,6 +136,15 @@ def test_resuming_equals_the_unbroken_run(recipe, tmp_path):
     assert again.report.scores == whole.report.scores and same_numbers(again.metrics) == same_numbers(run.metrics)
 
 
+def test_a_run_that_is_done_says_so_when_it_is_asked_again(recipe, capsys):
+    first = align.train(recipe)
+    capsys.readouterr()
+    again = align.train(recipe)
+    said = capsys.readouterr().out
+    assert "all 4 updates are done, by " in said and "only the report is made anew" in said and "going on" not in said
+    assert again.metrics == first.metrics
+
+
 def test_a_changed_recipe_is_refused_by_its_keys_and_never_starts_over(recipe):
     align.train(recipe)
     with pytest.raises(UserError, match=r"optim.lr: 0.02 -> 0.01, sampling.last_k: 1 -> 2.*--resume never"):

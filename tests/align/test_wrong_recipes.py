@@ -182,5 +182,22 @@ def test_prompts_that_are_brought_are_read_before_anything_is_trained(here):
     changes = ["data.prompts=prompts.csv", "data.columns={prompt: text}", "output=the_run"]
     result = CliRunner().invoke(app, ["train", "draft/shapes", *changes])
     assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("data: reward eye cannot score all of them: caption 'a cat'"), result.stderr
+    said = "data: reward eye cannot score all of them, first prompt 2 of 2: caption 'a cat'"
+    assert result.stderr.startswith(said), result.stderr
+    assert not (here / "the_run").exists()
+
+
+@pytest.mark.parametrize("kind", ["function", "pairs"])
+def test_what_is_wrong_beside_the_model_is_said_before_it_loads(here, monkeypatch, kind):
+    """A function that averages the batch, and a wrong line of pairs: no model is built, and no folder made."""
+    monkeypatch.setattr("align.run._Session._policy", lambda self: pytest.fail("the model was built"))
+    (here / "mine.py").write_text("def mean(images, prompts):\n    return images.mean()\n")
+    (here / "pairs").mkdir()
+    (here / "pairs" / "pairs.jsonl").write_text('{"prompt": "a", "winner": "x.png"}\n')
+    function = ["draft/shapes", "rewards={mean: {name: python, function: 'mine.py:mean'}}", "output=the_run"]
+    pairs = ["diffusion_dpo/shapes", "data={name: preferences, pairs: pairs}", "output=the_run"]
+    result = CliRunner().invoke(app, ["train", *(function if kind == "function" else pairs)])
+    assert result.exit_code == 2, result.output
+    said = {"function": "reward mean returned a scalar", "pairs": "pairs/pairs.jsonl: line 1 needs text"}
+    assert said[kind] in result.stderr, result.stderr
     assert not (here / "the_run").exists()

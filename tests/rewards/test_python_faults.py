@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from rewards import RewardError
+from rewards import Composite, RewardError
 from rewards.python import Python, PythonConfig
 
 IMAGES, PROMPTS = torch.rand(2, 3, 4, 4), ["a", "b"]
@@ -61,3 +61,29 @@ def test_the_gradient_is_the_same_with_a_timeout(timeout):
     assert torch.equal(pixels.grad, torch.full_like(IMAGES, 1 / 48))
     with torch.no_grad():
         assert not reward("bright", timeout=timeout)(pixels, PROMPTS).requires_grad
+
+
+def averages(images, prompts):
+    return images.mean()
+
+
+def detached(images, prompts):
+    return images.detach().mean((1, 2, 3))
+
+
+def draws(images, prompts):
+    return images.mean((1, 2, 3)) + torch.rand(len(images))
+
+
+@pytest.mark.parametrize(("name", "said"), [("averages", "mine returned a scalar"), ("detached", "silently detached")])
+def test_a_broken_contract_is_seen_before_anything_is_loaded(name, said):
+    with pytest.raises(RewardError, match=said):
+        Composite({"mine": reward(name)}).try_out(["a"])
+
+
+def test_a_try_leaves_the_random_state_and_what_may_be_of_its_size_alone():
+    Composite({"mine": reward("divides")}).try_out([])
+    Composite({"mine": reward("bright"), "api": reward("detached", differentiable=False)}).try_out(["a", "b", "c"])
+    state = torch.get_rng_state()
+    reward("draws").try_out("mine", [])
+    assert torch.equal(torch.get_rng_state(), state)

@@ -290,3 +290,12 @@ def test_another_ending_of_a_recipes_file_is_guessed(tmp_path, monkeypatch):
 def test_a_setting_that_is_given_as_an_option(words, said):
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2 and said in done.stderr, done.stderr
+
+
+def test_an_interrupt_while_something_loads_is_a_word_and_no_traceback(monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("align.config.load_recipe", stopped)
+    result = CliRunner().invoke(app, ["train", "draft/shapes"])
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")

@@ -71,6 +71,10 @@ def test_the_command_and_a_size_that_is_none(recipe, tmp_path):
     (tmp_path / "own.yaml").write_text(recipe.yaml())
     said = CliRunner().invoke(app, ["plan", str(tmp_path / "own.yaml"), "--memory", "24GB"])
     assert said.exit_code == 0 and "fits 24 GiB as it is" in said.output
+    silent = CliRunner().invoke(app, ["plan", str(tmp_path / "own.yaml")])
+    assert "plans for a GPU of 24GB, as this machine has none" in silent.stderr and "fits 24 GiB" in silent.stdout
+    dry = ["train", str(tmp_path / "own.yaml"), "--dry-run", "--memory", "16GB"]
+    assert "fits 16 GiB" in CliRunner().invoke(app, dry).stdout
     with pytest.raises(UserError, match="--memory lots"):
         gigabytes("lots")
     assert gigabytes("16GB") == gigabytes("16 GiB") == gigabytes("16") == 16
