@@ -60,7 +60,8 @@ def _made(source: str, config: Mapping[str, Any], where: str, like: Any, *, meta
             vae, told = _kind().from_pretrained(_place(source), **options)
             if astray := [*told["missing_keys"], *told["unexpected_keys"], *told["mismatched_keys"]]:
                 raise ValueError(f"{len(astray)} of its weights are missing or astray, the first is {astray[0]}.")
-    return vae.to(device=like.device, dtype=like.dtype).eval().requires_grad_(False)
+    torch.nn.Module.to(vae, device=like.device, dtype=like.dtype)  # the class warns of an empty list of modules
+    return vae.eval().requires_grad_(False)
 
 
 def _read(source: str) -> Mapping[str, Any]:
