@@ -1,4 +1,5 @@
-"""Checkpoints that ship as a LoRA on another one: merged once, kept in the cache, and then a stock folder as any other.
+"""Checkpoints that ship in parts, so that nothing ships twice: as a LoRA on another one, or without the weights that
+lie beside them already. Put together once, kept in the cache, and then a stock folder as any other.
 
 W' = W + B A of every layer (Hu et al. 2021, arXiv 2106.09685), in float32, kept in the base's dtype.
 """
@@ -15,18 +16,30 @@ from align.files import cache
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 BASE = "adapter_of.json"  # {"base": NAME}: the checkpoint beside it that the LoRA is for
+SHARED = "shared.json"  # {file: FOLDER/FILE beside it that is the same}
+FIRST = "shapes-sd"  # the base of most: what it has stays with it
 NETWORK = Path("unet", "diffusion_pytorch_model.safetensors")
 
 
+def in_parts(folder: Path) -> bool:
+    """Whether it has to be put together."""
+    return any((folder / name).is_file() for name in (BASE, SHARED))
+
+
 def assemble(folder: Path) -> Path:
-    """The folder of the merged pipeline of `folder`, which holds a LoRA, what it is for, and the parts of its own.
+    """The folder of the whole pipeline of `folder`, which holds the parts of its own, and a LoRA and what it is for, or
+    what it shares.
 
     Raises:
         UserError: the cache cannot be written.
     """
-    base = folder.parent / json.loads((folder / BASE).read_text(encoding="utf-8"))["base"]
+    base = folder.parent / _said(folder / BASE)["base"] if (folder / BASE).is_file() else None
+    shared = {to: folder.parent / file for to, file in _said(folder / SHARED).items()}
     digest = hashlib.sha256()
-    for file in (folder / ADAPTER, base / NETWORK):
+    for place in (folder, *([base] if base else ())):
+        for file in sorted(path for path in place.rglob("*") if path.is_file()):
+            digest.update(file.read_bytes())
+    for file in shared.values():
         digest.update(file.read_bytes())
     to = cache.folder("embedded") / f"{folder.name}-{digest.hexdigest()[:16]}"
     if to.is_dir():
@@ -35,10 +48,13 @@ def assemble(folder: Path) -> Path:
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{folder.name}-") as temporary:
             made = Path(temporary) / "made"
-            shutil.copytree(base, made)
-            for part in (p for p in folder.iterdir() if p.is_dir()):
-                shutil.copytree(part, made / part.name, dirs_exist_ok=True)
-            merge(made / NETWORK, folder / ADAPTER)
+            if base is not None:
+                shutil.copytree(base, made)
+            shutil.copytree(folder, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns(BASE, SHARED, ADAPTER))
+            for name, file in shared.items():
+                shutil.copyfile(file, made / name)
+            if base is not None:
+                merge(made / NETWORK, folder / ADAPTER)
             try:
                 os.rename(made, to)
             except OSError:  # another process was first
@@ -50,6 +66,25 @@ def assemble(folder: Path) -> Path:
             f"together there. Set {cache.VARIABLE} to a folder with room."
         ) from None
     return to
+
+
+def share(checkpoints: Path) -> None:
+    """Takes away the weights of checkpoints that an earlier one, by its name, or an earlier part of it holds too, and
+    says in SHARED where they are."""
+    seen: dict[str, Path] = {}
+    for folder in sorted((p for p in checkpoints.iterdir() if p.is_dir()), key=lambda p: (p.name != FIRST, p.name)):
+        shared = _said(folder / SHARED)
+        for file in sorted(folder.rglob("*.safetensors")):
+            first = seen.setdefault(hashlib.sha256(file.read_bytes()).hexdigest(), file)
+            if first != file:
+                shared[file.relative_to(folder).as_posix()] = first.relative_to(checkpoints).as_posix()
+                file.unlink()
+        if shared:
+            (folder / SHARED).write_text(json.dumps(shared, indent=1) + "\n", encoding="utf-8")
+
+
+def _said(file: Path) -> dict[str, str]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def merge(network: Path, adapter: Path) -> None:

@@ -15,7 +15,7 @@ def names() -> list[str]:
 
 
 def resolve(name: str) -> Path:
-    """The folder of `embedded:NAME`; of one that ships as a LoRA, where it was merged.
+    """The folder of `embedded:NAME`; of one that ships in parts, where it was put together.
 
     Raises:
         UserError: not of that form, nothing bundled under that name, or no room to merge it.
@@ -25,4 +25,4 @@ def resolve(name: str) -> Path:
         known = ", ".join(PREFIX + n for n in names()) or "none"
         raise UserError(f"{name}: there is no embedded checkpoint of that name. Known: {known}.")
     folder = FOLDER / plain
-    return assembled.assemble(folder) if (folder / assembled.BASE).is_file() else folder
+    return assembled.assemble(folder) if assembled.in_parts(folder) else folder

@@ -118,7 +118,9 @@ def scores(network, tokenizer, images: Tensor, captions: list[str]) -> Tensor:
 def load_pipeline(name: str):
     """A checkpoint in its stock pipeline, fp32."""
     if name == "shapes-flow":
-        pipe = StableDiffusion3Pipeline.from_pretrained(CHECKPOINTS / name, text_encoder_3=None, tokenizer_3=None)
+        pipe = StableDiffusion3Pipeline.from_pretrained(
+            resolve(f"{PREFIX}{name}"), text_encoder_3=None, tokenizer_3=None
+        )
     else:
         pipe = StableDiffusionPipeline.from_pretrained(resolve(f"{PREFIX}{name}"))
     return pipe.to(torch.float32)

@@ -94,6 +94,7 @@ def main() -> None:
     for name, reader in {"eye": eye, "detector": detector}.items():
         if (WORK / "out" / name).exists():
             reader.load().save(CHECKPOINTS / f"shapes-{name}")
+    assembled.share(CHECKPOINTS)
     (CHECKPOINTS / "README.md").write_text(readme())
     total = sum(p.stat().st_size for p in CHECKPOINTS.rglob("*") if p.is_file())
     print(f"{CHECKPOINTS.name}: {total / 1e6:.1f} MB")

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPi
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel
 
-from align.shapes import assembled
+from align.shapes import assembled, embedded
 from scripts.pretrain.common import CHECKPOINTS, WORK
 
 BASE = Path(__file__).parent / "base"
@@ -31,7 +31,7 @@ def main() -> None:
         "sd": lambda to: _pipeline(BASE, to),
         "web": lambda to: _pipeline(CHECKPOINTS / "shapes-sd", to),
         "turbo": _turbo,
-        "flow": lambda to: _pipeline(CHECKPOINTS / "shapes-flow", to),
+        "flow": lambda to: _pipeline(embedded.resolve("embedded:shapes-flow"), to),
     }
     for name, work in todo.items():
         if not (out / name).exists():
@@ -52,7 +52,7 @@ def _turbo(to) -> None:
 
 
 def _pipeline(folder: Path, to: Path) -> None:
-    if folder.name == "shapes-flow":
+    if to.name == "flow":
         pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     else:
         pipe = StableDiffusionPipeline.from_pretrained(folder)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from align.shapes import embedded
 from align.shapes.captions import parse
 from align.shapes.judge import judge
 from align.shapes.scene import render_batch
@@ -60,7 +61,7 @@ def test_the_flow_model_sees_the_noisy_times_more_often():
 
 
 def test_the_flow_model_is_given_what_the_stock_pipeline_makes_of_a_caption(monkeypatch):
-    folder = common.CHECKPOINTS / "shapes-flow"
+    folder = embedded.resolve("embedded:shapes-flow")
     pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None).to(torch.float32)
     monkeypatch.setattr(text, "load", lambda: pipe.tokenizer)
     captions = ["a red circle left of a star", "three squares"]

@@ -69,3 +69,33 @@ def test_a_cache_that_cannot_be_written_is_said_in_one_line(shipped, tmp_path, m
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "taken"))
     with pytest.raises(UserError, match=r"taken.embedded: cannot be written .*shapes-few.*Set ALIGN_CACHE"):
         embedded.resolve("embedded:shapes-few")
+
+
+def test_what_ships_twice_ships_once_and_comes_back_whole(tmp_path, monkeypatch):
+    home = tmp_path / "checkpoints"
+    for name, files in {"shapes-sd": {"vae": b"v", "unet": b"u"}, "a": {"vae": b"v", "one": b"o", "two": b"o"}}.items():
+        for part, weights in files.items():
+            (home / name / part).mkdir(parents=True)
+            (home / name / part / "w.safetensors").write_bytes(weights)
+            (home / name / part / "config.json").write_text(f'"{name} {part}"')
+    monkeypatch.setattr(embedded, "FOLDER", home)
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    assembled.share(home)
+    assert not (home / "a/vae/w.safetensors").exists() and not (home / "a/two/w.safetensors").exists()
+    assert embedded.resolve("embedded:shapes-sd") == home / "shapes-sd", "its own weights stay with the base"
+    whole = embedded.resolve("embedded:a")
+    assert {part: (whole / part / "w.safetensors").read_bytes() for part in ("vae", "one", "two")} == {
+        "vae": b"v",
+        "one": b"o",
+        "two": b"o",
+    }
+    assert (whole / "vae/config.json").read_text() == '"a vae"', "settings are each folder's own"
+    assert not (whole / assembled.SHARED).exists()
+    assembled.share(home)
+    assert embedded.resolve("embedded:a") == whole, "done again it changes nothing"
+    (home / "shapes-sd/vae/w.safetensors").write_bytes(b"new")
+    assert (embedded.resolve("embedded:a") / "vae/w.safetensors").read_bytes() == b"new"
+
+
+def test_what_ships_is_at_most_thirty_megabytes():
+    assert sum(p.stat().st_size for p in embedded.FOLDER.rglob("*") if p.is_file()) < 30e6
