@@ -35,6 +35,8 @@ def find(name: str | Path) -> Path:
             return candidate
     known = list(names())
     word = str(name).removeprefix("recipes/").removesuffix(".yaml")
+    if of_method := [one for one in known if one.startswith(f"{word}/")]:
+        raise UserError(f'recipe "{name}": is a method. Its recipes: {", ".join(of_method)}.')
     close: list[str] = []
     if path.suffix not in (".yaml", ".yml") or "/" in word:
         close = [one for one in known if len(word) > 2 and one.startswith(word)]

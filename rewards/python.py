@@ -9,6 +9,7 @@ rewards: {warmth: {name: python, function: my_rewards.py:warmth}}
 In Python, where it may be defined in a notebook: align.train(..., rewards={"warmth": warmth}).
 """
 
+import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -92,8 +93,16 @@ class Python(Reward):
             raise RewardError(self._told(error)) from error
 
     def try_out(self, label: str, prompts: Sequence[str]) -> None:
-        """Scores two images of noise. An error of the function itself may be of their size alone, and is said when real
-        images come."""
+        """Scores two images of noise, together and alone. An error of the function itself may be of their size alone,
+        and is said when real images come."""
+        try:
+            inspect.signature(self.function).bind(None, None, **self.arguments)
+        except TypeError as error:
+            raise RewardError(
+                f"reward {label}: {self.config.function} cannot be called with (images, prompts): {error}."
+            ) from error
+        except ValueError:  # of one that is not written in Python
+            pass
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         noise = torch.rand(2, 3, *TRIED, generator=torch.Generator().manual_seed(0))
         images = noise.to(device).requires_grad_()
@@ -104,10 +113,28 @@ class Python(Reward):
             except RewardError:
                 return
             check_scores(scores, images, words, name=label, differentiable=self.differentiable)
+            if self.config.timeout is None:  # what goes over a network is not asked again and again
+                self._alone(label, images, words, scores)
+
+    def _alone(self, label: str, images: Tensor, words: Sequence[str], scores: Tensor) -> None:
+        """Raises RewardError where an image's score is another when it comes alone, of a function that gives the same
+        images the same scores."""
+        try:
+            again = self(images, words)
+            alone = torch.cat([self(images[i : i + 1], words[i : i + 1]).reshape(-1) for i in range(2)])
+        except (RewardError, AttributeError):
+            return
+        if torch.equal(again, scores) and not torch.allclose(alone, scores, rtol=1e-2, atol=1e-4):
+            raise RewardError(
+                f"reward {label} gives an image {scores[0].item():.4g} beside another and {alone[0].item():.4g} alone: "
+                "its score depends on the batch. Do not normalise over the batch; rewards.*.weight scales a score."
+            )
 
     def _told(self, error: Exception) -> str:
         """Where in the user's file, and what."""
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}".removesuffix(": ")
+        if "numpy() on Tensor that requires grad" in said:
+            said = "numpy breaks the gradient. Stay in torch, or set differentiable: false and another objective"
         if isinstance(error, TimeoutError) and self.config.timeout is not None:
             return f"reward {self.name}: {said}. Raise rewards.*.timeout, or look at what it waits for."
         frames = traceback.extract_tb(error.__traceback__)

@@ -11,7 +11,11 @@ from align.errors import UserError
 from align.files.output import check_file, write
 from align.registry import EMBEDDED, MODELS
 
-GOALS = {"people": "what people pick", "prompt": "what the prompt asks for", "beauty": "what looks good without one"}
+GOALS = {
+    "people": "what people pick",
+    "prompt": "what the prompt asks for",
+    "beauty": "what looks good, whatever the prompt",
+}
 REWARDS = {"people": ("pickscore", "imagereward"), "prompt": ("imagereward", "pickscore"),
            "beauty": ("aesthetic", "pickscore")}  # fmt: skip
 """(trained on, held out)."""
@@ -41,9 +45,15 @@ def init(
     model, found = _answer(model, "Which model (Hub id or folder)", "embedded:shapes-sd", _known)
     said = ", ".join(f"{key}: {value}" for key, value in GOALS.items())
     goal = _answer(goal, f"More of what ({said}; or file.py:function)", "people", _goal)
-    gib = _answer(gpu_memory, "GPU memory", "24GB", lambda text: gigabytes(text, "--gpu-memory"))
+    embedded = model.startswith(EMBEDDED)  # small enough for any machine
+    asked = "24GB" if embedded and gpu_memory is None else gpu_memory
+    gib = _answer(asked, "GPU memory", "24GB", lambda text: gigabytes(text, "--gpu-memory"))
+    if embedded and goal == "beauty":
+        typer.echo("the embedded world has no reward that looks past the prompt: this one is what people pick")
+    if ":" in goal and (file := Path(goal.rpartition(":")[0])).suffix == ".py" and not file.is_file():
+        typer.echo(f"{file} is not there yet: write it before you train")
     write(output, recipe(model, found, goal, gib), "--output")
-    planned = "" if model.startswith(EMBEDDED) else f" --gpu-memory {gib:g}"
+    planned = "" if embedded else f" --gpu-memory {gib:g}"
     typer.echo(f"{output}\nnext:  align train {output} --dry-run{planned}   then without --dry-run")
 
 

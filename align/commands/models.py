@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from align.registry import MODELS
+from align.registry import EMBEDDED, MODELS
+from align.shapes.embedded import pipelines
 
 LORA_RANK = 16
 
@@ -27,8 +28,14 @@ def listing() -> str:
                 ]
             )
     rows.append(["auto", "any of these kinds: a folder or Hub id with a model_index.json", *[""] * 5])
+    rows += [["auto", f"{EMBEDDED}{name}", *[""] * 4, "Apache-2.0"] for name in pipelines()]
     return "\n".join(
-        [_table(rows), "", "align models NAME shows settings, LoRA targets and scheduler configs; --sizes", ""]
+        [
+            _table(rows),
+            "",
+            "align models NAME shows settings, LoRA targets and scheduler configs, --sizes parameters",
+            "",
+        ]
     )
 
 

@@ -4,6 +4,7 @@ row i of update u is sample u batch_size + i; each bucket is an endless stream o
 order of its own; which bucket serves an update is drawn by (seed, update), in proportion to the buckets' rows.
 """
 
+import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -95,11 +96,22 @@ class Stored:
         left_out.update(reasons(folder))
         return folder
 
-    def look(self) -> None:
-        """Reads the file of rows that is there already, so that a wrong line in it is said before a model is loaded."""
-        if self.config.make is None and (self.folder / f"{self.noun}.jsonl").is_file():
+    def look(self) -> int | None:
+        """How many rows the file that is there already has; None where there is none. A wrong line in it is said here,
+        before a model is loaded, and so is a folder to make rows in whose name is a slip of one that has some."""
+        file = f"{self.noun}.jsonl"
+        if (self.folder / file).is_file():
             nowhere: Any = None  # nothing is brought here, and nothing said
-            self.read(Counter(), nowhere)
+            return len(self.read(Counter(), nowhere))
+        beside = self.folder.absolute().parent
+        if self.config.make is not None and not self.folder.exists() and beside.is_dir():
+            there = [path.name for path in beside.iterdir() if (path / file).is_file()]
+            if close := difflib.get_close_matches(self.folder.name, there, n=1, cutoff=0.6):
+                raise UserError(
+                    f"data.{self.noun}={self.folder}: there is no such folder, and {close[0]} beside it has {file}. "
+                    f"Name that, or make the folder first if {self.noun} are to be made in it."
+                )
+        return None
 
     def usable(self, row: Any) -> str:
         """ "" where a row is to be trained on, else the plural of what it is."""

@@ -21,6 +21,7 @@ from align.errors import UserError
 from align.figures.picture import Cell, sheet
 from align.files.output import make_folder, write, write_picture
 from align.noise.studio import Row
+from rewards._numerals import counted
 
 LINES = "images.jsonl"
 PATH_PICTURES = 16  # iterates shown in the grid of a path
@@ -59,6 +60,12 @@ class Outcome(BaseModel):
     settings: str
     """Fingerprint of the recipe: an image with another one, or one that Ctrl-C cut short, is made anew."""
     version: str = align.__version__
+
+    def told(self) -> str:
+        """Which of how many it is."""
+        if not self.path:  # nothing was climbed
+            return f"the best of {counted(self.iterations, 'noise')}"
+        return f"the best of {self.iterations} at {self.iteration}"
 
 
 def fingerprint(recipe: Recipe) -> str:

@@ -42,5 +42,5 @@ def _image(folder: Path, outcome: Outcome) -> dict[str, Any]:
         "scores": [
             (label, outcome.start[label], score) for label, score in outcome.best.items() if label in outcome.start
         ],
-        "told": f"the best of {outcome.iterations} at {outcome.iteration}, seed {outcome.seed}, image {outcome.index}",
+        "told": f"{outcome.told()}, seed {outcome.seed}, image {outcome.index}",
     }

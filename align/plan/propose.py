@@ -109,7 +109,7 @@ def verdict(recipe: Recipe, rehearsal: Rehearsal, memory: float, say: Say = lamb
     found = propose(recipe, memory, {_decides(recipe): rehearsal}, say)
     if not found.fits:
         return f"no, by no change that is known here: with all of them it needs {found.needed.total / GIB:.1f} GiB"
-    return f"no; it needs {found.needed.total / GIB:.1f} GiB with {' '.join(found.overrides())}"
+    return f"no; {found.needed.total / GIB:.1f} GiB with these behind the command: {' '.join(found.overrides())}"
 
 
 def described(recipe: Recipe, memory: float, say: Say = lambda text: None, command: str = "") -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from align.config import Recipe
+from align.data.prompts import load_prompts
 from align.errors import UserError
 from align.models._base import Dtypes
 from align.models._small_decoder import small_codec
@@ -14,7 +15,7 @@ from align.plan.budget import CONTEXT, GIB, SLACK, Budget, budget, hours
 from align.plan.networks import model_of
 from align.plan.rehearsal import Rehearsal, plain_dtypes, rehearse, way_back
 from align.policy.roles import Calls
-from align.registry import EMBEDDED, called
+from align.registry import DATA, EMBEDDED, build, called
 from align.sampling.levers import described, savings
 from rewards._numerals import counted
 
@@ -44,9 +45,11 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None, say: propose.Say = 
     found = rehearse(recipe, model=model, with_rewards=True)
     needed = budget(recipe, found, gpu=gpu)
     lines |= _costs(recipe, found, dtypes, needed, gpu)
+    if told := _first(recipe, found):
+        lines["data"] = told
     if recipe.train.compile:
         lines["compiled"] = compiled(recipe)
-    if saves := savings(recipe.sampling):
+    if getattr(recipe.objective, "decodes", False) and (saves := savings(recipe.sampling)):
         lines["levers"] = saves
     if decoded := _decoded(recipe, model):
         lines["decoder"] = decoded
@@ -97,6 +100,28 @@ def _costs(recipe: Recipe, found: Rehearsal, dtypes: Dtypes, needed: Budget, gpu
         "time": f"{_work(work)} an update; {_hours(time)} for all of them at {RATE:g} TFLOP/s, a GPU's "
         "(reckoned; hooks and the report come on top)" + ("" if gpu else "; a CPU takes much longer"),
     }
+
+
+def _first(recipe: Recipe, found: Rehearsal) -> str:
+    """The rows of pictures that are there, or what it takes to make them before the first update; "" of other data."""
+    data: Any = recipe.data
+    source: Any = build(DATA, data, batch_size=recipe.train.batch_size, seed=0)
+    if not hasattr(source, "look"):
+        return ""
+    number, batch = source.look(), recipe.train.batch_size
+    if number is not None:
+        few = f", fewer than the {batch} of an update, so that some come twice in one" if number < batch else ""
+        return f"{number} {source.noun} in {source.folder}{few}"
+    if data.make is None:
+        return ""
+    prompts = len(load_prompts(data.make.prompts, count=data.make.num_prompts, key="data.make.prompts"))
+    calls = recipe.sampling.num_calls
+    rows = prompts * data.make.num_images * (calls + recipe.sampling.how.calls_in_full(calls))
+    work, time = rows * found.row[1] / 1e15, rows * found.row[1] / (RATE * 1e12) / 3600
+    return (
+        f"first draws and judges {prompts} x {data.make.num_images} images, into {source.folder}: {rows} rows of "
+        f"network calls, {_work(work)}, {_hours(time)} at {RATE:g} TFLOP/s"
+    )
 
 
 def compiled(recipe: Recipe) -> str:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from align.registry import ComponentConfig
-from rewards._numerals import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,17 +130,20 @@ def prefixed(
 
 
 def savings(block: "SamplingConfig") -> str:
-    """What each would save of the rows of network calls without gradient, for a plan; "" where none can."""
+    """What each would save of the network's work before the steps that carry gradient, for a plan, as settings to
+    paste; "" where none can."""
     prefix, free = block.num_calls - block.last_k, block.model_copy(update={"levers": LeversConfig(guidance="none")})
     if prefix < 2 or block.stochastic or any(free.levers.problems(free)):  # type: ignore[union-attr]
         return ""
     guided = block.how.calls_in_full(block.num_calls) > 0
     rows = (2 if guided else 1) * prefix
-    said = [f"steps {prefix // 2}: {rows - (2 if guided else 1) * (prefix // 2)}"]
+    said = {"steps=" + str(prefix // 2): rows - (2 if guided else 1) * (prefix // 2)}
     if guided:
-        said = [f"fast (guidance refresh): {prefix // 2}", f"guidance none: {prefix}", *said]
-    said.append(f"reuse 4: {rows - rows / 4:g}")
-    return f"{counted(rows, 'row')} an image before the window; of these would save " + ", ".join(said)
+        said = {"fast=true": prefix // 2, "guidance=none": prefix, **said}
+    shares = {**said, "reuse=4": rows - rows / 4}
+    return "of the calls before the steps with gradient would save " + ", ".join(
+        f"{saved / rows:.0%} sampling.levers.{key}" for key, saved in shares.items()
+    )
 
 
 def described(block: "SamplingConfig", network: str) -> str:

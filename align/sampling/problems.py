@@ -42,7 +42,7 @@ def of_rule(block: "SamplingConfig") -> Iterator[tuple[str, str]]:
         if getattr(block, key) != type(block).model_fields[key].default:
             yield key, f"is {getattr(block, key)}, and {block.step_rule} takes none. Use {' or '.join(MOMENTUM)}."
     if block.spacing is not None and block.step_rule == "lcm":
-        yield "spacing", f"is {block.spacing}, and an LCM has its own times. Remove it."
+        yield "spacing", f"is {block.spacing}, and an LCM has its own times. Remove it, or set sampling.spacing=null."
 
     if block.solver is not None:
         for key in ("step_rule", "noise_law", "eta", "spacing", "timesteps"):

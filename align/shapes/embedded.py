@@ -14,6 +14,11 @@ def names() -> list[str]:
     return sorted(p.name for p in FOLDER.iterdir() if p.is_dir())
 
 
+def pipelines() -> list[str]:
+    """Those of `names` that are models to draw with."""
+    return [name for name in names() if (FOLDER / name / "scheduler").is_dir()]
+
+
 def resolve(name: str) -> Path:
     """The folder of `embedded:NAME`; of one that ships in parts, where it was put together.
 

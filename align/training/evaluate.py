@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from align.data._readable import readers
@@ -41,15 +41,9 @@ class EvaluateConfig(ComponentConfig):
     batch_size: int | None = Field(None, ge=1)
     """Images drawn at once. Default: as many as four megapixels hold, 1 to 64."""
     num_pictures: int = Field(16, ge=1)
-    """Prompts shown in the picture."""
+    """Prompts shown in the picture, or all where there are fewer."""
     verdict: str | None = None
     """The reward whose score is drawn on each image; default: the last of those above, else the first trained on."""
-
-    @model_validator(mode="after")
-    def _enough(self) -> "EvaluateConfig":
-        if self.num_pictures > self.num_prompts:
-            raise ValueError(f"num_pictures={self.num_pictures} exceeds num_prompts={self.num_prompts}. Lower it.")
-        return self
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         judges = readers(recipe, {**self.rewards, **(recipe.get("rewards") or {})})
@@ -111,8 +105,9 @@ def before_after(
         if yes_or_no:
             said = [(f"{label}: {'yes' if score else 'no'}", bool(score)) for score in (old, new)]
         else:
-            rose = None if old == new else bool(new > old)
-            said = [(f"{label} {float(old):.3f}", None), (f"{label} {float(new):.3f}", rose)]
+            told = [f"{float(score):.3f}" for score in (old, new)]
+            rose = None if told[0] == told[1] else bool(new > old)  # what reads alike has neither risen nor fallen
+            said = [(f"{label} {told[0]}", None), (f"{label} {told[1]}", rose)]
         titled = zip(pictures, ("before", "after"), said, strict=True)
         groups.append((prompt, [Cell(picture, title, *verdict) for picture, title, verdict in titled]))
     return sheet(groups, columns=4)

@@ -11,6 +11,7 @@ had:
 """
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -51,14 +52,17 @@ class Vote(NamedTuple):
 def ballots(
     rows: Sequence[tuple[str, str]], *, how: How, most: int, seed: int, voter: str | None = None
 ) -> list[Ballot]:
-    """Of (image, prompt) rows: each prompt's images, in their order, in as few and as equal ballots of at most `most`
-    as they fit. A prompt with one image has nothing to compare and no ballot, but with thumbs. Each voter is shown the
-    same ballots in places of their own."""
-    by_prompt: dict[str, list[str]] = {}
+    """Of (image, prompt) rows: each prompt's images, in as few and as equal ballots of at most `most` as they fit, the
+    images of several folders dealt in turn, so that what two folders drew stands side by side. A prompt with one image
+    has nothing to compare and no ballot, but with thumbs. Each voter is shown the same ballots in places of their
+    own."""
+    by_prompt: dict[str, dict[str, list[str]]] = {}
     for image, prompt in rows:
-        by_prompt.setdefault(prompt, []).append(image)
+        by_prompt.setdefault(prompt, {}).setdefault(str(Path(image).parent), []).append(image)
     made = []
-    for prompt, images in by_prompt.items():
+    for prompt, folders in by_prompt.items():
+        turns = itertools.zip_longest(*folders.values())
+        images = [image for turn in turns for image in turn if image is not None]
         number = -(-len(images) // most)
         for part in range(number):
             chosen = tuple(images[part * len(images) // number : (part + 1) * len(images) // number])

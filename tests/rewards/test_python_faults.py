@@ -71,11 +71,32 @@ def detached(images, prompts):
     return images.detach().mean((1, 2, 3))
 
 
+def normalises(images, prompts):
+    means = images.mean((1, 2, 3))
+    return (means - means.mean()) / means.std()
+
+
+def by_numpy(images, prompts):
+    return torch.from_numpy(images.numpy().mean((1, 2, 3)))
+
+
+def of_images(images):
+    return images.mean((1, 2, 3))
+
+
 def draws(images, prompts):
     return images.mean((1, 2, 3)) + torch.rand(len(images))
 
 
-@pytest.mark.parametrize(("name", "said"), [("averages", "mine returned a scalar"), ("detached", "silently detached")])
+BROKEN = {
+    "averages": "mine returned a scalar",
+    "detached": "silently detached",
+    "normalises": "mine gives an image .* beside another and .* alone: its score depends on the batch",
+    "of_images": "of_images cannot be called with .images, prompts.: too many positional arguments",
+}
+
+
+@pytest.mark.parametrize(("name", "said"), BROKEN.items())
 def test_a_broken_contract_is_seen_before_anything_is_loaded(name, said):
     with pytest.raises(RewardError, match=said):
         Composite({"mine": reward(name)}).try_out(["a"])
@@ -87,3 +108,9 @@ def test_a_try_leaves_the_random_state_and_what_may_be_of_its_size_alone():
     state = torch.get_rng_state()
     reward("draws").try_out("mine", [])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_numpy_is_answered_with_what_to_do_and_not_with_a_detour():
+    with pytest.raises(RewardError, match=r"line .*: numpy breaks the gradient. Stay in torch, or set differ"):
+        reward("by_numpy")(IMAGES.clone().requires_grad_(), PROMPTS)
+    assert reward("by_numpy", differentiable=False)(IMAGES, PROMPTS).shape == (2,)

@@ -70,6 +70,15 @@ def test_a_goal_that_is_none_is_refused_and_nothing_is_written(tmp_path, monkeyp
     assert done.exit_code == 2 and "Choose people, prompt, beauty" in done.stderr and not list(tmp_path.iterdir())
 
 
+def test_what_is_not_asked_and_what_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["init"], input="embedded:shapes-sd\nmine.py:warmth\n")
+    assert done.exit_code == 0 and "GPU memory" not in done.stdout, "any machine holds the embedded model"
+    assert "mine.py is not there yet: write it before you train" in done.stdout
+    done = CliRunner().invoke(app, ["init", "--model", "embedded:shapes-sd", "--goal", "beauty", "-o", "b.yaml"])
+    assert done.exit_code == 0 and "no reward that looks past the prompt" in done.stdout
+
+
 def test_an_answer_that_cannot_be_taken_is_asked_for_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(

@@ -132,6 +132,21 @@ def test_what_other_trainers_call_it_is_understood():
     assert 'Did you mean "last_k"?' in refused("sampling.lastk=2"), "a word of the block itself goes before"
 
 
+def test_a_method_is_answered_with_its_recipes():
+    said = CliRunner().invoke(app, ["train", "draft", "--dry-run"])
+    assert said.exit_code == 2 and 'recipe "draft": is a method. Its recipes: draft/' in said.stderr
+    assert "draft/shapes," in said.stderr and "draft/sdxl," in said.stderr and "diffusion_dpo" not in said.stderr
+
+
+def test_the_embedded_models_are_listed():
+    said = CliRunner().invoke(app, ["models"]).stdout
+    assert {line.split()[1] for line in said.splitlines() if " embedded:" in line} == {
+        "embedded:shapes-flow",
+        "embedded:shapes-sd",
+        "embedded:shapes-turbo",
+    }
+
+
 def test_a_recipe_is_found_by_its_beginning():
     with pytest.raises(UserError, match='Did you mean "draft/sdxl_lightning"'):
         load_recipe("draft/sdxl_light")

@@ -8,12 +8,14 @@ import torch
 from pair_toys import picture, policy_on, prepared, write_pairs
 from PIL import Image
 
+from align.config import load_recipe
 from align.data._pairs import detect, read_pairs
 from align.data._store import TensorStore
 from align.data._views import ViewConfig, buckets, nearest, offsets, pixels, view
-from align.data.preferences import PreferencesConfig
+from align.data.preferences import Preferences, PreferencesConfig
 from align.errors import UserError
 from align.models.sd import SDConfig, StableDiffusion
+from align.plan import plan
 from align.policy.lora import AdapterConfig
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter
@@ -67,6 +69,40 @@ def test_all_bad_lines_are_named_at_once(tmp_path):
     )
     with pytest.raises(UserError, match=said):
         read_pairs(tmp_path)
+
+
+def test_one_picture_twice_is_no_pair(tmp_path):
+    lines = [{"prompt": "a", "winner": "x.png", "loser": loser} for loser in ("x.png", "y.png")]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    left_out: Counter[str] = Counter()
+    assert [pair.loser.path.name for pair in read_pairs(tmp_path, left_out=left_out)] == ["y.png"]
+    assert left_out == {"of one picture twice": 1}
+
+
+def test_a_slip_in_the_folders_name_makes_no_pairs(tmp_path):
+    (tmp_path / "my_pairs").mkdir()
+    (tmp_path / "my_pairs" / "pairs.jsonl").write_text('{"prompt": "a", "winner": "x.png", "loser": "y.png"}\n')
+    make = {"prompts": ["a"], "rewards": {"brightness": {}}}
+
+    def looked(name: str) -> int | None:
+        config = PreferencesConfig.model_validate({"pairs": str(tmp_path / name), "make": make})
+        return Preferences(config, batch_size=2, seed=0).look()
+
+    assert looked("my_pairs") == 1 and looked("others") is None
+    with pytest.raises(UserError, match=r"my_pear: there is no such folder, and my_pairs beside it has pairs.jsonl"):
+        looked("my_pear")
+    (tmp_path / "my_pear").mkdir()
+    assert looked("my_pear") is None, "a folder that is there is meant"
+
+
+def test_a_plan_says_what_pairs_there_are_or_what_it_takes_to_make_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = dict(line.split(maxsplit=1) for line in plan(load_recipe("diffusion_dpo/shapes")).splitlines())
+    assert lines["data"].startswith("first draws and judges 2000 x 4 images, into runs/pairs/shapes: 48000 rows of ")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "pairs.jsonl").write_text('{"prompt": "a", "winner": "x.png", "loser": "y.png"}\n')
+    said = plan(load_recipe("diffusion_dpo/shapes", ["data.pairs=mine", "data.make=null"]))
+    assert "1 pairs in mine, fewer than the 32 of an update, so that some come twice in one" in said
 
 
 def test_pick_a_pics_layout(tmp_path):

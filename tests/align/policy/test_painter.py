@@ -106,3 +106,12 @@ def test_the_sheet_shows_gains_green_and_losses_red():
     assert PASSED in (won := sheet(0.2, 0.3)) and FAILED not in won
     assert FAILED in (lost := sheet(0.3, 0.2)) and PASSED not in lost
     assert not {PASSED, FAILED} & sheet(0.3, 0.3)
+
+
+def test_numbers_that_read_alike_have_neither_risen_nor_fallen(monkeypatch):
+    framed = []
+    monkeypatch.setattr("align.training.evaluate.sheet", lambda groups, columns: framed.extend(groups))
+    grey = torch.full((3, 3, 32, 32), 0.5)
+    scores = torch.tensor([0.4, 0.7, 0.2]), torch.tensor([0.4002, 0.8, 0.1])
+    before_after("eye", ["a", "b", "c"], (scores[0], grey), (scores[1], grey))
+    assert [cells[1].passed for _, cells in framed] == [None, True, False]

@@ -88,5 +88,8 @@ def test_the_recipe_and_its_plan_say_what_was_taken(folder):
     assert loaded.dump()["sampling"]["levers"]["guidance"] == "refresh"
     lines = dict(line.split(maxsplit=1) for line in plan(loaded).splitlines())
     assert lines["fast"] == "takes guidance refresh and precision bf16"
-    assert "10 rows an image before the window; of these would save fast (guidance refresh): 2" in lines["levers"]
+    assert lines["levers"] == (
+        "of the calls before the steps with gradient would save 20% sampling.levers.fast=true, "
+        "50% sampling.levers.guidance=none, 60% sampling.levers.steps=2, 75% sampling.levers.reuse=4"
+    )
     assert lines["network"].startswith("calls  24 rows an update: 20 forward, of which 4 with gradient")  # 24 without

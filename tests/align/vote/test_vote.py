@@ -52,6 +52,18 @@ def test_a_prompts_pictures_are_shared_out_evenly(tmp_path):
     assert asked(tmp_path, most=4, prompts=("a",), each=9) == found, "the same places again"
 
 
+def test_what_two_folders_drew_stands_side_by_side():
+    rows = [(f"{folder}/{i}.png", "a star") for folder in ("a", "b", "c") for i in range(4 if folder != "c" else 2)]
+    found = [ballot.images for ballot in ballots(rows, how="best", most=2, seed=0)]
+    assert found == [
+        ("a/0.png", "b/0.png"),
+        ("c/0.png", "a/1.png"),
+        ("b/1.png", "c/1.png"),
+        ("a/2.png", "b/2.png"),
+        ("a/3.png", "b/3.png"),
+    ]
+
+
 def test_no_image_has_a_place_of_its_own():
     names = [(f"{i}-{j}", f"prompt {i}") for i in range(400) for j in range(2)]
     first = Counter(ballot.shown[0] for ballot in ballots(names, how="best", most=2, seed=0))
