@@ -241,13 +241,14 @@ def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path
 @app.command()
 def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results.md") -> None:
     """Write the pages and their figures from what has been measured: results, learning curves, hacking."""
-    from scripts.comparison import aims_page, curves, equal, guidance, guided, hacking, levers, ranks, students
+    from scripts.comparison import aims_page, curves, equal, guidance, guided, hacking, levers, ranks, reno, students
     from scripts.comparison.page import write as write_page
 
     makers = {
         page.name: write_page,
         "hacking.md": hacking.write,
         "ranks.md": ranks.write,
+        "reno.md": reno.write,
         "students.md": students.write,
         "guidance.md": guidance.write,
         "levers.md": levers.write,

@@ -33,7 +33,6 @@ def write(output: Path, page: Path) -> Path | None:
         ]
     parts += [_proxy(found[COLUMNS[0]], images)] if COLUMNS[0] in found else []
     parts += [_against(output), _front(output, images), _speed(output, images), _variance(output)]
-    parts += [_reno(output)]
     if not any(parts):
         return None
     told = (TITLE, *([_verdict(found[COLUMNS[0]])] if COLUMNS[0] in found else []), WRITTEN, *parts)
@@ -239,12 +238,3 @@ def _noise(row: Mapping[str, float]) -> tuple[float, float, float]:
         row["variance"] / signal if signal > 0 else float("inf")
         for signal in (row["signal"], row["signal"] + half, row["signal"] - half)
     )
-
-
-def _reno(output: Path) -> str:
-    """The table that `align reno --compare` has written, of another model: the few-step one."""
-    table = output / "reno" / "table.md"
-    if not table.is_file():
-        return ""
-    said = "No weight changes: `align reno --seeds 1 --compare` on the embedded two-step model, report prompts."
-    return f"## Noise optimisation\n\n{said}\n\n{table.read_text(encoding='utf-8')}"
