@@ -43,13 +43,14 @@ Written by `python scripts/compare.py write` from measured runs; not edited by h
 `{recipe}` at 20 steps under guidance 2, K = 1, batch 16, one constant rate, for {seconds:.0f} seconds of updates with
 each of `sampling.levers`; how many updates that is says a pilot of {pilot} of each, in turns. {prompts} select prompts,
 drawn in full: the change since before training, the mean of the seeds with its 95 % t-interval over seeds, in brackets
-the seeds. *Took*: seconds that the updates took in the end, on a machine that did other work beside.{fast}
+the seeds. *Took*: seconds that the updates took in the end, on a machine that did other work beside, so that arms had
+unequal shares of it; *a minute*: gold over that time.{fast}
 
-| lever | seconds an update | updates | took | gold | judge |
-|---|---|---|---|---|---|
+| lever | seconds an update | updates | took | gold | gold a minute | judge |
+|---|---|---|---|---|---|---|
 """
-FASTER = """ *fast* is guidance refresh, and on a GPU bf16 with
-it."""
+FASTER = """
+*fast* is guidance refresh, and on a GPU bf16 with it."""
 PRICES = """
 ## The gradient
 
@@ -85,6 +86,8 @@ def cost(output: Path, name: str) -> float:
 
 
 def _train(folder: Path, name: str, seed: int, updates: int, hooks: Mapping[str, Any]) -> Run:
+    if (folder / "summary.json").is_file():
+        return Run(folder)
     changes = (f"train.seed={seed}", f"train.num_updates={updates}", f"hooks={json.dumps(hooks)}", f"output={folder}")
     run = align.train(RECIPE, (*BASE, *ARMS[name], *changes))
     if run.interrupted:
@@ -104,22 +107,26 @@ def gain(metrics: Sequence[Mapping[str, Any]], label: str) -> float:
 
 def write(output: Path, page: Path) -> Path | None:
     """The page; None where nothing has been measured."""
-    lines, golds, seconds, prompts = [], {}, 0.0, 0
+    lines, rates, seconds, prompts = [], {}, 0.0, 0
     for name in ARMS:
         runs = [Run(path) for path in sorted(place(output, name).glob("seed-*")) if (path / "summary.json").is_file()]
         if not runs:
             continue
         panel: Any = runs[0].recipe.hooks["panel"]
         prompts, updates = panel.num_prompts, runs[0].recipe.train.num_updates
-        took = statistics.fmean(sum(r.get("seconds", 0.0) for r in run.metrics) for run in runs)
-        each, golds[name] = cost(output, name), [gain(run.metrics, "gold") for run in runs]
+        took = [sum(r.get("seconds", 0.0) for r in run.metrics) for run in runs]
+        each, golds = cost(output, name), [gain(run.metrics, "gold") for run in runs]
+        rates[name] = [60 * gold / time for gold, time in zip(golds, took, strict=True)]
         seconds = max(seconds, each * updates)
         judged = over_seeds([gain(run.metrics, "judge") for run in runs])
-        lines.append(f"| {name} | {each:.2f} | {updates} | {took:.0f} | {over_seeds(golds[name])} | {judged} |")
+        lines.append(
+            f"| {name} | {each:.2f} | {updates} | {statistics.fmean(took):.0f} | {over_seeds(golds)} "
+            f"| {over_seeds(rates[name])} | {judged} |"
+        )
     if not lines:
         return None
-    told = {"recipe": RECIPE, "seconds": seconds, "pilot": PILOT, "prompts": prompts, "verdict": _verdict(golds)}
-    told["fast"] = FASTER if "fast" in golds else ""
+    told = {"recipe": RECIPE, "seconds": seconds, "pilot": PILOT, "prompts": prompts, "verdict": _verdict(rates)}
+    told["fast"] = FASTER if "fast" in rates else ""
     text = HEAD.format(**told) + "\n".join(lines) + "\n"
     if (path := output / FOLDER / COSINES).is_file():
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -131,9 +138,9 @@ def write(output: Path, page: Path) -> Path | None:
     return page
 
 
-def _verdict(golds: Mapping[str, Sequence[float]]) -> str:
-    means = {name: statistics.fmean(each) for name, each in golds.items()}
+def _verdict(rates: Mapping[str, Sequence[float]]) -> str:
+    means = {name: statistics.fmean(each) for name, each in rates.items()}
     best = max(means, key=means.__getitem__)
     said = ", ".join(f"{name} {mean:+.3f}" for name, mean in means.items())
     most = f"{means[best] / means['plain']:.2f} times that of plain." if means.get("plain", 0) > 0 else "most."
-    return f"**Verdict.** Gold gained in equal seconds: {said};\n{best} is best, {most}"
+    return f"**Verdict.** Gold gained in a minute of updates: {said};\n{best} is best, {most}"

@@ -73,6 +73,7 @@ def test_an_arm_has_the_updates_that_the_seconds_hold_and_a_row(trained, tmp_pat
     assert told is not None
     text = told.read_text()
     assert "for 60 seconds" in text and "8 select prompts" in text and "| bf16 | 1.0000 |  |  |" in text
-    assert "| plain | 2.00 | 30 | 44 | **+0.200** [+0.200, +0.200] (+0.200 +0.200) | **+0.300**" in text
-    assert "| fast | 1.00 | 60 |" in text and "beside. *fast* is guidance refresh" in text
-    assert "reuse 4 +0.400" in text and "2.00 times that of plain" in text
+    assert "| plain | 2.00 | 30 | 44 | **+0.200** [+0.200, +0.200] (+0.200 +0.200) | **+0.273** [" in text
+    assert "| **+0.300** [" in text
+    assert "| fast | 1.00 | 60 |" in text and "\n*fast* is guidance refresh" in text
+    assert "reuse 4 +0.600" in text and "2.20 times that of plain" in text
