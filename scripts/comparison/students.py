@@ -33,8 +33,6 @@ JUDGED: Mapping[str, Mapping[str, Any]] = {label: {} for label in LABELS} | {
     BLUR: {"name": "sharpness", "form": "gradient"}
 }
 TEACHER = {"num_steps": 20, "guidance_scale": 2.0}
-FRESH = {**TEACHER, "step_rule": "ddim", "eta": 1.0}
-"""The same with fresh noise at each step: what follows the guided predictions at every noise level, as students do."""
 PANEL = 192  # select prompts of the curves
 TO_MANY = 3  # the cell of a row in which that stands
 FREE = ", no guidance"  # ends the name of a base at few steps
@@ -52,8 +50,7 @@ many steps as the student, without guidance; *its start*: the student that it be
 gradients, in percent of that base's; less is blur. tdm_r1 and nft begin from the seed's tdm-4 and ask the strict
 judge; diff-instruct begins from tdm-2 and follows pick; tdm-4-lcm draws the noise of each step anew. *s* are the
 seconds of the training's updates on one thread, on a machine that did other work beside, what it begins from not
-counted. *eta 1*: all that a step predicts as noise is drawn anew, which follows the guided predictions at every noise
-level, as a student is taught to.
+counted.
 
 | drawn by | steps | judge | to many | its own steps | its start | gold, many | gold, start | energy | updates | s |
 |---|---|---|---|---|---|---|---|---|---|---|
@@ -74,15 +71,12 @@ def measure(output: Path, name: str, seed: int, *, prompts: int) -> None:
 
 
 def teach(output: Path, recipe: Recipe, count: int) -> None:
-    """Draws and scores the base at many steps under guidance, at the noise of the run's report, and with fresh noise at
-    each step."""
-    for path, told in ((_teacher(output, recipe), TEACHER), (_teacher(output, recipe, fresh=True), FRESH)):
-        if not path.is_file() and (told is TEACHER or recipe.sampling.step_rule != "euler"):
-            _draw(path, SamplingConfig.model_validate(told), recipe, count)
-
-
-def _draw(path: Path, sampling: SamplingConfig, recipe: Recipe, count: int) -> None:
+    """Draws and scores the base at many steps under guidance, at the noise of the run's report."""
+    path = _teacher(output, recipe)
+    if path.is_file():
+        return
     studio = Studio(recipe)
+    sampling = SamplingConfig.model_validate(TEACHER)
     painter = Painter(studio.policy, sampling, studio.accelerator, seed=recipe.train.seed)
     asked = load_prompts("shapes:report", count=count, key="prompts")
     judges = composite(align.load_recipe("tdm/shapes", [f"rewards={json.dumps(JUDGED)}"]).rewards)
@@ -90,10 +84,9 @@ def _draw(path: Path, sampling: SamplingConfig, recipe: Recipe, count: int) -> N
     write_text(path, json.dumps({label: value.tolist() for label, value in scores.items()}))
 
 
-def _teacher(output: Path, recipe: Recipe, *, fresh: bool = False) -> Path:
+def _teacher(output: Path, recipe: Recipe) -> Path:
     model: Any = recipe.model
-    name = model.checkpoint.removeprefix("embedded:") + "-fresh" * fresh
-    return output / FOLDER / "teacher" / name / f"{recipe.train.seed}.json"
+    return output / FOLDER / "teacher" / model.checkpoint.removeprefix("embedded:") / f"{recipe.train.seed}.json"
 
 
 def _many(output: Path, run: Run) -> dict[str, list[float]]:
@@ -202,21 +195,7 @@ def _bases(output: Path, found: Mapping[str, Sequence[Run]]) -> list[str]:
         passed = statistics.fmean(_mean(json.loads(p.read_text(encoding="utf-8")), "judge") for p in files)
         drawn = f"{base}, guidance {TEACHER['guidance_scale']:g} | {TEACHER['num_steps']}"
         rows.append(f"| {drawn} | {passed:.1%} | | | | | | | | |")
-        rows += _fresh(output / FOLDER / "teacher", base)
     return rows
-
-
-def _fresh(folder: Path, base: str) -> list[str]:
-    """The row of a base at many steps with fresh noise at each, on the seeds that it was drawn for."""
-    files = sorted((folder / f"{base}-fresh").glob("*.json"))
-    if not files:
-        return []
-    pairs = [[json.loads(p.read_text(encoding="utf-8")) for p in (file, folder / base / file.name)] for file in files]
-    gain, gold = ([_mean(a, label) - _mean(b, label) for a, b in pairs] for label in ("judge", "gold"))
-    blur, passed = [_mean(a, BLUR) / _mean(b, BLUR) for a, b in pairs], [_mean(a, "judge") for a, _ in pairs]
-    drawn = f"{base}, guidance {TEACHER['guidance_scale']:g}, eta {FRESH['eta']:g} | {TEACHER['num_steps']}"
-    told = f"{statistics.fmean(passed):.1%} | {over_seeds(gain)} | | | {over_seeds(gold)} | | {_percent(blur)}"
-    return [f"| {drawn} | {told} | | |"]
 
 
 def _percent(each: Sequence[float]) -> str:
