@@ -52,7 +52,8 @@ def test_a_list_of_ones_own_answered_by_the_eye(tmp_path):
     ]  # fmt: skip
     file = tmp_path / "mine.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    found = Session(made(benchmark=str(file), rewards=["eye"]), tmp_path / "out", lambda text: None).run()
+    asked = made(benchmark=str(file), rewards=["eye"], changes=["eye.form=soft"])
+    found = Session(asked, tmp_path / "out", lambda text: None).run()
     assert found is not None and found.benchmark is not None
     assert found.benchmark.questions == {"score": 3, "both": 2, "none": 1}
     assert found.baseline.scores["eye"].mean == pytest.approx(found.benchmark.baseline["both"].mean, abs=1e-6)

@@ -118,7 +118,7 @@ def test_noise_is_optimised_as_the_models_own_recipe_says(folders):
     assert made.recipe.objective.name == "reno" and made.recipe.optim.algorithm == "sgd"
     assert made.recipe.sampling.num_steps == 4 and list(made.recipe.rewards) == ["brightness"]
     assert plan(["best-of:3"], count=6).recipe.model.checkpoint == "embedded:shapes-turbo", "the one reno takes"
-    assert plan(["best-of:3"], model="embedded:shapes-turbo", count=6).trained_on == ["clip", "pick"]
+    assert plan(["best-of:3"], model="embedded:shapes-turbo", count=6).trained_on == ["eye", "pick"]
 
 
 def test_what_any_adapter_was_trained_on_is_no_judge(folders):
