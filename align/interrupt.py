@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a request that the run answers at a moment of its choosing."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -44,6 +45,8 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name
+        if self.accelerator.is_main_process:
+            os.write(2, f"{self.signal}: ends after what is under way; a second one ends at once\n".encode())
         self._restore()
 
     def _restore(self) -> None:

@@ -36,7 +36,7 @@ from align.policy.cast import MAIN, exported, gather, of_guidance
 from align.policy.painter import Painter
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter
-from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, RewardConfig, build
+from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, RewardConfig, build, called
 from align.reports import page as report
 from align.reports import summary
 from align.reports.summary import Summary
@@ -163,7 +163,8 @@ class _Session:
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
         if rewards is not None:
             rewards.try_out(prompts_of(batches))
-        policy = self._policy()  # what takes longest comes after what is more often wrong
+        self.say(f"loads {called(recipe.model)}")  # what takes longest comes after what is more often wrong
+        policy = self._policy()
         model, adapter = policy.model, policy.adapter
         objective = build(OBJECTIVES, recipe.objective, Parts(model, recipe.sampling, rewards, seed))
         cast = gather(policy, objective, of_guidance(recipe))

@@ -57,7 +57,9 @@ def check_scores(scores: Any, images: Tensor, prompts: Sequence[str], *, name: s
     """`scores` if they keep a reward's contract for these images; otherwise a RewardError that names the reward."""
     batch = len(images)
     if not isinstance(scores, Tensor):
-        raise RewardError(f"reward {name} returned {type(scores).__name__}; return a tensor of shape ({batch},).")
+        told, array = type(scores).__name__, differentiable and "numpy" in type(scores).__module__
+        more = " numpy breaks the gradient: stay in torch." if array else ""
+        raise RewardError(f"reward {name} returned {told}; return a tensor of shape ({batch},).{more}")
     if scores.ndim == 0:
         raise RewardError(
             f"reward {name} returned a scalar for {batch} images; return one score an image, shape ({batch},): "

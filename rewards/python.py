@@ -11,6 +11,7 @@ In Python, where it may be defined in a notebook: align.train(..., rewards={"war
 
 import inspect
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,8 +28,9 @@ from rewards._patience import within
 from rewards._registry import load_object, path_of
 
 HERE = Path(__file__).parent
-TRIED, TRIED_BY = (64, 64), ("a red circle", "two blue squares")
-"""Pixels of the images that a function is tried with, and prompts where the data have none yet."""
+TRIED, TRIED_BY = (64, 512, 32, 1024), ("a red circle", "two blue squares")
+"""Sides of the images that a function is tried with, one after another where it fails, and prompts where the data have
+none yet."""
 
 
 class PythonConfig(RewardConfig):
@@ -93,8 +95,8 @@ class Python(Reward):
             raise RewardError(self._told(error)) from error
 
     def try_out(self, label: str, prompts: Sequence[str]) -> None:
-        """Scores two images of noise, together and alone. An error of the function itself may be of their size alone,
-        and is said when real images come."""
+        """Scores two images of noise, together and alone. An error of the function itself may be of their size, and is
+        one where it comes at all of TRIED."""
         try:
             inspect.signature(self.function).bind(None, None, **self.arguments)
         except TypeError as error:
@@ -104,14 +106,18 @@ class Python(Reward):
         except ValueError:  # of one that is not written in Python
             pass
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
-        noise = torch.rand(2, 3, *TRIED, generator=torch.Generator().manual_seed(0))
-        images = noise.to(device).requires_grad_()
-        words = [*prompts[:2], *TRIED_BY][:2]
-        with torch.enable_grad(), torch.random.fork_rng():
-            try:
-                scores = self(images, words)
-            except RewardError:
-                return
+        words, errors = [*prompts[:2], *TRIED_BY][:2], []
+        with torch.enable_grad(), torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+            for side in TRIED:
+                noise = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+                images = noise.to(device).requires_grad_()
+                try:
+                    scores = self(images, words)
+                    break
+                except RewardError as error:
+                    errors.append(error)
+            else:
+                raise errors[0]
             check_scores(scores, images, words, name=label, differentiable=self.differentiable)
             if self.config.timeout is None:  # what goes over a network is not asked again and again
                 self._alone(label, images, words, scores)

@@ -54,7 +54,7 @@ def init(
         typer.echo(f"{file} is not there yet: write it before you train")
     write(output, recipe(model, found, goal, gib), "--output")
     planned = "" if embedded else f" --gpu-memory {gib:g}"
-    typer.echo(f"{output}\nnext:  align train {output} --dry-run{planned}   then without --dry-run")
+    typer.echo(f"{output}\nnext:  align train {output} --dry-run{planned}   # then without --dry-run")
 
 
 def _answer(given: str | None, question: str, default: str, read: Callable[[str], Answer]) -> Answer:

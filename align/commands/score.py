@@ -138,7 +138,7 @@ def _table(rows: Sequence[Any], scores: Sequence[dict[str, float]]) -> str:
     labels = list(scores[0])
     lines = [["image", "prompt", *labels]]
     for row, found in zip(rows, scores, strict=True):
-        lines.append([_short(row.image, 40, end=True), _short(row.prompt, 40), *(f"{found[x]:.4f}" for x in labels)])
+        lines.append([_short(row.image, 40, middle=True), _short(row.prompt, 40), *(f"{found[x]:.4f}" for x in labels)])
     average = means(scores)
     lines.append([f"mean of {len(rows)}", "", *(f"{average[x]:.4f}" for x in labels)])
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
@@ -147,11 +147,12 @@ def _table(rows: Sequence[Any], scores: Sequence[dict[str, float]]) -> str:
     return "\n".join("  ".join(cells).rstrip() for cells in text) + "\n"
 
 
-def _short(text: str, length: int, *, end: bool = False) -> str:
+def _short(text: str, length: int, *, middle: bool = False) -> str:
     text = " ".join(text.split())
     if len(text) <= length:
         return text
-    return "..." + text[-length + 3 :] if end else text[: length - 3] + "..."
+    kept = length // 2 if middle else length - 3  # of a file both its folder and number, and how it ends
+    return f"{text[:kept]}...{text[kept + 3 - length :] if middle else ''}"
 
 
 def _csv(rows: Sequence[Any], scores: Sequence[dict[str, float]]) -> str:

@@ -59,7 +59,9 @@ def vote(
     if not written:
         typer.echo("no choice yet: nothing is written")
     elif any(file.name == "pairs.jsonl" for file in map(Path, written)):
-        typer.echo(f"next:  align train diffusion_dpo/shapes data.pairs={output} data.make=null   or a recipe of yours")
+        typer.echo(
+            f"next:  align train diffusion_dpo/shapes data.pairs={output} data.make=null output=runs/{output.name}"
+        )
     if (alike := agreement(all_votes)) is not None:
         typer.echo(alike)
 

@@ -96,13 +96,13 @@ class Stored:
         left_out.update(reasons(folder))
         return folder
 
-    def look(self) -> int | None:
-        """How many rows the file that is there already has; None where there is none. A wrong line in it is said here,
-        before a model is loaded, and so is a folder to make rows in whose name is a slip of one that has some."""
+    def look(self) -> list[Any] | None:
+        """The rows of the file that is there already; None where there is none. A wrong line in it is said here, before
+        a model is loaded, and so is a folder to make rows in whose name is a slip of one that has some."""
         file = f"{self.noun}.jsonl"
         if (self.folder / file).is_file():
             nowhere: Any = None  # nothing is brought here, and nothing said
-            return len(self.read(Counter(), nowhere))
+            return self.read(Counter(), nowhere)
         beside = self.folder.absolute().parent
         if self.config.make is not None and not self.folder.exists() and beside.is_dir():
             there = [path.name for path in beside.iterdir() if (path / file).is_file()]

@@ -23,9 +23,13 @@ class Row(NamedTuple):
     prompt: str
 
 
+SHEET = "-path.png"
+
+
 def find_images(patterns: Sequence[str]) -> list[str]:
     """The image files that files, folders (not what is below their folders) and globs name, each once; those of a
-    folder or glob in the order of their numbers (2 before 10), without hidden files."""
+    folder or glob in the order of their numbers (2 before 10), without hidden files and sheets of a picture's path that
+    `align reno` leaves beside it."""
     found: dict[str, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
@@ -44,7 +48,7 @@ def find_images(patterns: Sequence[str]) -> list[str]:
                 )
             raise UserError(f"{pattern}: there is no such image. Give files, folders or globs of {kinds}.")
         found |= dict.fromkeys(matches)
-    return list(found)
+    return [name for name in found if not (name.endswith(SHEET) and name.removesuffix(SHEET) + ".png" in found)]
 
 
 def _images(paths: Iterable[Path]) -> list[str]:

@@ -42,7 +42,7 @@ class Proposal:
         merged: dict[str, Any] = {}
         for change in self.changes:
             merged |= change.overrides
-        return [f"{key}={_plain(value)}" for key, value in merged.items() if value is not None]
+        return _written(merged)
 
 
 def changes(recipe: Recipe, found: Rehearsal) -> Iterator[Change]:
@@ -76,6 +76,8 @@ def changes(recipe: Recipe, found: Rehearsal) -> Iterator[Change]:
         price = "precision: the frozen base in {} bits (diffalign[bnb]); some time"
         yield Change(whole | {"model.quantize": "int8"}, price.format(8))
         yield Change(whole | {"model.quantize": "nf4"}, price.format(4.5))
+    elif getattr(model, "quantize", "none") == "int8":
+        yield Change({"model.quantize": "nf4"}, "precision: the frozen base in 4.5 bits in place of 8; some time")
     yield from _smaller(recipe, found)
 
 
@@ -86,12 +88,18 @@ def propose(
     taken: list[Change] = []
     rehearsed = {} if rehearsed is None else rehearsed  # of this recipe, if it has been rehearsed already
     needed = _needed(recipe, taken, rehearsed, say)  # and so the recipe as it is stands first
-    for change in changes(recipe, next(iter(rehearsed.values()))):
-        if needed.total <= memory * GIB:
+    left = list(changes(recipe, next(iter(rehearsed.values()))))
+    while needed.total > memory * GIB:
+        before = len(taken)
+        for change in left:
+            if needed.total <= memory * GIB:
+                break
+            less = _needed(recipe, [*taken, change], rehearsed, say)
+            if less.total < 0.995 * needed.total:
+                taken, needed = [*taken, change], less
+        left = [change for change in left if change not in taken]
+        if len(taken) == before:  # what helped nothing may help now that another phase needs most
             break
-        less = _needed(recipe, [*taken, change], rehearsed, say)
-        if less.total < 0.995 * needed.total:
-            taken, needed = [*taken, change], less
     if needed.total > memory * GIB:
         return Proposal(tuple(taken), needed, False)
     for change in reversed(taken[:-1]):
@@ -138,11 +146,15 @@ def _needed(recipe: Recipe, taken: list[Change], rehearsed: dict[str, Rehearsal]
         merged |= change.overrides
     changed = load_recipe(recipe, merged, on_disk=False) if merged else recipe
     if (key := _decides(changed)) not in rehearsed:
-        say("rehearses the recipe " + (f"with {' '.join(taken[-1].overrides)}" if taken else "as it is"))
+        say("rehearses the recipe " + (f"with {' '.join(_written(taken[-1].overrides))}" if taken else "as it is"))
         rehearsed[key] = rehearse(changed, with_rewards=True, gpu=True)
         if taken:
             say(f"  {budget(changed, rehearsed[key], gpu=True).total / GIB:.1f} GiB")
     return budget(changed, rehearsed[key], gpu=True)
+
+
+def _written(overrides: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={_plain(value)}" for key, value in overrides.items() if value is not None]
 
 
 def _decides(recipe: Recipe) -> str:

@@ -19,6 +19,7 @@ from align.registry import DATA, EMBEDDED, build, called
 from align.sampling.levers import described, savings
 from rewards._numerals import counted
 
+LOOKED_AT = 10_000  # rows whose pictures a plan looks for
 RATE = 80.0
 """TFLOP/s at which hours are reckoned: about half of what a card of 24 GB promises for dense bfloat16."""
 
@@ -46,7 +47,7 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None, say: propose.Say = 
     needed = budget(recipe, found, gpu=gpu)
     lines |= _costs(recipe, found, dtypes, needed, gpu)
     if told := _first(recipe, found):
-        lines["data"] = told
+        lines = {"writes to": lines["writes to"], "data": told, **lines}
     if recipe.train.compile:
         lines["compiled"] = compiled(recipe)
     if getattr(recipe.objective, "decodes", False) and (saves := savings(recipe.sampling)):
@@ -108,19 +109,22 @@ def _first(recipe: Recipe, found: Rehearsal) -> str:
     source: Any = build(DATA, data, batch_size=recipe.train.batch_size, seed=0)
     if not hasattr(source, "look"):
         return ""
-    number, batch = source.look(), recipe.train.batch_size
-    if number is not None:
-        few = f", fewer than the {batch} of an update, so that some come twice in one" if number < batch else ""
-        return f"{number} {source.noun} in {source.folder}{few}"
+    rows, batch = source.look(), recipe.train.batch_size
+    if rows is not None:
+        files = {picture.path for row in rows[:LOOKED_AT] for picture in row.pictures if hasattr(picture, "path")}
+        gone = [str(path) for path in sorted(files) if not path.exists()]
+        missing = f", {counted(len(gone), 'picture')} missing, such as {gone[0]}" if gone else ""
+        few = f", fewer than the {batch} of an update: each comes more than once in one" if len(rows) < batch else ""
+        return f"{counted(len(rows), source.noun.removesuffix('s'))} in {source.folder}{missing}{few}"
     if data.make is None:
         return ""
     prompts = len(load_prompts(data.make.prompts, count=data.make.num_prompts, key="data.make.prompts"))
     calls = recipe.sampling.num_calls
-    rows = prompts * data.make.num_images * (calls + recipe.sampling.how.calls_in_full(calls))
-    work, time = rows * found.row[1] / 1e15, rows * found.row[1] / (RATE * 1e12) / 3600
+    number = prompts * data.make.num_images * (calls + recipe.sampling.how.calls_in_full(calls))
+    work, time = number * found.row[1] / 1e15, number * found.row[1] / (RATE * 1e12) / 3600
     return (
-        f"first draws and judges {prompts} x {data.make.num_images} images, into {source.folder}: {rows} rows of "
-        f"network calls, {_work(work)}, {_hours(time)} at {RATE:g} TFLOP/s"
+        f"first draws {prompts} x {data.make.num_images} images, judged by {', '.join(data.make.rewards)}, into "
+        f"{source.folder}: {number} rows of network calls, {_work(work)}, {_hours(time)} at {RATE:g} TFLOP/s"
     )
 
 

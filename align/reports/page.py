@@ -105,11 +105,10 @@ def _pairs(output: Path, told: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if not all(file.is_file() for file in files):
             return
         values = before[number], after[number]
+        told_alike = f"{values[0]:.3f}" == f"{values[1]:.3f}"
         sides = []
         for name, file, value in zip(("before", "after"), files, values, strict=True):
-            rose = (
-                (value == 1) if yes_or_no else None if name == "before" or values[0] == values[1] else value > values[0]
-            )
+            rose = (value == 1) if yes_or_no else None if name == "before" or told_alike else value > values[0]
             said = ("yes" if value else "no") if yes_or_no else f"{value:.3f}"
             kind = "plain" if rose is None else "good" if rose else "bad"
             sides.append({"name": name, "file": file, "kind": kind, "said": f"{label} {said}"})

@@ -232,7 +232,7 @@ def next_command(output: Path) -> str:
     if (adapter / soft_prompt.FILE_NAME).is_file():
         return f'align sample {run} "a prompt with its word"'
     if (adapter / adapter_file.FILE_NAME).is_file():
-        return f'align sample {run} "a prompt"   or   align evaluate {run} -n 32'
+        return f'align sample {run} "a prompt"   # or: align evaluate {run} -n 32'
     return ""
 
 

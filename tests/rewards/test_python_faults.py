@@ -84,6 +84,10 @@ def of_images(images):
     return images.mean((1, 2, 3))
 
 
+def of_512_pixels(images, prompts):
+    return images.reshape(len(images), 3, 512, 512).mean((1, 2, 3))
+
+
 def draws(images, prompts):
     return images.mean((1, 2, 3)) + torch.rand(len(images))
 
@@ -102,8 +106,16 @@ def test_a_broken_contract_is_seen_before_anything_is_loaded(name, said):
         Composite({"mine": reward(name)}).try_out(["a"])
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("divides", "ZeroDivisionError"), ("by_numpy", "numpy breaks the gradient")]
+)
+def test_what_fails_at_every_size_is_said_before_anything_is_loaded(name, said):
+    with pytest.raises(RewardError, match=f"line .*: {said}"):
+        Composite({"mine": reward(name)}).try_out([])
+
+
 def test_a_try_leaves_the_random_state_and_what_may_be_of_its_size_alone():
-    Composite({"mine": reward("divides")}).try_out([])
+    Composite({"mine": reward("of_512_pixels")}).try_out([])
     Composite({"mine": reward("bright"), "api": reward("detached", differentiable=False)}).try_out(["a", "b", "c"])
     state = torch.get_rng_state()
     reward("draws").try_out("mine", [])

@@ -84,11 +84,11 @@ def test_a_slip_in_the_folders_name_makes_no_pairs(tmp_path):
     (tmp_path / "my_pairs" / "pairs.jsonl").write_text('{"prompt": "a", "winner": "x.png", "loser": "y.png"}\n')
     make = {"prompts": ["a"], "rewards": {"brightness": {}}}
 
-    def looked(name: str) -> int | None:
+    def looked(name: str):
         config = PreferencesConfig.model_validate({"pairs": str(tmp_path / name), "make": make})
         return Preferences(config, batch_size=2, seed=0).look()
 
-    assert looked("my_pairs") == 1 and looked("others") is None
+    assert len(looked("my_pairs")) == 1 and looked("others") is None
     with pytest.raises(UserError, match=r"my_pear: there is no such folder, and my_pairs beside it has pairs.jsonl"):
         looked("my_pear")
     (tmp_path / "my_pear").mkdir()
@@ -98,11 +98,14 @@ def test_a_slip_in_the_folders_name_makes_no_pairs(tmp_path):
 def test_a_plan_says_what_pairs_there_are_or_what_it_takes_to_make_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = dict(line.split(maxsplit=1) for line in plan(load_recipe("diffusion_dpo/shapes")).splitlines())
-    assert lines["data"].startswith("first draws and judges 2000 x 4 images, into runs/pairs/shapes: 48000 rows of ")
+    assert lines["data"].startswith(
+        "first draws 2000 x 4 images, judged by gold, into runs/pairs/shapes: 48000 rows of "
+    )
+    assert list(lines)[1] == "data", "what comes first stands first"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "pairs.jsonl").write_text('{"prompt": "a", "winner": "x.png", "loser": "y.png"}\n')
     said = plan(load_recipe("diffusion_dpo/shapes", ["data.pairs=mine", "data.make=null"]))
-    assert "1 pairs in mine, fewer than the 32 of an update, so that some come twice in one" in said
+    assert "1 pair in mine, 2 pictures missing, such as mine/x.png, fewer than the 32 of an update: each comes " in said
 
 
 def test_pick_a_pics_layout(tmp_path):

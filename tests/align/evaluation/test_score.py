@@ -365,3 +365,16 @@ def test_the_place_of_the_output_is_tried_before_any_scoring(folder, monkeypatch
     monkeypatch.setattr(scoring, "score", lambda *_, **__: pytest.fail("scored"))
     done = run(folder, "--reward", "brightness", "-o", folder / name)
     assert done.exit_code == 2 and said in done.stderr
+
+
+def test_the_sheet_of_a_path_is_no_picture_of_its_own(tmp_path):
+    for name in ("a.png", "a-path.png", "b-path.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    assert [Path(name).name for name in find_images([str(tmp_path / "*.png")])] == ["a.png", "b-path.png"]
+
+
+def test_a_long_name_keeps_its_number_and_its_end():
+    assert score_cli._short("reno/0003-a-red-circle-left-of-a-blue-square.png", 40, middle=True) == (
+        "reno/0003-a-red-circ...a-blue-square.png"
+    )
+    assert score_cli._short("a" * 50, 40) == "a" * 37 + "..." and score_cli._short("a.png", 40, middle=True) == "a.png"

@@ -1,5 +1,7 @@
 """Whether a recipe fits, and what is proposed where not: on a tiny model, with budgets taken from its own plan."""
 
+from types import SimpleNamespace
+
 import pytest
 from typer.testing import CliRunner
 
@@ -41,7 +43,7 @@ def test_the_cheapest_changes_that_fit_are_proposed_and_no_more(recipe):
         recipe, (whole - 1) / GIB, told.append, "align train x"
     )
     assert told[1].startswith("needs ") and "each a rehearsal, until it fits" in told[1], "before the changes are tried"
-    wanted = ["rehearses the recipe as it is", "rehearses the recipe with model.decode_chunk"]
+    wanted = ["rehearses the recipe as it is", "rehearses the recipe with model.decode_chunk=1"]
     assert [said for said in told if said.startswith("rehearses")] == wanted, (
         "each once: a rehearsal of a large model takes a minute"
     )
@@ -57,8 +59,25 @@ def test_where_weights_lie_changes_no_rehearsal(recipe, monkeypatch):
     monkeypatch.setattr("align.plan.propose.changes", lambda *_: tried)
     told: list[str] = []
     verdict(recipe, plain, 0.1, told.append)
-    assert told[0] == "rehearses the recipe with model.decode_chunk" and len(told) == 2, "and what it gave"
+    assert told[0] == "rehearses the recipe with model.decode_chunk=1" and len(told) == 2, "and what it gave"
     assert verdict(recipe, plain, 1000).startswith("yes")
+
+
+def test_what_helped_nothing_is_tried_again_when_another_phase_needs_most(recipe, monkeypatch):
+    """The first change alone lowers a phase that is not the largest: it counts once the second has lowered that."""
+    first, second = Change({"model.decode_chunk": 1}, "1"), Change({"train.micro_batch_size": 1}, "2")
+    totals = {"": 30, "1": 30, "2": 20, "21": 10}  # by the prices of what is taken
+    monkeypatch.setattr("align.plan.propose.changes", lambda *_: [first, second])
+    monkeypatch.setattr(
+        "align.plan.propose._needed",
+        lambda recipe, taken, rehearsed, say: (
+            rehearsed.setdefault("", None),
+            SimpleNamespace(total=totals["".join(change.price for change in taken)] * GIB),
+        )[1],
+    )
+    found = propose(recipe, 12)
+    assert found.fits and found.changes == (second, first)
+    assert not propose(recipe, 5).fits
 
 
 def test_what_fits_by_no_change_is_said(recipe, monkeypatch):

@@ -156,7 +156,7 @@ def test_a_run_that_has_ended_names_the_command_that_follows(tmp_path):
 
     assert last().endswith("my run/adapter"), "of a solver there is none to name"
     (run / "adapter" / adapter_file.FILE_NAME).touch()
-    assert last() == f"next:  align sample '{run}' \"a prompt\"   or   align evaluate '{run}' -n 32"
+    assert last() == f"next:  align sample '{run}' \"a prompt\"   # or: align evaluate '{run}' -n 32"
     (run / "adapter" / soft_prompt.FILE_NAME).touch()
     assert last() == f"next:  align sample '{run}' \"a prompt with its word\""
 
