@@ -15,8 +15,9 @@ from align.plan.budget import CONTEXT, GIB, SLACK, Budget, budget, hours
 from align.plan.networks import model_of
 from align.plan.rehearsal import Rehearsal, plain_dtypes, rehearse, way_back
 from align.policy.roles import Calls
-from align.registry import DATA, EMBEDDED, build, called
+from align.registry import DATA, EMBEDDED, REWARDS, build, called
 from align.sampling.levers import described, savings
+from rewards._base import Reward
 from rewards._numerals import counted
 
 LOOKED_AT = 10_000  # rows whose pictures a plan looks for
@@ -25,12 +26,17 @@ RATE = 80.0
 
 
 def plan(recipe: Recipe, *, gpu_memory: float | None = None, say: propose.Say = lambda text: None) -> str:
-    """The plan as text; no weights are read or downloaded. What training would refuse raises its UserError here.
+    """The plan as text; no weights are read or downloaded but by rewards of the user's own, which are tried as in
+    training. What training would refuse raises its error here.
 
     `gpu_memory` in GiB: planned for a GPU that has so much, whatever this machine has. Default: this machine's. `say`
     is told of each rehearsal of what it would take to fit.
     """
     lines = _intent(recipe)
+    rewards: Mapping[str, Any] = recipe.rewards
+    for label, config in rewards.items():
+        if REWARDS.get(config.name).try_out is not Reward.try_out:
+            build(REWARDS, config).try_out(label, [])
     if not str(getattr(recipe.model, "checkpoint", "")).startswith(EMBEDDED):
         say("rehearses an update without weights; of the largest models that takes a minute")
     gpu = gpu_memory is not None or torch.cuda.is_available()

@@ -200,4 +200,6 @@ def test_what_is_wrong_beside_the_model_is_said_before_it_loads(here, monkeypatc
     assert result.exit_code == 2, result.output
     said = {"function": "reward mean returned a scalar", "pairs": "pairs/pairs.jsonl: line 1 needs text"}
     assert said[kind] in result.stderr, result.stderr
+    planned = CliRunner().invoke(app, ["train", *(function if kind == "function" else pairs), "--dry-run"])
+    assert planned.exit_code == 2 and said[kind] in planned.stderr, "nor does a plan pass it over"
     assert not (here / "the_run").exists()
