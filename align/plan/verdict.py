@@ -33,7 +33,7 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None, say: propose.Say = 
     is told of each rehearsal of what it would take to fit.
     """
     lines = _intent(recipe)
-    rewards: Mapping[str, Any] = recipe.rewards
+    rewards: Any = recipe.rewards
     for label, config in rewards.items():
         if REWARDS.get(config.name).try_out is not Reward.try_out:
             build(REWARDS, config).try_out(label, [])
