@@ -33,7 +33,6 @@ class Read(NamedTuple):
     """{our name: where the picture is}."""
 
 
-TWICE = "of one picture twice"
 Found = Iterator[Pair | str]
 """Pairs, and in place of a row that is none the reason."""
 
@@ -67,8 +66,6 @@ def _pair(prompt: Any, sides: tuple[Picture | None, Picture | None], labels: tup
         return "without a picture"
     winner, loser = sides if first >= second else sides[::-1]
     assert winner is not None and loser is not None
-    if winner == loser:
-        return TWICE
     return Pair(prompt, winner, loser, tie=first == second)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.data._columns import IMAGES, KNOWN, Columns, cell, needed
-from align.data._judged import TWICE, Found, Pair, Read, judged
+from align.data._judged import Found, Pair, Read, judged
 from align.data._pictures import Picture, parquet, shards
 from align.errors import UserError
 from align.files.texts import Unreadable, json_lines, json_value, read_text
@@ -85,8 +85,7 @@ def _by_columns(path: Path) -> str:
 
 def _folder(path: Path) -> Found:
     file = path if path.suffix == ".jsonl" else path / FILE_NAME
-    found: list[Pair | str] = []
-    wrong = []
+    found, wrong = [], []
     for number, record in json_lines(read_text(file), str(file), EXAMPLE):
         said = record if isinstance(record, dict) else {}
         absent = [key for key in ("prompt", "winner", "loser") if not (isinstance(said.get(key), str) and said[key])]
@@ -97,7 +96,7 @@ def _folder(path: Path) -> Found:
             wrong.append(f"line {number} says tie: {tie!r}, must be true or false")
         else:
             winner, loser = (Picture(file.parent / said[key]) for key in ("winner", "loser"))
-            found.append(TWICE if winner == loser else Pair(said["prompt"], winner, loser, bool(tie)))
+            found.append(Pair(said["prompt"], winner, loser, bool(tie)))
     if wrong:
         more = f"; {len(wrong) - MANY} more lines" if len(wrong) > MANY else ""
         raise UserError(f"{file}: {'; '.join(wrong[:MANY])}{more}.")

@@ -199,11 +199,9 @@ def test_the_page_is_what_was_measured(tmp_path):
         told = {strength: {"pick": float(strength), "judge_graded": norm} for strength in ("0.5", "1")}
         (path.parent / "seed-11").mkdir(exist_ok=True)
         (path.parent / "seed-11" / "sweep.json").write_text(json.dumps(told))
-    (tmp_path / "runs" / "reno").mkdir()
-    (tmp_path / "runs" / "reno" / "table.md").write_text("| score | ReNO |\n")
     written = page.write(tmp_path / "runs", tmp_path / "results.md").read_text()
     assert "LV lower the variance holds here" in written and "grows with K does NOT hold here" in written
-    assert "at the strengths 0, 0.5, 1; they were trained at 1." in written and "| score | ReNO |" in written
+    assert "at the strengths 0, 0.5, 1; they were trained at 1." in written
     files = [tmp_path / "runs" / "draft-1" / f"seed-{s}" / "wall-clock.json" for s in (11, 12)]
     told = [json.loads(file.read_text())["scores"] for file in files]
     mean = (
@@ -245,3 +243,17 @@ def test_the_page_of_hacking_says_where_the_guard_stopped_and_what_was_lost_with
     assert "img/hacking-pick.svg" in written
     xml.dom.minidom.parse(str(tmp_path / "img" / "hacking-pick.svg"))
     assert hacking.write(tmp_path / "nothing", tmp_path / "hacking.md") is None
+
+
+def test_noise_optimisation_is_put_between_its_marks(tmp_path):
+    from scripts.comparison import reno
+
+    diary = tmp_path / "reno.md"
+    diary.write_text("# Diary\n<!-- written by compare.py -->\nold\n<!-- end -->\nhow it was found\n")
+    assert reno.write(tmp_path, diary) is None and "old" in diary.read_text()
+    (tmp_path / "reno").mkdir()
+    (tmp_path / "reno" / "table.md").write_text("| score | ReNO |\n")
+    assert reno.write(tmp_path, diary) == diary
+    text = diary.read_text()
+    assert "| score | ReNO |" in text and "old" not in text
+    assert text.startswith("# Diary") and text.endswith("how it was found\n")

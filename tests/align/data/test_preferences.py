@@ -71,14 +71,6 @@ def test_all_bad_lines_are_named_at_once(tmp_path):
         read_pairs(tmp_path)
 
 
-def test_one_picture_twice_is_no_pair(tmp_path):
-    lines = [{"prompt": "a", "winner": "x.png", "loser": loser} for loser in ("x.png", "y.png")]
-    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    left_out: Counter[str] = Counter()
-    assert [pair.loser.path.name for pair in read_pairs(tmp_path, left_out=left_out)] == ["y.png"]
-    assert left_out == {"of one picture twice": 1}
-
-
 def test_a_slip_in_the_folders_name_makes_no_pairs(tmp_path):
     (tmp_path / "my_pairs").mkdir()
     (tmp_path / "my_pairs" / "pairs.jsonl").write_text('{"prompt": "a", "winner": "x.png", "loser": "y.png"}\n')

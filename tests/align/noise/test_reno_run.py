@@ -234,9 +234,9 @@ def tmp_path_recipe(text, folder):
 
 def test_seeds_are_the_recipes_unless_said():
     said = {"objective.num_seeds": None}
-    assert assembled(None, None, ["a red cat"], None, None, None, said, None).objective.num_seeds == 4
+    assert assembled(None, None, ["a red star"], None, None, None, said, None).objective.num_seeds == 4
     said = {"objective.num_seeds": 2}
-    assert assembled(None, None, ["a red cat"], None, None, None, said, None).objective.num_seeds == 2
+    assert assembled(None, None, ["a red star"], None, None, None, said, None).objective.num_seeds == 2
 
 
 def test_settings_on_the_command_line():
