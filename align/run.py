@@ -162,7 +162,7 @@ class _Session:
         looked_at(batches, recipe)
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
         if rewards is not None:
-            rewards.try_out(prompts_of(batches))
+            rewards.try_out(prompts_of(batches), accelerator.device)
         self.say(f"loads {called(recipe.model)}")  # what takes longest comes after what is more often wrong
         policy = self._policy()
         model, adapter = policy.model, policy.adapter

@@ -38,7 +38,7 @@ class Reward(nn.Module):
             return super().__call__(images, prompts)
         return within_memory(self, super().__call__, images, prompts)
 
-    def try_out(self, label: str, prompts: Sequence[str]) -> None:
+    def try_out(self, label: str, prompts: Sequence[str], device: torch.device) -> None:
         """Raises RewardError where the contract is broken; only of rewards that are somebody's own."""
 
     def __setattr__(self, name: str, value: Any) -> None:

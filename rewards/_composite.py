@@ -80,12 +80,12 @@ class Composite(nn.Module):
             found[label] = reward, pixels
         return found
 
-    def try_out(self, prompts: Sequence[str]) -> None:
-        """Rewards that are somebody's own are asked once, so that a broken contract is a RewardError before a model is
-        loaded."""
+    def try_out(self, prompts: Sequence[str], device: torch.device) -> None:
+        """Rewards that are somebody's own are tried on `device`, so that a broken contract is a RewardError before a
+        model is loaded. `prompts`: those that they will score, as far as they are known."""
         rewards: Mapping[str, Any] = dict(self.rewards.items())
         for label, reward in rewards.items():
-            reward.try_out(label, prompts)
+            reward.try_out(label, prompts, device)
 
     def combine(self, terms: Mapping[str, Tensor]) -> Tensor:
         """{label: (B,)} -> sum_i w_i (r_i - m_i)/s_i, (B,)."""

@@ -94,9 +94,9 @@ class Python(Reward):
         except Exception as error:
             raise RewardError(self._told(error)) from error
 
-    def try_out(self, label: str, prompts: Sequence[str]) -> None:
-        """Scores two images of noise, together and alone. An error of the function itself may be of their size, and is
-        one where it comes at all of TRIED."""
+    def try_out(self, label: str, prompts: Sequence[str], device: torch.device) -> None:
+        """Scores two images of noise, together and alone. An error of the function itself may be of their size or of a
+        prompt that it does not know: it is one where it comes at all of TRIED, with prompts of the data."""
         try:
             inspect.signature(self.function).bind(None, None, **self.arguments)
         except TypeError as error:
@@ -105,21 +105,23 @@ class Python(Reward):
             ) from error
         except ValueError:  # of one that is not written in Python
             pass
-        device = next((p.device for p in self.parameters()), torch.device("cpu"))
-        words, errors = [*prompts[:2], *TRIED_BY][:2], []
-        with torch.enable_grad(), torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
-            for side in TRIED:
+        words, errors = ([*prompts[:2]] * 2 or [*TRIED_BY])[:2], []
+        gradient, remote = self.differentiable, self.config.timeout is not None
+        with torch.set_grad_enabled(gradient), torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+            for side in TRIED[:1] if remote else TRIED:
                 noise = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-                images = noise.to(device).requires_grad_()
+                images = noise.to(device).requires_grad_(gradient)
                 try:
                     scores = self(images, words)
                     break
                 except RewardError as error:
                     errors.append(error)
             else:
-                raise errors[0]
+                if prompts and not remote:
+                    raise errors[0]
+                return
             check_scores(scores, images, words, name=label, differentiable=self.differentiable)
-            if self.config.timeout is None:  # what goes over a network is not asked again and again
+            if not remote:  # what goes over a network is not asked again and again
                 self._alone(label, images, words, scores)
 
     def _alone(self, label: str, images: Tensor, words: Sequence[str], scores: Tensor) -> None:

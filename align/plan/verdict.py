@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from align.config import Recipe
+from align.data._base import prompts_of
 from align.data.prompts import load_prompts
 from align.errors import UserError
 from align.models._base import Dtypes
@@ -36,7 +37,9 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None, say: propose.Say = 
     rewards: Any = recipe.rewards
     for label, config in rewards.items():
         if REWARDS.get(config.name).try_out is not Reward.try_out:
-            build(REWARDS, config).try_out(label, [])
+            source = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=0)
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            build(REWARDS, config).to(device).try_out(label, prompts_of(source), device)
     if not str(getattr(recipe.model, "checkpoint", "")).startswith(EMBEDDED):
         say("rehearses an update without weights; of the largest models that takes a minute")
     gpu = gpu_memory is not None or torch.cuda.is_available()

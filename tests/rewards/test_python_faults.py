@@ -9,6 +9,7 @@ from rewards import Composite, RewardError
 from rewards.python import Python, PythonConfig
 
 IMAGES, PROMPTS = torch.rand(2, 3, 4, 4), ["a", "b"]
+CPU = torch.device("cpu")
 
 
 def divides(images, prompts):
@@ -103,7 +104,7 @@ BROKEN = {
 @pytest.mark.parametrize(("name", "said"), BROKEN.items())
 def test_a_broken_contract_is_seen_before_anything_is_loaded(name, said):
     with pytest.raises(RewardError, match=said):
-        Composite({"mine": reward(name)}).try_out(["a"])
+        Composite({"mine": reward(name)}).try_out(["a"], CPU)
 
 
 @pytest.mark.parametrize(
@@ -111,14 +112,14 @@ def test_a_broken_contract_is_seen_before_anything_is_loaded(name, said):
 )
 def test_what_fails_at_every_size_is_said_before_anything_is_loaded(name, said):
     with pytest.raises(RewardError, match=f"line .*: {said}"):
-        Composite({"mine": reward(name)}).try_out([])
+        Composite({"mine": reward(name)}).try_out(["a"], CPU)
 
 
 def test_a_try_leaves_the_random_state_and_what_may_be_of_its_size_alone():
-    Composite({"mine": reward("of_512_pixels")}).try_out([])
-    Composite({"mine": reward("bright"), "api": reward("detached", differentiable=False)}).try_out(["a", "b", "c"])
+    Composite({"mine": reward("of_512_pixels")}).try_out(["a"], CPU)
+    Composite({"mine": reward("bright"), "api": reward("detached", differentiable=False)}).try_out(["a", "b", "c"], CPU)
     state = torch.get_rng_state()
-    reward("draws").try_out("mine", [])
+    reward("draws").try_out("mine", [], CPU)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -126,3 +127,27 @@ def test_numpy_is_answered_with_what_to_do_and_not_with_a_detour():
     with pytest.raises(RewardError, match=r"line .*: numpy breaks the gradient. Stay in torch, or set differ"):
         reward("by_numpy")(IMAGES.clone().requires_grad_(), PROMPTS)
     assert reward("by_numpy", differentiable=False)(IMAGES, PROMPTS).shape == (2,)
+
+
+SEEN: list[int] = []
+
+
+def over_a_network(images, prompts):
+    SEEN.append(len(prompts))
+    raise ConnectionError("nobody answers")
+
+
+def looked_up(images, prompts):
+    return images.mean((1, 2, 3)) + torch.tensor([{"a known one": 1.0}[prompt] for prompt in prompts])
+
+
+def test_a_try_is_as_training_will_ask():
+    """Numpy where no gradient is asked for, prompts of the data alone, and once over a network."""
+    Composite({"mine": reward("by_numpy", differentiable=False)}).try_out(["a"], CPU)
+    Composite({"mine": reward("looked_up")}).try_out(["a known one"], CPU)
+    Composite({"mine": reward("looked_up")}).try_out([], CPU)
+    with pytest.raises(RewardError, match="KeyError"):
+        Composite({"mine": reward("looked_up")}).try_out(["another"], CPU)
+    SEEN.clear()
+    Composite({"mine": reward("over_a_network", timeout=20.0)}).try_out(["a"], CPU)
+    assert SEEN == [2]
