@@ -19,7 +19,7 @@ HALVED = {"24gb": 12.0, "16gb": 8.0, "8gb": 0.0}
 LIMIT = {"24gb": 15.0, "16gb": 11.0, "8gb": 4.5}
 """GiB of a network in NF4 beyond which there is no preset."""
 FEW = 1.0
-"""Billions of parameters below which two samples go through at once on 24 GB."""
+"""Billions of parameters below which two samples go through at once on 24 GB, and the autoencoder stays as it is."""
 
 
 def settings(tree: Mapping[str, Any], preset: str) -> dict[str, Any]:
@@ -35,10 +35,9 @@ def settings(tree: Mapping[str, Any], preset: str) -> dict[str, Any]:
     }
     if isinstance(tree.get("evaluate"), Mapping):
         found["evaluate.batch_size"] = 1
-    if preset == "24gb":
-        found["model.offload_text"] = True
-    else:
-        found |= {"model.text_on_cpu": True, "model.dtype.vae": "bf16"}
+    found["model.offload_text" if preset == "24gb" else "model.text_on_cpu"] = True
+    if preset != "24gb" or billions >= FEW:
+        found["model.dtype.vae"] = "bf16"
     if (method := _kept(billions, preset, checkpoint)) is not None:
         found["model.quantize"] = method
     return found

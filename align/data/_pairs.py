@@ -85,13 +85,16 @@ def _by_columns(path: Path) -> str:
 
 def _folder(path: Path) -> Found:
     file = path if path.suffix == ".jsonl" else path / FILE_NAME
-    found, wrong = [], []
-    for number, record in json_lines(read_text(file), str(file), EXAMPLE):
+    found: list[Pair] = []
+    wrong: list[str] = []
+    for number, record in json_lines(read_text(file), str(file), EXAMPLE, wrong):
         said = record if isinstance(record, dict) else {}
         absent = [key for key in ("prompt", "winner", "loser") if not (isinstance(said.get(key), str) and said[key])]
         tie = said.get("tie")
         if absent:
-            wrong.append(f"line {number} needs text under {', '.join(absent)}")
+            other = [key for key in said if key not in ("prompt", "winner", "loser", "tie")]
+            has = f" (it has {', '.join(other)})" if other else ""
+            wrong.append(f"line {number} needs text under {', '.join(absent)}{has}")
         elif not isinstance(tie, bool | None):
             wrong.append(f"line {number} says tie: {tie!r}, must be true or false")
         else:
@@ -99,7 +102,7 @@ def _folder(path: Path) -> Found:
             found.append(Pair(said["prompt"], winner, loser, bool(tie)))
     if wrong:
         more = f"; {len(wrong) - MANY} more lines" if len(wrong) > MANY else ""
-        raise UserError(f"{file}: {'; '.join(wrong[:MANY])}{more}.")
+        raise UserError(f"{file}: {'; '.join(wrong[:MANY])}{more}. Write one {EXAMPLE} a line.")
     yield from found
 
 

@@ -69,15 +69,17 @@ def lines(text: str, where: str) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def json_lines(text: str, where: str, example: str) -> Iterator[tuple[int, Any]]:
-    """(number, value) of JSON lines."""
+def json_lines(text: str, where: str, example: str, wrong: list[str] | None = None) -> Iterator[tuple[int, Any]]:
+    """(number, value) of JSON lines. Those that are none are put into `wrong`, where it is given, and passed over."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield number, json.loads(line, object_pairs_hook=_once)
             except ValueError as error:
-                said = getattr(error, "msg", error)
-                raise Unreadable(f"{where}: line {number} is not JSON ({said}). Write one {example} a line.") from None
+                said = f"line {number} is not JSON ({getattr(error, 'msg', error)})"
+                if wrong is None:
+                    raise Unreadable(f"{where}: {said}. Write one {example} a line.") from None
+                wrong.append(said)
 
 
 def json_value(text: str, where: str) -> Any:

@@ -63,9 +63,11 @@ def test_all_bad_lines_are_named_at_once(tmp_path):
     write_pairs(tmp_path, 1)
     with (tmp_path / "pairs.jsonl").open("a") as file:
         file.write('{"promt": "a", "winner": "x.png", "loser": "y.png"}\n[]\n')
-        file.write('{"prompt": "a", "winner": "x.png", "loser": "y.png", "tie": 1}\n' + "[]\n" * 4)
+        file.write('{"prompt": "a", "winner": "x.png", "loser": "y.png", "tie": 1}\n{"prompt": "a" x}\n')
+        file.write("[]\n" * 3)
     said = (
-        "line 2 needs text under prompt; line 3 needs .* winner, loser; line 4 says tie: 1, .*; line 6 .*; 2 more lines"
+        r"line 2 needs text under prompt \(it has promt\); line 3 needs .* winner, loser; line 4 says tie: 1, .*; "
+        r"line 5 is not JSON \(Expecting.*\); line 6 .*; 2 more lines\. Write one"
     )
     with pytest.raises(UserError, match=said):
         read_pairs(tmp_path)
