@@ -216,7 +216,7 @@ def _told(session: Any, output: Path, **options: Any) -> list[Any]:
         if session.accelerator.is_main_process:
             before, after = outcome.start["total"], outcome.best["total"]
             _say(
-                f"{output / outcome.file}  reward {before:.3f} -> {after:.3f} ({after - before:+.3f}), "
+                f"{output / outcome.file}  reward {before:.3f} -> {after:.3f} ({after - before:+z.3f}), "
                 f"{outcome.told()}, {outcome.seconds:.1f} s"
             )
     return outcomes

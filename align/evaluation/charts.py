@@ -34,7 +34,7 @@ def by_strength(series: Mapping[str, Sequence[tuple[float, Interval]]]) -> Marku
             xs, gains = zip(*points, strict=True)
             lows, highs = zip(*(gain.edges for gain in gains), strict=True)
             axes.fill([*xs, *reversed(xs)], [*highs, *reversed(lows)], color=colour(number), alpha=0.13, linewidth=0)
-            titles = [f"{x:g}: {gain.mean:+.4f} [{gain.within('+.4f')}]" for x, gain in points]
+            titles = [f"{x:g}: {gain.mean:+z.4f} [{gain.within('+z.4f')}]" for x, gain in points]
             line(axes, [(x, gain.mean) for x, gain in points], number, titles)
 
     return inline(build, list(series), x_label="strength", y_label="change")
@@ -51,7 +51,7 @@ def fidelity(marks: Sequence[Mark], *, x_label: str, y_label: str) -> Markup:
         for i, mark in enumerate(marks):
             axes.vlines(mark.cost, *mark.gain.edges, color=colour("muted"), alpha=0.5, linewidth=1)
             on = colour(0) if i in best else colour("muted")
-            title = f"{mark.title}: {mark.gain.mean:+.4f} at {mark.cost:.4f}"
+            title = f"{mark.title}: {mark.gain.mean:+z.4f} at {mark.cost:.4f}"
             dots(axes, [places[i]], [title], color=on if i in best else colour("card"), edgecolors=on, linewidths=1.5)
         axes.set_xlim(0.0, 1.05 * max(mark.cost for mark in marks) or 1.0)
         _label(axes, [marks[i] for i in best])

@@ -209,8 +209,8 @@ def lines(found: Evaluation) -> Iterator[str]:
         for label, gain in arm.scores.items():
             change = gain.difference
             yield (
-                f"  {label:<{width}}  {gain.before.mean:.4f} -> {gain.after.mean:.4f}  change {change.mean:+.4f} "
-                f"[{change.within('+.4f')}]  better on {100 * gain.win_rate:.0f} %"
+                f"  {label:<{width}}  {gain.before.mean:.4f} -> {gain.after.mean:.4f}  change {change.mean:+z.4f} "
+                f"[{change.within('+z.4f')}]  better on {100 * gain.win_rate:.0f} %"
             )
         aside = [f"change of the images {arm.change.mean:.4f}"]
         if arm.diversity is not None:

@@ -143,8 +143,8 @@ def lines(found: Examined) -> Iterator[str]:
         for row, gain in table.items():
             change = gain.difference
             yield (
-                f"  {row:<{width}}  {gain.before.mean:.4f} -> {gain.after.mean:.4f}  change {change.mean:+.4f} "
-                f"[{change.within('+.4f')}]"
+                f"  {row:<{width}}  {gain.before.mean:.4f} -> {gain.after.mean:.4f}  change {change.mean:+z.4f} "
+                f"[{change.within('+z.4f')}]"
             )
 
 

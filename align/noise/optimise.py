@@ -124,7 +124,7 @@ class Watch(Hook):
             return
         gain = best - self.noise.metrics()["first"]
         line = (
-            f"{self.title}reward {best:.3f}, gain {gain:+.3f}, iteration {state.step}/{self.num_iterations}, "
+            f"{self.title}reward {best:.3f}, gain {gain:+z.3f}, iteration {state.step}/{self.num_iterations}, "
             f"{left:.0f} s left"
         )
         if self.live:

@@ -75,7 +75,7 @@ def _scores(found: Summary) -> Iterator[dict[str, Any]]:
             "before": score.before.mean,
             "after": score.after.mean,
             "change": change.mean,
-            "within": change.within("+.4f", " to "),
+            "within": change.within("+z.4f", " to "),
             "bar": charts.interval(change.mean / unit, low / unit, high / unit, 1.0, sure=sure),
             "better": 100 * score.win_rate,
         }

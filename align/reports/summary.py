@@ -202,8 +202,8 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
     for label, score in summary.scores.items():
         change = score.difference
         yield (
-            f"{label:<16} {score.before.mean:.4f} -> {score.after.mean:.4f}  change {change.mean:+.4f} "
-            f"[{change.within('+.4f')}]  better on {100 * score.win_rate:.0f} %"
+            f"{label:<16} {score.before.mean:.4f} -> {score.after.mean:.4f}  change {change.mean:+z.4f} "
+            f"[{change.within('+z.4f')}]  better on {100 * score.win_rate:.0f} %"
         )
     if summary.report_seen:
         yield "give evaluate.prompts that are not trained on"
@@ -241,4 +241,4 @@ def _gain(found: Mapping[str, Any]) -> str:
     if not (gain := found.get("gain")):
         return ""
     word = "better than the base" if gain["better"] else "not surely better than the base"
-    return f": {word}, {gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}] of its standard deviations"
+    return f": {word}, {gain['mean']:+z.2f} [{gain['low']:+z.2f}, {gain['high']:+z.2f}] of its standard deviations"
