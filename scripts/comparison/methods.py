@@ -66,6 +66,7 @@ CURVES = {
 """Those whose learning is drawn: each as its recipe says."""
 PREFERENCES = {
     "diffusion-dpo": Method("diffusion_dpo/shapes"),
+    "inversion-dpo": Method("inversion_dpo/shapes", ("evaluate.sampling=null",)),
     "online-dpo": Method(
         "diffusion_dpo/shapes_online", ("rewards={gold: {}}", "data.temperature=0.15", "train.num_updates=100")
     ),
@@ -86,8 +87,11 @@ EACH = {
     "drtune": 5.5 + 3 * 2,
     "flowbp-sparse": 6 + 3 * 3,
     "leapalign": 6 + 2 * 3,
+    "alignprop": 6 + 3 * 2,
+    "refl": 5 + 2,
 }
-"""What one image costs in one update: six steps, then those that carry the gradient; drtune ends after 5 or 6."""
+"""What one image costs in one update: six steps, then those that carry the gradient; drtune ends after 5 or 6,
+alignprop has 1 to 5 that do, refl ends after 4, 5 or 6."""
 SIX = (
     "sampling.num_steps=6",
     "sampling.guidance_scale=1",
@@ -106,6 +110,8 @@ GRADIENTS = {
         ("drtune", "drtune/shapes", ("sampling.subset_k=3",)),
         ("flowbp-sparse", "flowbp/shapes", ()),
         ("leapalign", "leapalign/shapes", ()),
+        ("alignprop", "alignprop/shapes", ("sampling.min_k=1", "sampling.max_k=5")),
+        ("refl", "refl/shapes", ("objective.first=3",)),
     )
 }
 """Those that send a reward's gradient to few network calls, with as many calls each."""
