@@ -1,21 +1,14 @@
-"""Compares methods on the shapes world at equal cost, over several seeds, and writes docs/lab/results.md.
+"""Compares methods on the shapes world over several seeds, and writes docs/lab/results.md and the pages beside it.
 
-python scripts/compare.py run                        # all methods; goes on where it was ended
-python scripts/compare.py run draft-1 refl --seeds 11 --updates 20
-python scripts/compare.py run --add "spo-8=spo/shapes sampling.num_steps=8"
 python scripts/compare.py curves                     # methods by their own recipes, to their end
 python scripts/compare.py curves --of preferences    # those that learn from preferences
 python scripts/compare.py curves --of gradients      # gradients of rewards at equal network calls
-python scripts/compare.py sweep                      # then: variance, overoptimise, reno, ranks, guided, students,
-                                                     # aims, equal, draw
+python scripts/compare.py best                       # best of n, for the page of all of them
+python scripts/compare.py overoptimise               # then: reno, ranks, guided, students, aims, equal
 python scripts/compare.py guidance                   # ways of guidance and solvers at equal calls
 python scripts/compare.py levers                     # DRaFT with each lever for as many seconds
 python scripts/compare.py write                      # from what there is; of runs elsewhere the pages of sections
                                                      # (aims) and of rows (students, curves) keep what they say
-
-The budget is what the first method (draft-1) spends in its recipe's updates. Every method gets as many updates as it
-can do in the same wall-clock time, and as many as in the same number of forward-equivalents, whichever comes first is
-reported first, and the run then goes on to the other.
 """
 
 import subprocess
@@ -34,32 +27,6 @@ OUTPUT = ROOT / "outputs" / "compare"
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Output = Annotated[Path, typer.Option(help="Folder of the runs.")]
-
-
-@app.command()
-def run(
-    names: Annotated[list[str] | None, typer.Argument(help="Methods; default: all.")] = None,
-    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = SEEDS,
-    add: Annotated[list[str] | None, typer.Option(help='A method of a recipe: "NAME=RECIPE key=value ...".')] = None,
-    updates: Annotated[
-        int | None, typer.Option(help="The budget, as updates of draft-1; default: its recipe's.")
-    ] = None,
-    prompts: Annotated[int, typer.Option(help="Report prompts of each run.")] = 384,
-    output: Output = OUTPUT,
-) -> None:
-    """Train and measure what is missing."""
-    from scripts.comparison.measure import Bench
-    from scripts.comparison.methods import METHODS, parse
-
-    methods = METHODS | dict(parse(text) for text in add or ())
-    if unknown := set(names or ()) - methods.keys():
-        raise typer.BadParameter(f"{', '.join(unknown)}: known are {', '.join(methods)}.")
-    bench = Bench(output, num_prompts=prompts, updates=updates)
-    for name in names or methods:  # one after the other: whatever else the machine does meets them alike
-        bench.cost(name, methods[name])
-    for seed in map(int, seeds.split(",")):
-        for name in names or methods:
-            bench.measure(name, methods[name], seed)
 
 
 @app.command()
@@ -86,26 +53,12 @@ def curves(
 
 
 @app.command()
-def variance(output: Output = OUTPUT, batches: int = 16, rows: int = 16) -> None:
-    """Measure the norm and the variance of each gradient at the start of training."""
-    from scripts.comparison.measure import Bench
-    from scripts.comparison.methods import METHODS, OF_PAIRS, REWARD_GRADIENTS
+def best(output: Output = OUTPUT, seeds: str = "60,61,62", prompts: int = 512) -> None:
+    """Choose the best of n images by rewards, for the table beside what is trained."""
+    from scripts.comparison.best import measure
 
-    bench = Bench(output)
-    for name in (*REWARD_GRADIENTS, *OF_PAIRS):
-        bench.variance(name, METHODS[name], batches=batches, rows=rows)
-
-
-@app.command()
-def sweep(output: Output = OUTPUT, seeds: str = SEEDS, prompts: int = 384) -> None:
-    """Turn trained adapters up and down, and measure."""
-    from scripts.comparison.measure import Bench
-    from scripts.comparison.methods import FRONT, METHODS
-
-    bench = Bench(output, num_prompts=prompts)
     for seed in map(int, seeds.split(",")):
-        for name in FRONT:
-            bench.sweep(name, METHODS[name], seed)
+        measure(output, seed, prompts=prompts)
 
 
 @app.command()
@@ -228,28 +181,16 @@ def levers(
 
 
 @app.command()
-def draw(names: list[str], output: Output = OUTPUT, seed: int = 11, images: Path = ROOT / "docs" / "img") -> None:
-    """Draw the first report prompts before and after methods."""
-    from scripts.comparison.draw import draw as draw_sheet
-    from scripts.comparison.measure import Bench
-
-    for name in names:
-        if path := draw_sheet(Bench(output, num_prompts=16), name, seed, images):
-            typer.echo(path)
-
-
-@app.command()
 def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results.md") -> None:
     """Write the pages and their figures from what has been measured: results, learning curves, hacking."""
-    from scripts.comparison import aims_page, curves, equal, guidance, guided, hacking, levers, ranks, reno, students
-    from scripts.comparison.page import write as write_page
+    from scripts.comparison import aims_page, curves, equal, guidance, guided, hacking, levers, ranks, reno, results
+    from scripts.comparison import students as few
 
     makers = {
-        page.name: write_page,
         "hacking.md": hacking.write,
         "ranks.md": ranks.write,
         "reno.md": reno.write,
-        "students.md": students.write,
+        "students.md": few.write,
         "guidance.md": guidance.write,
         "levers.md": levers.write,
         "aims.md": aims_page.write,
@@ -257,9 +198,10 @@ def write(output: Output = OUTPUT, page: Path = ROOT / "docs" / "lab" / "results
     }
     below = {"preferences": guided.table}
     makers |= {f"{n}.md": partial(curves.write, chapter=c, more=below.get(n)) for n, c in curves.CHAPTERS.items()}
+    makers[page.name] = results.write  # from the chapters' pages
     written = [made for name, make in makers.items() if (made := make(output, page.with_name(name)))]
     if not written:
-        raise typer.BadParameter(f"{output} holds no measurements: python scripts/compare.py run")
+        raise typer.BadParameter(f"{output} holds no measurements: python scripts/compare.py curves")
     for made in written:
         typer.echo(made)
 

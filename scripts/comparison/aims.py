@@ -24,8 +24,8 @@ from align.shapes.judge import Reading, read
 from align.shapes.scene import COLOURS
 from align.training.evaluate import before_after
 from scripts.comparison.curves import Chapter, train
-from scripts.comparison.measure import _policy
 from scripts.comparison.methods import AIMS
+from scripts.comparison.parts import policy
 
 FOLDER, SHOWN, SHEET = "aims", "shown.json", "shown.png"
 PARTS = ("reference", "train")
@@ -98,7 +98,7 @@ def measure(output: Path, name: str, seed: int, *, prompts: int) -> None:
     if path.is_file() and sheet.is_file():
         return
     recipe = align.load_recipe(str(run.output / "recipe.yaml"), [f"adapter.init={run.output / 'adapter'}"])
-    painter = Painter(_policy(recipe, seed), recipe.sampling, Accelerator(cpu=True), seed=seed)
+    painter = Painter(policy(recipe, seed), recipe.sampling, Accelerator(cpu=True), seed=seed)
     aim, asked = OF[name], OF[name].prompts()
     first = [_read(painter, role, asked[:PICTURED]) for role in PARTS]
     told = [(torch.tensor([float(aim.met(one)) for one in readings]), pictures) for readings, pictures in first]

@@ -68,11 +68,11 @@ CHAPTERS = {
         PREFERENCES,
         """
 
-Learnt from images of the base model that were drawn beforehand, at no cost in these columns: diffusion-dpo, npo and, once
-they are inverted, inversion-dpo from pairs that gold's noisy voters ordered, kto and dro from thumbs of the strict judge. online-dpo draws its own images for
-gold's voters, with so many updates that it passes the network as often as diffusion-dpo and its pairs do; spo and
-tailorpo ask the embedded preference reward. npo's row is the base drawn against the negative, at guidance 2, and its
-*before* the base at guidance 2.""",
+Learnt from images of the base model that were drawn beforehand, at no cost in these columns: diffusion-dpo, npo and,
+once they are inverted, inversion-dpo from pairs that gold's noisy voters ordered, kto and dro from thumbs of the
+strict judge. online-dpo draws its own images for gold's voters, with so many updates that it passes the network as
+often as diffusion-dpo and its pairs do; spo and tailorpo ask the embedded preference reward. npo's row is the base
+drawn against the negative, at guidance 2, and its *before* the base at guidance 2.""",
     ),
     "gradients": Chapter(
         "gradients",

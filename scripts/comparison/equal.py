@@ -22,8 +22,8 @@ from align.policy.painter import Painter
 from align.registry import REWARDS, build
 from rewards import Composite
 from scripts.comparison.curves import over_seeds
-from scripts.comparison.measure import _policy, judges
 from scripts.comparison.methods import EQUAL
+from scripts.comparison.parts import judges, policy
 
 FOLDER, IMAGES, STOPS, FILE = "equal", 4, 5, "front.json"
 FIRST, OTHER = EQUAL
@@ -68,7 +68,7 @@ def _drawn(folder: Path, step: int, seed: int, count: int) -> Point:
     """The measures of the images that the adapter of an update draws; 0: the base."""
     changes = [f"adapter.init={at_step(folder, step)}"] if step else []
     recipe = align.load_recipe(str(folder / "recipe.yaml"), changes)
-    painter = Painter(_policy(recipe, seed), recipe.sampling, Accelerator(cpu=True), seed=seed)
+    painter = Painter(policy(recipe, seed), recipe.sampling, Accelerator(cpu=True), seed=seed)
     asked = [p for p in load_prompts("shapes:report", count=count, key="prompts") for _ in range(IMAGES)]
     images = torch.cat([
         painter.images("train", asked[i : i + 64], list(range(i, min(i + 64, len(asked)))), "equal")

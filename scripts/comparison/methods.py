@@ -1,60 +1,18 @@
-"""What is compared: a method is a recipe and changes to it, all for the same reward; what has another aim (unlearn,
-fairness, soft_prompt) is measured by its own recipe's report. Those of preferences read the pairs that `align pairs`
-(or their first run) has made, and spo-spm the preference model of spm/shapes."""
+"""What is compared: a method is a recipe and changes to it. Those of preferences read the pairs that `align pairs` (or
+their first run) has made."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Method:
-    """`trained` false: the best of n images by the recipe's rewards, n as large as the budget allows."""
+    """A recipe and changes to it."""
 
     recipe: str
     changes: tuple[str, ...] = ()
-    trained: bool = True
 
 
 PICK = "rewards={pick: {name: clip, model: embedded:shapes-pick, form: logit}}"
-ALIKE = (
-    "optim.lr=1e-3",
-    "optim.schedule=constant",
-    "train.batch_size=16",
-    "train.num_updates=60",
-    "sampling.num_steps=10",
-    PICK,
-)
-"""What the other recipes of reward gradients have, and draft/shapes has not: it was searched for more than they."""
-
-BY_GRADIENT = ("draft", "alignprop", "refl", "drtune", "adjusted_dft", "leapalign", "flowbp", "srpo")
-
-METHODS = {
-    "draft-1": Method("draft/shapes", (*ALIKE, "sampling.last_k=1")),
-    "draft-5": Method("draft/shapes", ALIKE),
-    "draft-full": Method("draft/shapes", (*ALIKE, "sampling.window=full")),
-    "draft-lv": Method("draft/shapes_lv"),
-    "alignprop-contiguous": Method("alignprop/shapes"),
-    "alignprop-bernoulli": Method("alignprop/shapes", ("objective.law=bernoulli",)),
-    "alignprop-normal": Method(
-        "alignprop/shapes", ("objective.law=normal", "sampling.normal_mean=8.4", "sampling.normal_std=1.0")
-    ),  # the 42 +- 5 of 50 steps, for 10
-    "refl": Method("refl/shapes"),
-    "drtune": Method("drtune/shapes"),
-    "adjusted-dft": Method("adjusted_dft/shapes"),
-    "leapalign": Method("leapalign/shapes"),
-    "flowbp-sparse": Method("flowbp/shapes"),
-    "flowbp-bridge": Method("flowbp/shapes", ("objective.form=bridge",)),
-    "flowbp-lagrange": Method("flowbp/shapes", ("objective.form=lagrange",)),
-    "adjoint-matching": Method(
-        "adjoint_matching/shapes", (PICK, "hooks.guard.rewards={clip: {model: embedded:shapes-clip}}")
-    ),
-    "srpo": Method("srpo/shapes", ("model.checkpoint=embedded:shapes-sd", "train.batch_size=16")),
-    "diffusion-dpo": Method("diffusion_dpo/shapes"),
-    "inversion-dpo-anchored": Method("inversion_dpo/shapes"),
-    "inversion-dpo-residual": Method("inversion_dpo/shapes_residual"),
-    "spo-tweedie": Method("spo/shapes"),
-    "spo-spm": Method("spo/shapes_spm", ("optim.schedule=constant",)),  # so the second column's run goes on the first's
-    "best-of-n": Method("draft/shapes", trained=False),
-}
 CURVES = {
     "nft": Method("nft/shapes"),
     "awm": Method("awm/shapes"),
@@ -191,28 +149,3 @@ HACKED = {
     ),
 }
 """Rewards that are climbed too far or for long; the guard holds another one out."""
-REWARD_GRADIENTS = [
-    name for name, method in METHODS.items() if method.trained and method.recipe.split("/")[0] in BY_GRADIENT
-]
-OF_PAIRS = ["diffusion-dpo", "inversion-dpo-anchored"]
-"""Those whose gradients are compared with each other: a random noise of each image, or the one it is inverted to."""
-FRONT = (
-    "draft-1",
-    "draft-5",
-    "alignprop-contiguous",
-    "refl",
-    "drtune",
-    "diffusion-dpo",
-    "inversion-dpo-anchored",
-    "spo-tweedie",
-)
-"""Those that are turned up and down, one or two of a kind: more lines would hide each other."""
-FIRST = "draft-1"
-"""Its recipe's updates are the budget."""
-
-
-def parse(text: str) -> tuple[str, Method]:
-    """ "NAME=RECIPE key=value ..." -> the method."""
-    name, _, rest = text.partition("=")
-    recipe, *changes = rest.split()
-    return name, Method(recipe, tuple(changes))

@@ -25,8 +25,8 @@ from align.training.evaluate import SCORES
 from scripts.comparison import kept
 from scripts.comparison.curves import LABELS, Chapter, ended, over_seeds, train
 from scripts.comparison.figures import lines
-from scripts.comparison.measure import composite
 from scripts.comparison.methods import STUDENTS
+from scripts.comparison.parts import composite
 
 FOLDER, BLUR = "students", "energy"
 JUDGED: Mapping[str, Mapping[str, Any]] = {label: {} for label in LABELS} | {

@@ -162,7 +162,7 @@ def test_links(page):
         "accelerate launch --nproc 2 -m align train draft/shapes",
         "ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 -m align train draft/shapes --resum auto",
         "python scripts/nothing.py",
-        "python scripts/compare.py run --sedes 1",
+        "python scripts/compare.py curves --sedes 1",
         "pip install 'diffalign[nothing]'",
         "rm -r runs",
     ],
