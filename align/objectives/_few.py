@@ -28,20 +28,14 @@ MARGIN = 0.01
 """How far below a step's own time the times end at which it is compared."""
 
 
-class FewStepConfig(ComponentConfig):
-    """The teacher's guidance, and how fake follows."""
+class StudentConfig(ComponentConfig):
+    """The teacher's guidance, and how the student may be drawn."""
 
     few_step: ClassVar[bool] = True
     rules: ClassVar[tuple[str, ...]] = ("ddim", "euler")
     """Step rules that its student may be drawn by."""
     guidance: float = Field(default=4.5, ge=0)
     """w of the teacher, in out_u + w (out_c - out_u); 1 is none. The student is drawn without guidance."""
-    fake_updates: int = Field(default=1, ge=1)
-    """Moves of fake in a round, before the student's."""
-    fake_rate: float = Field(default=5.0, gt=0)
-    """Its learning rate, in units of optim.lr."""
-    t_min: float = Field(default=0.02, gt=0, lt=1)
-    """The least time at which teacher and fake are compared."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         sampling = recipe.get("sampling")
@@ -64,6 +58,17 @@ class FewStepConfig(ComponentConfig):
             )
 
 
+class FewStepConfig(StudentConfig):
+    """How fake follows, and where it is compared."""
+
+    fake_updates: int = Field(default=1, ge=1)
+    """Moves of fake in a round, before the student's."""
+    fake_rate: float = Field(default=5.0, gt=0)
+    """Its learning rate, in units of optim.lr."""
+    t_min: float = Field(default=0.02, gt=0, lt=1)
+    """The least time at which teacher and fake are compared."""
+
+
 class Rows(NamedTuple):
     """Images at the step of the student that is looked at; times (B,) float64 on the CPU."""
 
@@ -80,12 +85,37 @@ class Rows(NamedTuple):
     """What each row's further draws depend on, beside the seed."""
 
 
-class FewStep:
-    """Base: rows of the student's own steps, the three roles' predictions, and fake's move."""
+class Student:
+    """Base: what the roles predict at given states."""
 
     def __init__(self, config: Any, parts: Parts):
         self.config, self.model, self.sampling = config, parts.model, parts.sampling
         self.rewards, self.seed = parts.rewards, parts.seed
+
+    def predicted(self, denoiser: Any, x: Tensor, t: Tensor, cond: Any) -> "Seen":
+        """One call at x (B, ...), t (B,); in the backward pass it is made again, where there is one."""
+        t_there = t.to(x.device)
+        recompute = self.sampling.checkpoint_steps and torch.is_grad_enabled()
+        out = call_with_graph(denoiser, x, t_there, cond) if recompute else denoiser(x, t_there, cond)
+        alpha, sigma = self.model.schedule(t)
+        x0, eps = split(out, x, alpha, sigma, self.model.kind)
+        return Seen(out, x0, eps)
+
+    def guided(self, policy: Policy, role: str, scale: float) -> Any:
+        """A role under guidance."""
+        denoiser = policy.role(role)
+        return cfg(denoiser, self.model.text.encode([""]), scale, rescale=getattr(denoiser, "rescale", None))
+
+    def grid_times(self) -> Tensor:
+        """(K + 1,) float64: the student's times, from noise to data."""
+        return self.sampling.grid(self.model).times
+
+
+class FewStep(Student):
+    """Base: rows of the student's own steps, and fake's move."""
+
+    def __init__(self, config: Any, parts: Parts):
+        super().__init__(config, parts)
         self.adapters: dict[str, Any] = {"fake": Trained(rate=config.fake_rate)}
         self._of_update: tuple[int, dict[Any, Rows]] = (-1, {})
 
@@ -139,24 +169,6 @@ class FewStep:
         uniform = [torch.rand((), generator=generator(self.seed, f"few/time/{stream}", k)) for k in rows.keys]
         eps = Rng(self.seed, rows.keys).normal(f"few/noise/{stream}", rows.x_t)
         return drawn_times(*self.times(rows), torch.stack(uniform)), eps
-
-    def predicted(self, denoiser: Any, x: Tensor, t: Tensor, cond: Any) -> "Seen":
-        """One call at x (B, ...), t (B,); in the backward pass it is made again, where there is one."""
-        t_there = t.to(x.device)
-        recompute = self.sampling.checkpoint_steps and torch.is_grad_enabled()
-        out = call_with_graph(denoiser, x, t_there, cond) if recompute else denoiser(x, t_there, cond)
-        alpha, sigma = self.model.schedule(t)
-        x0, eps = split(out, x, alpha, sigma, self.model.kind)
-        return Seen(out, x0, eps)
-
-    def guided(self, policy: Policy, role: str, scale: float) -> Any:
-        """A role under guidance."""
-        denoiser = policy.role(role)
-        return cfg(denoiser, self.model.text.encode([""]), scale, rescale=getattr(denoiser, "rescale", None))
-
-    def grid_times(self) -> Tensor:
-        """(K + 1,) float64: the student's times, from noise to data."""
-        return self.sampling.grid(self.model).times
 
 
 class Seen(NamedTuple):
