@@ -9,6 +9,7 @@ import typer
 from align.commands.fitting import family
 from align.errors import UserError
 from align.files.output import check_file, write
+from align.presets import NAMES, settings
 from align.registry import EMBEDDED, MODELS
 
 GOALS = {
@@ -91,6 +92,8 @@ def recipe(model: str, family_name: str, goal: str, gib: float) -> str:
     trained, held_out = _rewards(goal, embedded)
     world = "shapes" if embedded else "scenes"
     tight = gib <= TIGHT and not embedded
+    if tight:
+        settings({"model": {"checkpoint": model}}, _preset(gib))  # refused where it cannot fit
     held = "{" + held_out + "}"
     lines = [
         f"# DRaFT-1 on {model}: more of {GOALS.get(goal, goal)}, watched by what is not trained on",
@@ -98,7 +101,7 @@ def recipe(model: str, family_name: str, goal: str, gib: float) -> str:
         f"  name: {family_name}",
         f"  checkpoint: {model}",
         *([] if embedded else ["  dtype: {network: bf16, text: bf16, vae: bf16}   # what is frozen; LoRA is float32"]),
-        *(["  checkpoint_blocks: true   # less memory, more time; more still: quantize: nf4 (diffalign[bnb])"] * tight),
+        *([f"  preset: {_preset(gib)}   # memory before time; what stands beside it stays"] * tight),
         "objective: draft   # follows the reward's gradient through the last step; align components lists others",
         f"data: {{name: prompts, prompts: {world}:train}}   # or a file of yours: prompts.txt",
         "rewards: {" + trained + "}   # align rewards lists all, and how each is hacked",
@@ -118,6 +121,11 @@ def recipe(model: str, family_name: str, goal: str, gib: float) -> str:
         f"  rewards: {held}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _preset(gib: float) -> str:
+    """The largest that the GPU has; the smallest where it has less."""
+    return next((name for name in NAMES if float(name.removesuffix("gb")) <= gib), NAMES[-1])
 
 
 def _rewards(goal: str, embedded: bool) -> tuple[str, str]:

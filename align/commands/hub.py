@@ -31,6 +31,8 @@ def publish(
     files = publishing.compose(run, repo, licence=licence)
     for file in files:
         typer.echo(f"{len(file.content):>12,}  {file.name}")
+    if own := publishing.left_out(run):
+        typer.echo(f"not among them: {', '.join(own)}, which the recipe needs and the card names")
     if dry_run is not None:
         publishing.write(files, dry_run)
         typer.echo(f"not published; this is what would be: {dry_run}")

@@ -1,8 +1,9 @@
-"""Code of a user's own that a recipe names, path/to/file.py:name: where it is found, and the copy that a run keeps.
+"""A user's own code and prompts that a recipe names, path/to/file.py:name and `prompts: path/to/file.txt`: where they
+are found, and the copy that a run keeps.
 
 A path counts from the working folder. Where it leads to nothing there, it counts from the recipe's folder. A run keeps
 what its recipe names in its folder code/, and that goes before another file of the same path: a run that is opened from
-elsewhere, or later, means the code that it was trained with.
+elsewhere, or later, means the code and the prompts that it was trained with.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ from align.errors import UserError
 
 FOLDER, RECIPE = "code", "recipe.yaml"
 FORM = re.compile(r"([^\n]+\.py):([^\W\d]\w*)")
+PROMPTS, KINDS = "prompts", (".txt", ".jsonl", ".csv", ".tsv")
+"""The key that names a file of prompts, and its endings."""
 
 
 def located(tree: Any, recipe: Path) -> Any:
@@ -43,15 +46,15 @@ def named(tree: Any) -> Any:
 
 def digests(tree: Any) -> dict[str, str]:
     """{what `tree` names: a digest of the file} of all that is there."""
-    found = {text: Path(form[1]).expanduser() for text in _texts(tree) if (form := FORM.fullmatch(text))}
+    found = {text: path for text, path in _files(tree) if FORM.fullmatch(text)}
     return {t: hashlib.blake2b(p.read_bytes(), digest_size=8).hexdigest() for t, p in found.items() if p.is_file()}
 
 
 def keep(tree: Any, output: Path) -> None:
     """Copies what `tree` names into OUTPUT/code."""
-    for text in _texts(tree):
-        if (found := FORM.fullmatch(text)) and (source := Path(found[1]).expanduser()).is_file():
-            target = output / FOLDER / _within(Path(found[1]))
+    for _, source in _files(tree):
+        if source.is_file():
+            target = output / FOLDER / _within(source)
             if target.exists() and target.samefile(source):
                 continue
             try:
@@ -61,6 +64,11 @@ def keep(tree: Any, output: Path) -> None:
                 raise UserError(
                     f"{target}: cannot be written ({error.strerror}). Set output to another folder."
                 ) from None
+
+
+def own(tree: Any) -> list[str]:
+    """The names of all files that `tree` needs of its author's."""
+    return list(dict.fromkeys(path.name for _, path in _files(tree)))
 
 
 def _kept(path: Path) -> int | None:
@@ -78,22 +86,32 @@ def _within(path: Path) -> Path:
     return path
 
 
-def _mapped(tree: Any, place: Callable[[Path], Path]) -> Any:
+def _mapped(tree: Any, place: Callable[[Path], Path], key: str = "") -> Any:
     if isinstance(tree, dict):
-        return {key: _mapped(value, place) for key, value in tree.items()}
+        return {key: _mapped(value, place, key) for key, value in tree.items()}
     if isinstance(tree, list):
         return [_mapped(value, place) for value in tree]
-    found = FORM.fullmatch(tree) if isinstance(tree, str) else None
+    found = _named(tree, key) if isinstance(tree, str) else None
     if found is None:
         return tree
-    said = Path(found[1]).expanduser()
-    changed = place(said)
-    return tree if changed == said else f"{changed.as_posix()}:{found[2]}"
+    path, rest = found
+    changed = place(path)
+    return tree if changed == path else f"{changed.as_posix()}{rest}"
 
 
-def _texts(tree: Any) -> Iterator[str]:
+def _named(text: str, key: str) -> tuple[Path, str] | None:
+    """(path, what follows it) of a text that names a file of the user's."""
+    if found := FORM.fullmatch(text):
+        return Path(found[1]).expanduser(), f":{found[2]}"
+    if key == PROMPTS and "\n" not in text and text.lower().endswith(KINDS):
+        return Path(text).expanduser(), ""
+    return None
+
+
+def _files(tree: Any, key: str = "") -> Iterator[tuple[str, Path]]:
+    """(text, path) of all that `tree` names."""
     if isinstance(tree, dict | list):
-        for value in tree.values() if isinstance(tree, dict) else tree:
-            yield from _texts(value)
-    elif isinstance(tree, str):
-        yield tree
+        for name, value in tree.items() if isinstance(tree, dict) else (("", value) for value in tree):
+            yield from _files(value, name)
+    elif isinstance(tree, str) and (found := _named(tree, key)):
+        yield tree, found[0]

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from align.config import Recipe
 from align.figures import pages
+from align.files import code as files
 from align.files.output import write as write_file
 from align.models._network import is_file
 from align.models._pipeline import PipelineModel
@@ -85,6 +86,7 @@ def text(
         strength=recommended_strength(found),
         swept=swept,
         made=_made(recipe, found),
+        own=files.own(recipe.dump()),
     )
     return written.rstrip() + "\n"
 

@@ -13,6 +13,7 @@ import yaml
 
 from align.config import Recipe, load_recipe
 from align.errors import UserError
+from align.files import code
 from align.policy import adapter_file, soft_prompt
 from align.reports import summary
 from align.share import card
@@ -50,6 +51,11 @@ def compose(run: Path, repo: str, *, licence: str | None = None) -> list[File]:
         File(summary.FILE_NAME, hide(found.model_dump_json(indent=2) + "\n").encode()),
         *pictures,
     ]
+
+
+def left_out(run: Path) -> list[str]:
+    """The names of the author's own files that the run's recipe needs and that are not published."""
+    return code.own(load_recipe(run.expanduser() / adapter_file.RECIPE, on_disk=False).dump())
 
 
 def check_name(repo: str) -> None:

@@ -26,6 +26,9 @@ CALLS = {
     "soft_prompt/sd15": 1,
     "adjoint_matching/shapes": 4 + 8,
     "adjoint_matching/sd15": 4 + 5,
+    "ode_regression/shapes": 4,
+    "ode_regression/sd15": 4,
+    "ode_regression/sdxl": 4,
     "tdm/shapes": 2,
     "tdm/shapes_flow": 2,
     "tdm/sd15": 2,
@@ -42,7 +45,8 @@ CALLS = {
 }
 """Recipe -> network calls of a sample that carry gradient; guidance makes two rows of each, unless it acts in the
 rollouts alone. Adjoint matching's adjoint passes back through the base, from the image to the first trained step. A
-few-step student and what it learns with make one each; Diff-Instruct*'s score form passes guided reference and fake."""
+few-step student and what it learns with make one each, a regression one in each of the student's steps; Diff-
+Instruct*'s score form passes guided reference and fake."""
 FEW = {f"{name}/sd15": 8 for name in ("adjoint_matching", "adjusted_dft", "fairness", "unlearn")}
 """Recipe -> steps in place of its 21 to 50: each makes the same calls."""
 UNGUIDED = ("adjoint_matching", "unlearn")

@@ -14,7 +14,18 @@ from align.plan import rehearse
 from align.share import card
 from align.share.stock import Stock, stock
 
-OWN = ("diffusion_dpo", "npo", "inversion_dpo", "kto", "dro", "unlearn", "tdm", "tdm_r1", "diff_instruct")
+OWN = (
+    "diffusion_dpo",
+    "npo",
+    "inversion_dpo",
+    "kto",
+    "dro",
+    "unlearn",
+    "tdm",
+    "tdm_r1",
+    "diff_instruct",
+    "ode_regression",
+)
 """Methods that do not sample in training by the recipe's block, or have a teacher's guidance of their own."""
 DRAWN = ("awm", "dgpo", "nft")
 """Train without guidance on what `rollout` has drawn before."""

@@ -48,6 +48,16 @@ def test_a_recipe_is_written_for_every_published_checkpoint(tmp_path, name, chec
     loaded = load_recipe(tmp_path / "mine.yaml")
     assert loaded.train.micro_batch_size == 1 and loaded.model.checkpoint_blocks  # type: ignore[attr-defined]
     assert set(loaded.rewards) & set(loaded.hooks["guard"].rewards) == set()  # type: ignore[attr-defined]
+    assert loaded.model.text_on_cpu, "as the preset of 16 GB has it"  # type: ignore[attr-defined]
+
+
+def test_what_was_answered_is_what_the_recipe_is_made_for(tmp_path):
+    (tmp_path / "mine.yaml").write_text(recipe("black-forest-labs/FLUX.1-dev", "flux", "people", 24))
+    loaded = load_recipe(tmp_path / "mine.yaml")
+    assert loaded.model.quantize == "int8" and loaded.model.offload_text  # type: ignore[attr-defined]
+    assert all(reward.offload for reward in loaded.rewards.values())  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"model\.preset=8gb: .* does not fit"):
+        recipe("black-forest-labs/FLUX.1-dev", "flux", "people", 10)
 
 
 @pytest.mark.parametrize("goal", [*GOALS, "mine.py:warmth"])

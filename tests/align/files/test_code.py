@@ -87,3 +87,24 @@ def test_files_of_one_name_in_two_folders_are_two_files(tmp_path, monkeypatch):
     found = code.located(tree, Path("run/recipe.yaml"))["rewards"]
     assert [Path(one.partition(":")[0]).read_text() for one in found] == list(places.values())
     assert code.named(found) == code.named(tree["rewards"])
+
+
+def test_prompts_of_ones_own_go_with_the_run(tmp_path, monkeypatch):
+    """Found from elsewhere, named as they were where they are there, and no other text under another key is taken."""
+    (home := tmp_path / "home").mkdir()
+    (home / "mine.txt").write_text("a red circle\na blue star\n")
+    monkeypatch.chdir(home)
+    hooks = {"samples": {"prompts": "mine.txt", "every": 1}}
+    tree = {**TREE, "rewards": {"eye": {}}, "data": {"name": "prompts", "prompts": "mine.txt"}, "hooks": hooks}
+    recipe = load_recipe({**tree, "output": "runs/a"})
+    code.keep(recipe.dump(), Path("runs/a"))
+    (home / "runs/a/recipe.yaml").write_text(recipe.yaml())
+    assert (home / "runs/a/code/mine.txt").read_text() == "a red circle\na blue star\n"
+    assert load_recipe("runs/a").data.prompts == "mine.txt" and code.own(recipe.dump()) == ["mine.txt"]
+    (home / "mine.txt").unlink()
+    kept = load_recipe("runs/a")
+    assert kept.data.prompts == kept.hooks["samples"].prompts == "runs/a/code/mine.txt"
+    assert code.told(kept.dump())["data"]["prompts"] == "mine.txt"
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("home/runs/a").data.prompts == "home/runs/a/code/mine.txt"
+    assert code.own({"prompts": "shapes:train", "pairs": "pairs.jsonl", "text": "a.txt"}) == []
