@@ -44,6 +44,8 @@ def find(name: str | Path) -> Path:
     if not close and path.parent.is_dir():  # mine.yml for mine.yaml
         beside = {file.stem: str(file) for file in path.parent.glob("*.yaml")}
         close = [beside[stem] for stem in difflib.get_close_matches(path.stem, beside, n=1)]
+    if path.is_dir():
+        raise UserError(f'recipe "{name}": is a folder without a {RECIPE}. Name a recipe, its file, or a run.')
     hint = f' Did you mean "{close[0]}"?' if close else ""
     raise UserError(f'recipe "{name}": there is no such file, run or recipe.{hint} `align recipes` lists them.')
 

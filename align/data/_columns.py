@@ -78,7 +78,7 @@ def problem(kind: str, columns: Columns) -> str | None:
         return f"{unknown[0]} is nothing that {kind} have. Known here: {', '.join(sorted(names))}."
     if form(kind, columns) is None:
         needs = ", or ".join(", ".join(each) for each in FORMS[kind])
-        return f"says where {', '.join(sorted(columns)) or 'nothing'} is, and {kind} need {needs}. Add what is missing."
+        return f"names {', '.join(sorted(columns)) or 'nothing'}, and {kind} need {needs}. Add what is missing."
     return None
 
 

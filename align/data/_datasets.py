@@ -127,7 +127,7 @@ def _commit(repo: str, revision: str | None) -> str:
             return last.read_text(encoding="utf-8").strip()
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"data: the dataset {repo} cannot be had from the Hub: {reason} Check its name and the network, log in "
+            f"data: the dataset {repo} cannot be had from the Hub ({reason}). Check its name and the network, log in "
             "(`hf auth login`, or HF_TOKEN) if it is gated, or give a folder with a copy."
         ) from None
 

@@ -22,7 +22,8 @@ GOLD = "gold"  # the reward that knows the truth, where there is one
 def write(output: Path) -> Path:
     """Writes OUTPUT/report.html from the files of a finished run, and returns its path."""
     if not (output / summary.FILE_NAME).is_file():
-        raise UserError(f"{output} holds no {summary.FILE_NAME}: the run is not finished. Go on with align train.")
+        begun = "the run is not finished. Go on with align train." if any(output.glob("*.yaml")) else "it is no run's."
+        raise UserError(f"{output} holds no {summary.FILE_NAME}: {begun}")
     found, records = summary.read(output), metrics.read(output / metrics.FILE_NAME)
     told, marks = _told(output), _marks(found)
     text = pages.page(

@@ -142,6 +142,9 @@ def test_a_guard_that_has_looked_three_times_raises_no_alarm_by_its_axes():
 
 
 def test_an_unfinished_run_has_no_report(tmp_path):
+    with pytest.raises(UserError, match=r"holds no summary.json: it is no run's"):
+        report.write(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("")
     with pytest.raises(UserError, match=r"holds no summary.json: the run is not finished"):
         report.write(tmp_path)
 
