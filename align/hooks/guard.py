@@ -92,8 +92,6 @@ class Guard(Hook):
         self.rewards = around.build_rewards(config.rewards)
         asked = DriftConfig(prompts=prompts, num_prompts=config.drift or 1, every=config.every)
         self.drift = Drift(asked, around) if config.drift else None
-        if not config.sweep:
-            self.last = ""
         self.base: Base = {}
         self.best: Measurement | None = None
         """The one with the highest score of those without alarm, or that of the base."""
