@@ -106,17 +106,10 @@ class Student:
     start: str = ""
 
 
-EVERY_LAYER = (
-    "adapter.rank=32",
-    r"adapter.targets=.*(to_[qkv]|to_out\.0|proj_in|proj_out|net\.0\.proj|net\.2|time_emb_proj|linear_[12]"
-    "|conv(1|2|_in|_out|_shortcut)?)",
-    "optim.lr=1e-3",
-)
-"""What ode_regression/shapes trains, for those that go on from it."""
 STUDENTS = {
     "tdm-4": Student(Method("tdm/shapes")),
     "ode-4": Student(Method("ode_regression/shapes")),
-    "tdm-4-ode": Student(Method("tdm/shapes", EVERY_LAYER), "ode-4"),
+    "tdm-4-ode": Student(Method("tdm/shapes_ode"), "ode-4"),
     "tdm-4-lcm": Student(Method("tdm/shapes", ("sampling.step_rule=lcm", "sampling.spacing=null"))),
     "tdm-2": Student(Method("tdm/shapes", ("sampling.num_steps=2",))),
     "tdm-4-flow": Student(Method("tdm/shapes_flow")),

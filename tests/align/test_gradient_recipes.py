@@ -31,6 +31,7 @@ CALLS = {
     "ode_regression/sdxl": 4,
     "tdm/shapes": 2,
     "tdm/shapes_flow": 2,
+    "tdm/shapes_ode": 2,
     "tdm/sd15": 2,
     "tdm/sdxl": 2,
     "tdm/sd35": 2,
