@@ -6,7 +6,7 @@ order of its own; which bucket serves an update is drawn by (seed, update), in p
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -117,6 +117,10 @@ class Stored:
         """ "" where a row is to be trained on, else the plural of what it is."""
         return ""
 
+    def notes(self, rows: Sequence[Any]) -> Iterator[str]:
+        """What else is to be said of them."""
+        yield from ()
+
     def verdict(self, row: Any) -> Any:
         """What beside the pictures' order says which is liked."""
         raise NotImplementedError
@@ -149,6 +153,8 @@ class Stored:
         around.say(f"data: {len(kept)} {self.noun}" + (f", left out: {', '.join(reasons)}" if reasons else ""))
         if refused:
             around.say(f"  such as {'; '.join(examples)}")
+        for note in self.notes([rows[i] for i in kept]):
+            around.say(note)
         if not kept:
             raise UserError(f"{named}: none of its {len(rows)} {self.noun} can be used.")
         self.rows, streams = rows, {}

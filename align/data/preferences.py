@@ -20,6 +20,7 @@ from align.data._streams import Streams
 from align.data._views import ViewConfig
 from align.data._workplace import Workplace
 from align.models._base import Posterior
+from rewards._numerals import counted
 
 
 class PreferencesConfig(DatasetConfig):
@@ -115,6 +116,12 @@ class Preferences(Stored):
         if layout == "pickapic" and (line := shards_said(self.folder)):
             around.say(line)
         return pairs
+
+    def notes(self, rows: Sequence[Pair]) -> Iterator[str]:
+        same = [n for n, row in enumerate(rows, 1) if row.winner == row.loser]
+        if same:
+            named = f"{counted(len(same), 'pair')} of one picture twice, the first {same[0]} of {len(rows)}"
+            yield f"  {named}: nothing is to be learnt from {'it' if len(same) == 1 else 'them'}"
 
     def usable(self, row: Pair) -> str:
         return "ties" if row.tie and self.config.ties == "drop" else ""

@@ -9,7 +9,7 @@ from align.evaluation.benchmarks import Item
 from align.evaluation.charts import Mark, by_strength, fidelity
 from align.evaluation.files import Folder
 from align.evaluation.grid import grid
-from align.evaluation.results import ArmResult, Evaluation, Measured
+from align.evaluation.results import ArmResult, Evaluation, Measured, seen
 from align.evaluation.statistics import Gain
 from align.figures import charts, pages
 from align.figures.statistics import LEAST, Interval, survivors
@@ -26,7 +26,7 @@ def page(found: Evaluation, measured: Sequence[Measured], items: Sequence[Item],
         "evaluation.html",
         found=found,
         title=_title(found),
-        kicker=f"{found.prompts} on {found.model}; {found.sampling}",
+        kicker="; ".join([f"{found.prompts} on {found.model}", found.sampling, *seen(found)]),
         facts={
             "prompts": f"{found.num_prompts:,}",
             "images of each": str(found.num_images),

@@ -1,11 +1,13 @@
 """From what a command line names to what is drawn and judged: the recipe behind the arms, prompts, rewards, seed."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from align.config import Recipe, load_recipe
 from align.data._readable import readers, refuse
+from align.data.prompts import load_prompts
 from align.errors import UserError
 from align.evaluation.arms import BASE, Cast, cast
 from align.evaluation.benchmarks import Item
@@ -39,6 +41,8 @@ class Plan:
     """The labels among `rewards` that some arm maximises: its adapter's training, or its choice of noise."""
     exam: Examination | None = None
     """The benchmark whose questions are asked of the images; the first of `rewards` answers."""
+    seen: int = 0
+    """How many of `items` an adapter was trained on, by their words."""
 
 
 def plan(
@@ -103,7 +107,8 @@ def plan(
         questions, (label, judge) = [q.text for one in exam.asked for q in one.questions], next(iter(judges.items()))
         refuse(f"the prompts of {exam.name}", [item.prompt for item in items], scoring)
         refuse(f"the questions of {exam.name}", questions, readers({}, {label: judge}))
-        return Plan(loaded, chosen, exam.name, items, num_images, batch_size, judges, trained_on, exam)
+        seen = _seen(trainings[1:], items)
+        return Plan(loaded, chosen, exam.name, items, num_images, batch_size, judges, trained_on, exam, seen)
     report = loaded.evaluate
     source = prompts or (report.prompts if report else None)
     if source is None and str(getattr(loaded.model, "checkpoint", "")).startswith(EMBEDDED):
@@ -115,7 +120,23 @@ def plan(
     items = load(source, count)
     named = source if isinstance(source, str) else counted(len(source), "prompt of the recipe")
     refuse(f"--prompts {named}", [item.prompt for item in items], scoring)
-    return Plan(loaded, chosen, named, items, num_images, batch_size, judges, trained_on)
+    seen = _seen(trainings[1:], items)
+    return Plan(loaded, chosen, named, items, num_images, batch_size, judges, trained_on, seen=seen)
+
+
+def _seen(trainings: Sequence[Recipe], items: Sequence[Item]) -> int:
+    """How many of the prompts the trainings had, as far as their recipes name them and they are there."""
+    known: set[str] = set()
+    for training in trainings:
+        data: Any = training.data
+        if (named := getattr(data, "prompts", None)) is not None:
+            with suppress(UserError):
+                known |= {*map(_words, load_prompts(named, count=getattr(data, "count", None), key="data.prompts"))}
+    return sum(_words(item.prompt) in known for item in items)
+
+
+def _words(prompt: str) -> str:
+    return " ".join(prompt.split()).casefold()
 
 
 def _shortened(exam: Examination, count: int | None) -> Examination:

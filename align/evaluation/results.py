@@ -78,6 +78,8 @@ class Evaluation(Known):
     """{category: prompts in it}; empty where the prompts have none."""
     trained_on: list[str]
     """The labels that training, or the choice of noise, has maximised."""
+    seen: int = 0
+    """How many of the prompts an adapter was trained on: with any, the scores of the others alone are held out."""
     baseline: Baseline
     arms: list[ArmResult]
     benchmark: Examined | None = None
@@ -196,11 +198,20 @@ def read(text: str) -> Evaluation:
     return Evaluation.model_validate(json.loads(text))
 
 
+def seen(found: Evaluation) -> Iterator[str]:
+    """What is to be known of the prompts, where there is something."""
+    if found.seen:
+        are = "is" if found.seen == 1 else "are"
+        prompts = counted(found.num_prompts, "prompt")
+        yield f"{found.seen} of the {prompts} {are} among those that were trained on: no held-out scores"
+
+
 def lines(found: Evaluation) -> Iterator[str]:
     """What a user reads at the end."""
     width = max(map(len, found.baseline.scores))
     yield f"{counted(found.num_prompts, 'prompt')} of {found.prompts}, {counted(found.num_images, 'image')} each"
     yield f"{found.model}, {found.sampling}, seed {found.seed}"
+    yield from seen(found)
     yield f"{found.baseline.label}:"
     for label, mean in found.baseline.scores.items():
         yield f"  {label:<{width}}  {mean}"

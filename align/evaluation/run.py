@@ -221,6 +221,7 @@ class Session:
             num_images=plan.num_images,
             categories={name: len(rows) for name, rows in groups(plan.items).items()},
             trained_on=plan.trained_on,
+            seen=plan.seen,
             baseline=baseline(base, plan.items),
             arms=[against(base, one, plan.items) for one in others],
             benchmark=exam,

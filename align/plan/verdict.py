@@ -124,7 +124,8 @@ def _first(recipe: Recipe, found: Rehearsal) -> str:
         gone = [str(path) for path in sorted(files) if not path.exists()]
         missing = f", {counted(len(gone), 'picture')} missing, such as {gone[0]}" if gone else ""
         few = f", fewer than the {batch} of an update: each comes more than once in one" if len(rows) < batch else ""
-        return f"{counted(len(rows), source.noun.removesuffix('s'))} in {source.folder}{missing}{few}"
+        more = "".join(f", {note.strip()}" for note in source.notes(rows))
+        return f"{counted(len(rows), source.noun.removesuffix('s'))} in {source.folder}{missing}{few}{more}"
     if data.make is None:
         return ""
     prompts = len(load_prompts(data.make.prompts, count=data.make.num_prompts, key="data.make.prompts"))

@@ -338,3 +338,14 @@ def test_a_source_goes_on_where_it_was(policy, tmp_path):
         (b.rows, b.indices, b.step) for b in (next(rest) for _ in range(7))
     ]
     assert source.state_dict()["step"] == 12
+
+
+def test_pairs_of_one_picture_are_said(tmp_path):
+    from align.data._judged import Pair
+    from align.data._pictures import Picture
+
+    source = Preferences(PreferencesConfig(pairs=str(tmp_path)), batch_size=1, seed=0)
+    a, b = (Picture(tmp_path / name) for name in "ab")
+    assert not [*source.notes([Pair("x", a, b), Pair("x", b, a)])]
+    (note,) = source.notes([Pair("x", a, b), Pair("x", b, Picture(tmp_path / "b"))])
+    assert note == "  1 pair of one picture twice, the first 2 of 2: nothing is to be learnt from it"

@@ -80,3 +80,19 @@ def test_mistakes_are_said_in_a_line(tmp_path, monkeypatch, text, said):
     with pytest.raises(UserError, match=said) as caught:
         load(text)
     assert str(caught.value).startswith("--prompts") and "\n" not in str(caught.value)
+
+
+def test_prompts_of_the_training_are_counted_and_said(tmp_path):
+    from align.config import load_recipe
+    from align.evaluation import plan, results
+
+    (tmp_path / "mine.txt").write_text("a red circle\nA  blue STAR\n")
+    trained = load_recipe("draft/shapes", {"data": {"name": "prompts", "prompts": str(tmp_path / "mine.txt")}})
+    items = [Item(prompt) for prompt in ("a blue star", "a green square", "a red circle")]
+    assert plan._seen([trained], items) == 2 and plan._seen([], items) == 0
+    (tmp_path / "mine.txt").unlink()
+    assert plan._seen([trained], items) == 0, "as far as they are there"
+    told = {"num_prompts": 3, "seen": 2}
+    (line,) = results.seen(results.Evaluation.model_construct(**told))
+    assert line == "2 of the 3 prompts are among those that were trained on: no held-out scores"
+    assert not [*results.seen(results.Evaluation.model_construct(num_prompts=3, seen=0))]
