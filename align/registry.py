@@ -44,7 +44,8 @@ class Labelled:
     def named(self, value: Any) -> Any:
         """`value` with the name of each component filled in."""
         if not isinstance(value, Mapping):
-            raise ValueError(f"is {value!r}, must be a mapping, {{name: {{its settings}}}} of each; {{}} is none.")
+            way_out = "Write it as `name: {its settings}`, or {} for none."
+            raise ValueError(f"is {value!r}, must be a mapping of components. {way_out}")
         if isinstance(value.get("name"), str):
             raise ValueError(f"is one component, takes a key for each. Write `{value['name']}: {{...}}` inside it.")
         for label in value:

@@ -31,7 +31,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("wrong type", {"optim.lr": "fast"}, "optim.lr", "Set lr to a number"),
     ("wrong type", {"train.num_updates": 1.5}, "train.num_updates", "Set num_updates to a whole number"),
     ("wrong type", {"adapter": 8}, "adapter", "Set it to a mapping"),
-    ("wrong type", {"rewards": ["brightness"]}, "rewards", "Write it as `clip:"),
+    ("wrong type", {"rewards": ["brightness"]}, "rewards", "Write it as `name:"),
     ("wrong type", {"train.mixed_precision": "fp8"}, "train.mixed_precision", "one of 'no', 'fp16' or 'bf16'"),
     ("wrong type", {"adapter.targets": 3}, "adapter.targets", "Set targets to a list or text"),
     ("out of range", {"adapter.rank": 0}, "adapter.rank", "Set rank >= 1"),

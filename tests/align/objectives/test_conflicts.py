@@ -75,6 +75,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("soft_prompt", {"model.offload_text": True}, "model.offload_text", "is what is trained"),
     ("soft_prompt", {"objective.learn_from": "pictures"}, "objective.learn_from", "gives none"),
     ("solver", {"sampling.eta": 1.0}, "sampling", "must be plain ddim"),
+    ("ode_regression", {"sampling.guidance_scale": 2.0}, "sampling.guidance_scale", "is not 1"),
     ("solver", {"objective.teacher_steps": 4}, "objective.teacher_steps", "well above"),
     ("solver", {"objective.loss": "reward"}, "rewards", "maximises one"),
     ("solver", {"optim.weight_decay": 0.1}, "optim.weight_decay", "pulls the numbers"),
