@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 
 from align.errors import UserError
+from align.files.near import near
 
 _PACKAGE = Path(__file__).parent
 RECIPE = "recipe.yaml"  # in a run's folder
@@ -46,7 +47,8 @@ def find(name: str | Path) -> Path:
         close = [beside[stem] for stem in difflib.get_close_matches(path.stem, beside, n=1)]
     if path.is_dir():
         raise UserError(f'recipe "{name}": is a folder without a {RECIPE}. Name a recipe, its file, or a run.')
-    hint = f' Did you mean "{close[0]}"?' if close else ""
+    hint = near(path) if len(path.parts) > 1 else ""  # a run's folder
+    hint = hint or (f' Did you mean "{close[0]}"?' if close else "")
     raise UserError(f'recipe "{name}": there is no such file, run or recipe.{hint} `align recipes` lists them.')
 
 

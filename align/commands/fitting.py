@@ -32,9 +32,14 @@ def family(checkpoint: str) -> str:
     return next(name for name in MODELS.names() if MODELS.get(name) is found)
 
 
+def is_family(name: str) -> bool:
+    """Whether a family is called so, and no folder."""
+    return name in MODELS.names() and hasattr(MODELS.get(name), "published") and not Path(name).exists()
+
+
 def fitting(checkpoint: str) -> list[Fit]:
-    """The recipes of its family, those of the same checkpoint first."""
-    wanted, found = family(checkpoint), []
+    """The recipes of its family, or of the family so called, those of the same checkpoint first."""
+    wanted, found = checkpoint if is_family(checkpoint) else family(checkpoint), []
     for name, path in recipes.names().items():
         model = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("model")
         model = model if isinstance(model, dict) else {}

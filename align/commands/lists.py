@@ -13,10 +13,10 @@ from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
 
 
 def recipes(
-    model: Annotated[str | None, typer.Option(help="Only those for this checkpoint: a folder or a Hub id.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only those for this folder, Hub id or family.")] = None,
 ) -> None:
     """List the recipes that can be named."""
-    from align.commands.fitting import first_comment, fitting
+    from align.commands.fitting import first_comment, fitting, is_family
 
     if model is None:
         from align.recipes import names
@@ -27,7 +27,7 @@ def recipes(
     if not found:
         typer.echo(f"no recipe is made for the family of {model} yet: align init --model {model} writes one")
     _table({fit.name: fit.comment for fit in found})
-    if any(not fit.same for fit in found):
+    if not is_family(model) and any(not fit.same for fit in found):
         word = "the others take it" if any(fit.same for fit in found) else "they take it"
         typer.echo(f"{word} with model.checkpoint={model}")
 

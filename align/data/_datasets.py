@@ -31,6 +31,8 @@ DATASETS = Path("~/.cache/diffalign/datasets")
 NATIVE = {"pairs": "pairs.jsonl", "labels": "labels.jsonl", "captions": "captions.jsonl", "prompts": "prompts.jsonl"}
 LEFT_OUT = "left_out.json"
 FOREIGN = (".arrow", ".tar")
+ROWS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", *FOREIGN)
+"""Endings of a file of rows."""
 ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp"}
 
 
@@ -67,6 +69,15 @@ class DatasetConfig(ComponentConfig):
         """Whether the source is neither here nor on the Hub."""
         source = self.named
         return not Path(source).expanduser().exists() and not is_hub(source)
+
+    def to_make(self) -> Iterator[tuple[str, str]]:
+        """(key, what is wrong) where rows would be made in a folder that is called like a file that is not there."""
+        if self.is_missing() and Path(self.named).suffix in ROWS:
+            yield (
+                f".{self.source[0]}",
+                f"{self.named}: there is no such file, and data.make would make a folder of that name. Check the path, "
+                "or name a folder for what is to be made.",
+            )
 
     def asked(self) -> Iterator[tuple[str, str]]:
         """(key, what is wrong) with these settings."""

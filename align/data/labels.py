@@ -53,9 +53,11 @@ class LabelsConfig(DatasetConfig):
         if self.make is None and self.is_missing():
             yield (
                 ".labels",
-                f"{self.labels}: there is no such place. Check the path, or say under data.make what to make them of.",
+                f"{self.labels}: there is no such file or folder. Check the path, or say under data.make what to make "
+                "them of.",
             )
         if self.make is not None:
+            yield from self.to_make()
             yield from self.make.problems(".make")
         train = recipe.get("train")
         if self.good_share is not None and train is not None and self.good(train.batch_size) in (0, train.batch_size):

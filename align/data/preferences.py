@@ -53,9 +53,11 @@ class PreferencesConfig(DatasetConfig):
         if self.make is None and self.is_missing():
             yield (
                 ".pairs",
-                f"{self.pairs}: there is no such folder. Check the path, or say under data.make what to make them of.",
+                f"{self.pairs}: there is no such file or folder. Check the path, or say under data.make what to make "
+                "them of.",
             )
         if self.make is not None:
+            yield from self.to_make()
             yield from self.make.problems(".make")
 
 

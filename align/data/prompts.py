@@ -94,6 +94,11 @@ def load_prompts(source: list[str] | str, *, count: int | None = None, key: str)
         raise UserError(f"{key}: {problem}") from None
 
 
+def words(prompt: str) -> str:
+    """A prompt as it is compared with another: case and blanks say nothing."""
+    return " ".join(prompt.split()).casefold()
+
+
 def problems(
     source: list[str] | str, key: str, count: int | None = None, asked: Readers = ()
 ) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from align.config import Recipe, load_recipe
 from align.data._readable import readers, refuse
-from align.data.prompts import load_prompts
+from align.data.prompts import load_prompts, words
 from align.errors import UserError
 from align.evaluation.arms import BASE, Cast, cast
 from align.evaluation.benchmarks import Item
@@ -131,12 +131,8 @@ def _seen(trainings: Sequence[Recipe], items: Sequence[Item]) -> int:
         data: Any = training.data
         if (named := getattr(data, "prompts", None)) is not None:
             with suppress(UserError):
-                known |= {*map(_words, load_prompts(named, count=getattr(data, "count", None), key="data.prompts"))}
-    return sum(_words(item.prompt) in known for item in items)
-
-
-def _words(prompt: str) -> str:
-    return " ".join(prompt.split()).casefold()
+                known |= {*map(words, load_prompts(named, count=getattr(data, "count", None), key="data.prompts"))}
+    return sum(words(item.prompt) in known for item in items)
 
 
 def _shortened(exam: Examination, count: int | None) -> Examination:

@@ -63,7 +63,7 @@ class Hook:
 
     first: ClassVar[str] = ""
     """Said before `start` of a run that begins, where that takes a while."""
-    last: ClassVar[str] = ""
+    last: str = ""
     """Said before `conclude`, where that takes a while."""
 
     def start(self, state: State) -> None:

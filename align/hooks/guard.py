@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from align.data._readable import readers
-from align.data.prompts import load_prompts, problems
+from align.data.prompts import load_prompts, problems, words
 from align.hooks._base import Chosen, Hook, State, Surroundings
 from align.hooks._measured import Base, Measurement, measured
 from align.hooks._sweep import FEWEST, gain, recommended, standard_error
@@ -76,17 +76,17 @@ class Guard(Hook):
 
     Config = GuardConfig
     first = "guard: measures the base"
-    last = "guard: tries the adapter's strengths"
 
     def __init__(self, config: GuardConfig, around: Surroundings):
         self.config = config
         self.around = around
+        self.last = "guard: tries the adapter's strengths" if config.sweep else ""
         wanted = config.num_prompts + config.num_sweep_prompts
         loaded = load_prompts(config.prompts, count=wanted, key="hooks.guard.prompts")
         prompts, apart = loaded[: config.num_prompts], loaded[config.num_prompts :]
         self.prompts = [prompt for prompt in prompts for _ in range(config.num_seeds)]
-        chosen_on = {" ".join(prompt.split()).casefold() for prompt in prompts}
-        apart = [p for p in dict.fromkeys(apart) if " ".join(p.split()).casefold() not in chosen_on]
+        chosen_on = set(map(words, prompts))
+        apart = [p for p in dict.fromkeys(apart) if words(p) not in chosen_on]
         self.apart = [prompt for prompt in apart for _ in range(config.num_seeds)] if len(apart) >= FEWEST else []
         """What the sweep is judged on; none: nothing but strength 1 can be recommended."""
         self.rewards = around.build_rewards(config.rewards)

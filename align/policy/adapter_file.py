@@ -16,6 +16,7 @@ from torch import Tensor
 
 from align.errors import UserError
 from align.files import weights
+from align.files.near import near
 from align.files.output import write as write_file
 from align.files.texts import Unreadable, json_value, read_text
 from align.policy.adapter_state import read_state
@@ -71,14 +72,16 @@ def locate(source: Path) -> tuple[Path, Path | None]:
             f"{source}: there is no adapter: the run has not ended. Finish it with align train, or name its newest "
             f"checkpoint, {steps[-1]}."
         )
-    raise UserError(f"{source}: there is no adapter: {why}. Give the folder of a finished run, or of an adapter.")
+    raise UserError(
+        f"{source}: there is no adapter: {why}.{near(source)} Give the folder of a finished run, or of an adapter."
+    )
 
 
 def at_step(run: Path, step: int) -> Path:
     """The folder of the adapter after an update of a run: exported there (train.export_every), or in a checkpoint."""
     run, name = run.expanduser(), f"step-{step:06d}"
     if not run.is_dir():
-        raise UserError(f"{run}: there is no such folder. Give the folder of a run, whose update {step} you mean.")
+        raise UserError(f"{run}: there is no such folder.{near(run)} Name the run whose update {step} you mean.")
     for folder in STEPS:
         if (run / folder / name).is_dir():
             return run / folder / name

@@ -6,7 +6,6 @@ A weight of 0 leaves an adapter out; with all of them 0 the network is the base,
 the adapters add to the weights, not in what they make of the images: that is what a sweep is for.
 """
 
-import difflib
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from align.errors import UserError
+from align.files.near import near
 from align.policy import adapter_file, lora
 
 
@@ -38,12 +38,9 @@ def locate(source: str) -> Located:
         named = file.name in (adapter_file.FILE_NAME, adapter_file.STATE)
         return Located(str(file), recipe, _name(file.parent) if named else file.stem)
     if path.parent.is_dir():  # runs/typo, where there is a folder runs
-        beside = [f"{path.parent}/{folder.name}" for folder in path.parent.iterdir() if folder.is_dir()]
-        close = difflib.get_close_matches(source, beside, n=1)
-        meant = f" Did you mean {close[0]}?" if close else ""
         raise UserError(
-            f"{source}: there is no such folder in {path.parent}.{meant} Give the folder of a finished run, or of an "
-            "adapter."
+            f"{source}: there is no such folder in {path.parent}.{near(path)} Give the folder of a finished run, or of "
+            "an adapter."
         )
     return Located(source, None, source)
 

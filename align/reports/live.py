@@ -11,6 +11,7 @@ import yaml
 from align import recipes
 from align.errors import UserError
 from align.figures import pages
+from align.files.near import near
 from align.hooks import metrics
 from align.reports import curves, summary
 from align.reports.curves import Records
@@ -54,6 +55,8 @@ def look(run: str | Path) -> Live:
     """The run in a folder; a UserError says what is missing."""
     output = Path(run).expanduser()
     file = output / recipes.RECIPE
+    if not output.is_dir():
+        raise UserError(f"{run}: there is no such folder.{near(output)} Give the folder of a run.")
     if not file.is_file():
         raise UserError(f"{run}: there is no {recipes.RECIPE} in it: it is no run's folder, or the run has not begun.")
     text = file.read_text(encoding="utf-8")

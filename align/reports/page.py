@@ -8,6 +8,7 @@ from typing import Any
 from align.errors import UserError
 from align.figures import charts, pages
 from align.figures.statistics import survivors
+from align.files.near import near
 from align.files.output import write as write_file
 from align.hooks import metrics
 from align.reports import curves, summary
@@ -21,6 +22,8 @@ GOLD = "gold"  # the reward that knows the truth, where there is one
 
 def write(output: Path) -> Path:
     """Writes OUTPUT/report.html from the files of a finished run, and returns its path."""
+    if not output.is_dir():
+        raise UserError(f"{output}: there is no such folder.{near(output)} Give the folder of a finished run.")
     if not (output / summary.FILE_NAME).is_file():
         begun = "the run is not finished. Go on with align train." if any(output.glob("*.yaml")) else "it is no run's."
         raise UserError(f"{output} holds no {summary.FILE_NAME}: {begun}")
@@ -60,7 +63,8 @@ def _facts(found: Summary) -> dict[str, str]:
     }
     for conclusion in found.findings.values():
         if "recommended_strength" in conclusion:
-            facts["recommended strength"] = f"{conclusion['recommended_strength']:g}"
+            doubt = "" if conclusion.get("gain", {}).get("better", True) else ", not surely better than the base"
+            facts["recommended strength"] = f"{conclusion['recommended_strength']:g}{doubt}"
     return facts
 
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.config import Recipe
-from align.data.prompts import load_prompts
+from align.data.prompts import load_prompts, words
 from align.errors import UserError
 from align.figures.statistics import Comparison
 from align.files.output import write as write_file
@@ -152,8 +152,8 @@ def seen(recipe: Recipe, trained: Sequence[str]) -> dict[str, int]:
             chosen += load_prompts(source.prompts, count=number, key="hooks")
     report = load_prompts(recipe.evaluate.prompts, count=recipe.evaluate.num_prompts, key="evaluate.prompts")
     counts = {
-        how: sum(_words(prompt) in known for prompt in report)
-        for how, known in (("trained on", set(map(_words, trained))), ("chosen on", set(map(_words, chosen))))
+        how: sum(words(prompt) in known for prompt in report)
+        for how, known in (("trained on", set(map(words, trained))), ("chosen on", set(map(words, chosen))))
     }
     return {how: number for how, number in counts.items() if number}
 
@@ -172,11 +172,6 @@ def unmoved(summary: Summary) -> str:
         "not trained on: the adapter is that of update 0 and changes nothing. Train longer, lower the rate, add what "
         "the reward forgets, or take the last update with hooks.guard=false"
     )
-
-
-def _words(prompt: str) -> str:
-    """A prompt as it is compared: case and blanks say nothing."""
-    return " ".join(prompt.split()).casefold()
 
 
 def held_out(report_seen: Mapping[str, int]) -> str:

@@ -14,6 +14,7 @@ import yaml
 from align.config import Recipe, load_recipe
 from align.errors import UserError
 from align.files import code
+from align.files.near import near
 from align.policy import adapter_file, soft_prompt
 from align.reports import summary
 from align.share import card
@@ -37,7 +38,8 @@ def compose(run: Path, repo: str, *, licence: str | None = None) -> list[File]:
     check_name(repo)
     run = run.expanduser()
     if not (run / summary.FILE_NAME).is_file() or not (run / adapter_file.RECIPE).is_file():
-        raise UserError(f"{run}: no finished run is here (no {summary.FILE_NAME}). Finish it with align train.")
+        missing = f"no finished run is here (no {summary.FILE_NAME}).{near(run)}"
+        raise UserError(f"{run}: {missing} Finish it with align train.")
     tokens = soft_prompt.locate(run)
     weights = tokens or adapter_file.locate(run)[0]
     (soft_prompt if tokens else adapter_file).read(weights)  # whole, and in the format that the card promises

@@ -314,3 +314,37 @@ def test_an_interrupt_while_something_loads_is_a_word_and_no_traceback(monkeypat
     monkeypatch.setattr("align.config.load_recipe", stopped)
     result = CliRunner().invoke(app, ["train", "draft/shapes"])
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["report"],
+        ["watch"],
+        ["evaluate"],
+        ["sample", "{}", "x"],
+        ["publish", "{}", "--repo", "a/b"],
+        ["export", "{}", "-f", "kohya"],
+    ],
+)
+def test_a_slip_in_a_runs_name_is_answered_with_the_run(call, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "draft-shapes").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    words = [word.format("runs/draft-shape") for word in call]
+    done = CliRunner().invoke(app, words if len(words) > 1 else [*words, "runs/draft-shape"])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1
+    assert "Did you mean runs/draft-shapes?" in done.stderr
+
+
+def test_a_family_s_name_lists_its_recipes():
+    done = CliRunner().invoke(app, ["recipes", "--model", "sdxl"])
+    assert done.exit_code == 0 and "draft/sdxl_turbo" in done.stdout and "draft/sd15" not in done.stdout
+    assert "model.checkpoint=" not in done.stdout, "a family is no checkpoint"
+
+
+@pytest.mark.parametrize("setting", ["data.pairs", "data.labels"])
+def test_a_table_that_is_not_there_is_no_folder_to_make(setting, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = {"data.pairs": "diffusion_dpo/shapes", "data.labels": "kto/shapes"}[setting]
+    done = CliRunner().invoke(app, ["train", recipe, f"{setting}=mine.parquet", "--dry-run"])
+    assert done.exit_code == 2 and f"{setting}: mine.parquet: there is no such file" in done.stderr, done.output

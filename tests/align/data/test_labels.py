@@ -165,7 +165,7 @@ def test_damaged_ones_are_left_out_or_refused(policy, tmp_path):
 
 def test_what_cannot_work_is_refused(tmp_path):
     found = dict(LabelsConfig(labels=str(tmp_path / "none")).conflicts({}))
-    assert "there is no such place" in found[".labels"]
+    assert "there is no such file or folder" in found[".labels"]
     from align.training.trainer import TrainConfig
 
     config = LabelsConfig(labels=str(tmp_path), good_share=0.9)

@@ -145,7 +145,7 @@ def test_a_folder_of_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no pairs\.jsonl, no \.parquet file"):
         detect(tmp_path)
     ((key, said),) = PreferencesConfig(pairs=str(tmp_path / "absent")).conflicts({})
-    assert key == ".pairs" and "no such folder" in said
+    assert key == ".pairs" and "no such file or folder" in said
 
 
 # views

@@ -346,3 +346,7 @@ def test_every_recipe_that_differentiates_a_reward_is_guarded():
         and recipe.objective.name != "soft_prompt"  # a guard's prompts have no such word
     }
     assert len(guarded) >= 10 and [name for name, has_one in guarded.items() if not has_one] == []
+
+
+def test_an_empty_sweep_is_not_announced():
+    assert "strengths" in guard(Script()).last and guard(Script(), sweep=()).last == ""
