@@ -65,8 +65,17 @@ class FewStepConfig(StudentConfig):
     """Moves of fake in a round, before the student's."""
     fake_rate: float = Field(default=5.0, gt=0)
     """Its learning rate, in units of optim.lr."""
+    warmup: int = Field(default=0, ge=0)
+    """Updates before the student moves. For one that is trained already (adapter.init): fake begins as the base, and
+    until it knows what the student makes, its pull is none."""
     t_min: float = Field(default=0.02, gt=0, lt=1)
     """The least time at which teacher and fake are compared."""
+
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from super().conflicts(recipe)
+        train = recipe.get("train")
+        if train is not None and self.warmup >= train.num_updates:
+            yield ".warmup", f"is {self.warmup} of {train.num_updates} updates: the student never moves. Lower it."
 
 
 class Rows(NamedTuple):
@@ -121,7 +130,11 @@ class FewStep(Student):
 
     def moves(self, step: int) -> list[Move]:
         """fake as often as is said, then the student."""
-        return [*self.fakes(), Move("default", self.student)]
+        return [*self.fakes(), *self.own(step)]
+
+    def own(self, step: int) -> list[Move]:
+        """The student's move, once `warmup` is over."""
+        return [Move("default", self.student)] if step >= self.config.warmup else []
 
     def fakes(self) -> list[Move]:
         return [Move("fake", partial(self.fake, number=i)) for i in range(self.config.fake_updates)]

@@ -83,7 +83,7 @@ class TDMR1(FewStep):
 
     def moves(self, step: int) -> list[Move]:
         """fake, surrogate, student."""
-        return [*self.fakes(), Move("surrogate", self.surrogate), Move("default", self.student)]
+        return [*self.fakes(), Move("surrogate", self.surrogate), *self.own(step)]
 
     def student(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
         """Toward guidance, toward what wins, and back to the base's distribution."""

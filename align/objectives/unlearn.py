@@ -63,6 +63,9 @@ class UnlearnConfig(ComponentConfig):
         low, high = self.times
         if not 0 < low <= high < 1:
             yield ".times", f"are {[low, high]}. Set 0 < low <= high < 1."
+        train = recipe.get("train")
+        if self.target == "adversarial" and train is not None and self.warmup >= train.num_updates:
+            yield ".warmup", f"is {self.warmup} of {train.num_updates} updates: nothing is unlearnt. Lower it."
         prompts = getattr(recipe.get("data"), "prompts", None)
         if isinstance(prompts, list) and not any(self.replaced(prompt) for prompt in prompts):
             yield ".concepts", f"{', '.join(self.concepts)}: stands in none of data.prompts. Give prompts that have it."

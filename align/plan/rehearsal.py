@@ -107,7 +107,7 @@ def rehearse(
     with meter, fused_attention(meter), once.installed():
         if hasattr(objective, "rewards") and objective.rewards is not None:
             objective.rewards.meter = meter
-        for move in moves(objective, 0):
+        for move in moves(objective, recipe.train.num_updates - 1):  # the first ones may leave some out
             with alone(trained[move.trainable], trained.values()):
                 loss = move.objective(policy, batch)
                 with policy.backward():

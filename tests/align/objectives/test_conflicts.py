@@ -85,11 +85,13 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("tailorpo", {"data": PROMPTS}, "data", "makes no pairs of sampling steps"),
     ("tdm", {"sampling.guidance_scale": 2.0}, "sampling.guidance_scale", "is not 1"),
     ("tdm", {"sampling.eta": 1.0, "sampling.step_rule": "ddim"}, "sampling.step_rule", "one prediction"),
+    ("tdm", {"objective.warmup": 200, "train.num_updates": 200}, "objective.warmup", "never moves"),
     ("tdm_r1", LCM, "sampling.step_rule", "Use ddim, euler, at eta 0"),
     ("tdm_r1", {"data": PROMPTS}, "data", "makes no groups"),
     ("tdm_r1", {"data.num_prompts": 1000}, "data.num_prompts", "fake learns"),
     ("unlearn", {"objective.times": [0.9, 0.1]}, "objective.times", "0 < low <= high < 1"),
     ("unlearn", {"data.prompts": ["nothing of it"]}, "objective.concepts", "stands in none"),
+    ("unlearn", {"objective.target": "adversarial", "objective.warmup": 5000}, "objective.warmup", "is unlearnt"),
     ("unlearn", ONE | {"objective.target": "negative"}, "sampling.num_steps", "no state on the way"),
 ]
 """(the recipe NAME/shapes, changes, the key that is named, words of what is said)."""

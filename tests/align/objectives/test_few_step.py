@@ -7,6 +7,7 @@ from few_toys import SCHEDULES, World
 from align.data.prompts import PromptBatch
 from align.objectives.diff_instruct import DiffInstruct, DiffInstructConfig
 from align.objectives.tdm import TDM, TDMConfig
+from align.objectives.tdm_r1 import TDMR1
 from align.sampling import SamplingConfig
 from rewards import Composite
 from rewards._combine import CombineConfig
@@ -164,3 +165,14 @@ def test_what_cannot_work_is_refused():
             assert keys(config, sampling=SamplingConfig(num_steps=2, guidance_scale=1.0, **rule)) == wrong
     assert keys(DiffInstructConfig(t_min=0.995)) == {".t_min"}
     assert keys(DiffInstructConfig(), combine=CombineConfig(normalise="running")) == {"combine.normalise"}
+
+
+@pytest.mark.parametrize("kind", (*KINDS, TDMR1))
+def test_a_trained_student_waits_for_fake(kind):
+    def moved(step):
+        return [move.trainable for move in objective.moves(step)]
+
+    objective = object.__new__(kind)
+    objective.config, objective.surrogate = kind.Config(warmup=3, fake_updates=2), None
+    others = ["fake", "fake", "surrogate"] if kind is TDMR1 else ["fake", "fake"]
+    assert [moved(step) for step in (0, 2, 3)] == [others, others, [*others, "default"]]

@@ -159,6 +159,12 @@ def test_a_round_of_several_trainables_is_planned_trained_and_reported(folder, t
     assert sum(tensor.numel() for tensor in exported.values()) == plain.trainable
 
 
+def test_what_moves_later_is_planned_too():
+    """Unlike memory, rows are counted: of fake alone there would be fewer."""
+    plain, later = (rehearse(load_recipe("tdm/shapes", [f"objective.warmup={n}"])) for n in (0, 50))
+    assert (later.calls.forward, later.calls.backward) == (plain.calls.forward, plain.calls.backward)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
