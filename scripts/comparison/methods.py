@@ -114,6 +114,7 @@ STUDENTS = {
     "tdm-2": Student(Method("tdm/shapes", ("sampling.num_steps=2",))),
     "tdm-4-flow": Student(Method("tdm/shapes_flow")),
     "tdm_r1": Student(Method("tdm_r1/shapes"), "tdm-4"),
+    "tdm_r1-ode": Student(Method("tdm_r1/shapes_ode"), "tdm-4-ode"),
     "nft": Student(
         Method(
             "nft/shapes",
