@@ -1,5 +1,6 @@
 """Of which family a checkpoint is, and which recipes are made for that family."""
 
+import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,12 @@ def is_family(name: str) -> bool:
 
 def fitting(checkpoint: str) -> list[Fit]:
     """The recipes of its family, or of the family so called, those of the same checkpoint first."""
-    wanted, found = checkpoint if is_family(checkpoint) else family(checkpoint), []
+    try:
+        wanted = checkpoint if is_family(checkpoint) else family(checkpoint)
+    except UserError as error:
+        close = difflib.get_close_matches(checkpoint, MODELS.names(), n=1)
+        raise (UserError(f'{error} Did you mean the family "{close[0]}"?') if close else error) from None
+    found = []
     for name, path in recipes.names().items():
         model = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("model")
         model = model if isinstance(model, dict) else {}

@@ -25,6 +25,7 @@ def publish(
     ] = False,
 ) -> None:
     """Publish a run's adapter: card, weights, recipe, scores and pictures, and nothing else."""
+    from align.reports import summary
     from align.share import publish as publishing
     from align.share.upload import push
 
@@ -33,6 +34,8 @@ def publish(
         typer.echo(f"{len(file.content):>12,}  {file.name}")
     if own := publishing.left_out(run):
         typer.echo(f"not among them: {', '.join(own)}, which the recipe needs and the card names")
+    if why := summary.unmoved(summary.read(run.expanduser())):
+        typer.echo(f"note: {why}", err=True)
     if dry_run is not None:
         publishing.write(files, dry_run)
         typer.echo(f"not published; this is what would be: {dry_run}")

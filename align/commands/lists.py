@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +71,7 @@ def components(name: Annotated[str | None, typer.Argument(help="Show the setting
         _show(f"{name}: {(blocks[name].__doc__ or '').strip()}", blocks[name])
         return
     kinds = {"models": MODELS, "objectives": OBJECTIVES, "rewards": REWARDS, "data": DATA, "hooks": HOOKS}
-    _describe(kinds, name)
+    _describe(kinds, name, more=blocks)
 
 
 def schema(
@@ -94,17 +95,17 @@ def _table(rows: dict[str, str]) -> None:
         typer.echo(f"{name:<{width}}  {text}".rstrip())
 
 
-def _describe(kinds: dict[str, Registry], name: str | None) -> None:
+def _describe(kinds: dict[str, Registry], name: str | None, more: Iterable[str] = ()) -> None:
     if name is not None:
         for registry in kinds.values():
             if ":" in name or name in registry.names():
                 _settings(registry, name)
                 return
         known = [one for registry in kinds.values() for one in registry.names()]
-        if len(kinds) > 1 and (close := difflib.get_close_matches(name, known, n=1)):
-            raise UserError(
-                f'there is no component "{name}". Did you mean "{close[0]}"? `align components` lists them.'
-            )
+        if len(kinds) > 1:
+            close = difflib.get_close_matches(name, [*known, *more], n=1)
+            meant = f' Did you mean "{close[0]}"?' if close else ""
+            raise UserError(f'there is no component "{name}".{meant} `align components` lists them.')
         next(iter(kinds.values())).get(name)  # says what is known
     for kind, registry in kinds.items():
         if len(kinds) > 1:

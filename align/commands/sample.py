@@ -188,17 +188,21 @@ def _texts(prompts: Sequence[str]) -> list[str]:
     """The prompts; one that is plainly a file or a set stands for those in it."""
     from align.evaluation.prompts import load
 
-    return [text for said in prompts for text in ([i.prompt for i in load(said)] if names_a_source(said) else [said])]
+    return [
+        text
+        for said in prompts
+        for text in ([i.prompt for i in load(said, key="")] if names_a_source(said) else [said])
+    ]
 
 
 def _default(source: str, recipe: Recipe, adapter: Path | None, strength: float) -> Path:
-    """RUN/images/strength-1 of a run, samples/NAME of a recipe."""
+    """RUN/images/strength-1 of a run, samples/NAME of a recipe, samples/RUN of a run's adapter."""
     run = Path(source).expanduser()
     if run.is_dir() and (run / recipes.RECIPE).is_file():
         return run / "images" / f"strength-{strength:g}"
     if adapter is None:
         return Path("samples") / recipes.find(source).stem
-    return Path("samples") / (adapter.parent.name if adapter.name == adapter_file.STATE else adapter.stem)
+    return Path("samples") / (locate(source).name.replace(" ", "-") if run.exists() else adapter.stem)
 
 
 def _fingerprint(*told: Any) -> str:

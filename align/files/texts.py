@@ -108,6 +108,8 @@ def table(text: str, where: str, suffix: str, *, padded: bool = False) -> list[t
                 continue
             if header is None:
                 header = [cell.strip().lower() for cell in cells]
+                if len(header) == 1 and ";" in header[0] and delimiter == ",":
+                    raise Unreadable(f"{where}: its cells are parted by semicolons. Save it with commas between them.")
                 if twice := [name for name in header if name and header.count(name) > 1]:
                     raise Unreadable(f"{where}: the column {twice[0]} is there twice. Remove one.")
                 continue

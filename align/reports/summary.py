@@ -208,7 +208,8 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
         yield f"ended early: {summary.stopped}"
     for label, found in summary.findings.items():
         if "recommended_strength" in found:
-            yield f"{label} recommends the adapter at strength {found['recommended_strength']:g}{_gain(found)}"
+            word = "recommends" if found.get("gain", {}).get("better", True) else "leaves"
+            yield f"{label} {word} the adapter at strength {found['recommended_strength']:g}{_gain(found)}"
     if summary.scores:
         yield f"before and after  {output / PICTURE}"
     yield f"report  {output / 'report.html'}"

@@ -54,9 +54,11 @@ def find(
     found = meta(path)
     if changes := list(changed(found["recipe"], recipe)):
         listed = ", ".join(f"{key}: {old!r} -> {new!r}{_why(key, recipe)}" for key, old, new in changes)
+        how = "set another output, or start over with --resume never" if resume == "auto" else "or leave out --resume"
+        onward = f" A new run begins with its adapter by adapter.init={path}." if recipe.get("adapter") else ""
         raise UserError(
             f"{path} belongs to another recipe ({listed}), so going on from it would be neither run. Undo the change, "
-            "set another output, or start over with --resume never."
+            f"{how}.{onward}"
         )
     same_contents(path, found, contents or {})
     return path

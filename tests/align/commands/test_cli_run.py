@@ -98,6 +98,11 @@ def test_ctrl_c_saves_and_ends_with_130_and_the_same_command_goes_on(folder, tmp
 def test_another_recipe_in_the_same_folder_is_refused(folder):
     result = CliRunner().invoke(app, ["train", str(folder / "tiny.yaml"), "optim.lr=0.2"])
     assert result.exit_code == 2 and "optim.lr: 0.1 -> 0.2" in result.stderr and "--resume never" in result.stderr
+    there = str(folder / "run" / "checkpoints" / "step-000002")
+    assert f"begins with its adapter by adapter.init={there}" in result.stderr
+    call = ["train", str(folder / "tiny.yaml"), "optim.lr=0.2", f"output={folder / 'other'}", "--resume", there]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 2 and "or leave out --resume" in result.stderr and "set another" not in result.stderr
 
 
 def test_doctor():

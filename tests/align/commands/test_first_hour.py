@@ -348,3 +348,29 @@ def test_a_table_that_is_not_there_is_no_folder_to_make(setting, tmp_path, monke
     recipe = {"data.pairs": "diffusion_dpo/shapes", "data.labels": "kto/shapes"}[setting]
     done = CliRunner().invoke(app, ["train", recipe, f"{setting}=mine.parquet", "--dry-run"])
     assert done.exit_code == 2 and f"{setting}: mine.parquet: there is no such file" in done.stderr, done.output
+
+
+def test_a_slip_in_a_name_that_is_none_is_answered_with_the_name():
+    for call, meant in ((["recipes", "--model", "sd_xl"], "sdxl"), (["components", "adaptor"], "adapter")):
+        done = CliRunner().invoke(app, call)
+        assert done.exit_code == 2 and f'"{meant}"?' in done.stderr, done.stderr
+    done = CliRunner().invoke(app, ["components", "nothing like it"])
+    assert "there is no component" in done.stderr and "`align components` lists them" in done.stderr
+
+
+def test_a_file_of_prompts_to_draw_is_no_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["sample", "draft/shapes", "nofile.txt"])
+    assert done.exit_code == 2 and done.stderr.startswith("nofile.txt: cannot be read"), done.stderr
+
+
+def test_pictures_of_a_runs_adapter_are_called_as_the_run(tmp_path, monkeypatch):
+    from align.commands.sample import _default
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "second"):
+        file = tmp_path / "runs" / name / "adapter" / "pytorch_lora_weights.safetensors"
+        file.parent.mkdir(parents=True)
+        file.touch()
+        folder = _default(f"runs/{name}/adapter", None, file, 1.0)  # type: ignore[arg-type]
+        assert folder == Path("samples") / name

@@ -61,6 +61,7 @@ def test_cells_keep_their_newlines_and_quotes_belong_to_a_tsv():
         (".csv", "prompt,tag\na\nb,c\n", "line 2 has 1 cells and the header 2"),
         (".csv", 'prompt,tag\n"STOP" on a sign,y\n', "line 2 is no row of a table"),
         (".csv", 'prompt,tag\n"a,y\nb,z\n', "is no row of a table"),
+        (".csv", "Prompt;tag\nx;y\n", "parted by semicolons. Save it with commas"),
         (".csv", "prompt,Prompt \na,b\n", "the column prompt is there twice"),
         (".tsv", "prompt\ttag\na\tb\tc\n", "line 2 has 3 cells and the header 2. Put exactly one tab"),
     ],

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,15 @@ def test_the_dry_run_asks_nobody(hub, run, tmp_path, monkeypatch):
     publishing(run, "--dry-run", tmp_path / "look")
     assert not hub.calls
     assert "something already" in line(publishing(run, "--dry-run", tmp_path / "look", code=2))
+
+
+def test_an_adapter_that_changes_nothing_is_published_with_a_word(run, tmp_path):
+    assert "note:" not in publishing(run, "--dry-run", tmp_path / "sound").stderr
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    told = json.loads((copy / "summary.json").read_text())
+    (copy / "summary.json").write_text(json.dumps(told | {"chosen_update": 0}))
+    assert "is that of update 0 and changes nothing" in publishing(copy, "--dry-run", tmp_path / "look").stderr
 
 
 def test_no_folder_of_this_machine_is_published(run):
