@@ -41,6 +41,7 @@ CALLS = {
     "diff_instruct/sd15": 2 + 3,
     "diff_instruct/sdxl": 2 + 3,
     "tdm_r1/shapes": 3,
+    "tdm_r1/shapes_ode": 3,
     "tdm_r1/sd15": 3,
     "tdm_r1/sd35": 3,
 }
