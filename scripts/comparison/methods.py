@@ -106,6 +106,13 @@ class Student:
     start: str = ""
 
 
+RL_OF_STUDENTS = (
+    "rewards={judge: {}}",
+    "sampling={num_steps: 4, spacing: trailing, guidance_scale: 1}",
+    "train.num_updates=60",
+)
+EVERY_LAYER = r".*(to_[qkv]|to_out\.0|proj_in|proj_out|net\.0\.proj|net\.2|time_emb_proj|linear_[12]|conv(1|2|_in|_out|_shortcut)?)"
+"""As recipes/tdm/shapes_ode.yaml has them."""
 STUDENTS = {
     "tdm-4": Student(Method("tdm/shapes")),
     "ode-4": Student(Method("ode_regression/shapes")),
@@ -115,18 +122,10 @@ STUDENTS = {
     "tdm-4-flow": Student(Method("tdm/shapes_flow")),
     "tdm_r1": Student(Method("tdm_r1/shapes"), "tdm-4"),
     "tdm_r1-ode": Student(Method("tdm_r1/shapes_ode"), "tdm-4-ode"),
-    "nft": Student(
-        Method(
-            "nft/shapes",
-            (
-                "rewards={judge: {}}",
-                "sampling={num_steps: 4, spacing: trailing, guidance_scale: 1}",
-                "adapter.rank=16",
-                "optim.lr=1e-3",
-                "train.num_updates=60",
-            ),
-        ),
-        "tdm-4",
+    "nft": Student(Method("nft/shapes", (*RL_OF_STUDENTS, "adapter.rank=16", "optim.lr=1e-3")), "tdm-4"),
+    "nft-ode": Student(
+        Method("nft/shapes", (*RL_OF_STUDENTS, "adapter.rank=32", f"adapter.targets={EVERY_LAYER}", "optim.lr=5e-4")),
+        "tdm-4-ode",
     ),
     "diff-instruct": Student(Method("diff_instruct/shapes"), "tdm-2"),
 }
