@@ -47,10 +47,11 @@ Each student by its recipe, to its end, the last adapter, {prompts:,} report pro
 and differences with their 95 % t-interval over seeds, in brackets the seeds. *To many*: against its base at {many}
 steps under guidance {guidance:g}, {calls} network calls an image, at the same noise; *its own steps*: the base at as
 many steps as the student, without guidance; *its start*: the student that it begins from. *Energy*: of the images'
-gradients, in percent of that base's; less is blur. tdm_r1 and nft begin from the seed's tdm-4 and ask the strict
-judge; diff-instruct begins from tdm-2 and follows pick; tdm-4-lcm draws the noise of each step anew; ode-4 is fitted
-along the teacher's trajectories, on every layer, and tdm-4-ode goes on from it. *s* are the seconds of the training's
-updates on one thread, on a machine that did other work beside, what it begins from not counted.
+gradients, in percent of that base's; less is blur. tdm_r1 and nft begin from the seed's tdm-4, tdm_r1-ode and nft-ode
+from its tdm-4-ode, and ask the strict judge; diff-instruct begins from tdm-2 and follows pick; tdm-4-lcm draws the
+noise of each step anew; ode-4 is fitted along the teacher's trajectories, on every layer, and tdm-4-ode goes on from
+it. *s* are the seconds of the training's updates on one thread, on a machine that did other work beside, what it
+begins from not counted.
 
 | drawn by | steps | judge | to many | its own steps | its start | gold, many | gold, start | energy | updates | s |
 |---|---|---|---|---|---|---|---|---|---|---|
