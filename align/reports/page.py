@@ -64,7 +64,7 @@ def _facts(found: Summary) -> dict[str, str]:
     for conclusion in found.findings.values():
         if "recommended_strength" in conclusion:
             doubt = "" if conclusion.get("gain", {}).get("better", True) else ", not surely better than the base"
-            facts["recommended strength"] = f"{conclusion['recommended_strength']:g}{doubt}"
+            facts[f"recommended strength{doubt}"] = f"{conclusion['recommended_strength']:g}"
     return facts
 
 

@@ -207,3 +207,14 @@ def test_on_a_phone_no_word_of_a_chart_is_below_11_pixels(tmp_path):
     done = subprocess.run(call, capture_output=True, text=True, timeout=300)
     found = re.search(r"<title>pixels ([\d.]+)", done.stdout)
     assert found and 11 <= float(found[1]) < 13, done.stdout[:500]
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_recommendation_has_its_doubt(tmp_path, better):
+    gain = {"mean": 0.1, "low": -0.1, "high": 0.3, "better": better}
+    guard = {"events": [], "sweep": [], "recommended_strength": 1.0, "gain": gain, "seconds": 1.0, "best_update": 40}
+    run = folder(tmp_path / "run", findings={"guard": guard})
+    said = "recommended strength" if better else "recommended strength, not surely better than the base"
+    assert said in Page(report.write(run).read_text()).words
+    word = "recommends" if better else "leaves"
+    assert f"guard {word} the adapter at strength 1: " in "\n".join(lines(summary(findings={"guard": guard}), run))
