@@ -111,7 +111,10 @@ RL_OF_STUDENTS = (
     "sampling={num_steps: 4, spacing: trailing, guidance_scale: 1}",
     "train.num_updates=60",
 )
-EVERY_LAYER = r".*(to_[qkv]|to_out\.0|proj_in|proj_out|net\.0\.proj|net\.2|time_emb_proj|linear_[12]|conv(1|2|_in|_out|_shortcut)?)"
+EVERY_LAYER = (
+    r".*(to_[qkv]|to_out\.0|proj_in|proj_out|net\.0\.proj|net\.2|"
+    r"time_emb_proj|linear_[12]|conv(1|2|_in|_out|_shortcut)?)"
+)
 """As recipes/tdm/shapes_ode.yaml has them."""
 STUDENTS = {
     "tdm-4": Student(Method("tdm/shapes")),
