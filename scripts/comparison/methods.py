@@ -91,7 +91,16 @@ EQUAL = {
 COLOURED = ", ".join(f"a {colour} circle" for colour in ("red", "yellow", "green", "cyan", "blue", "purple"))
 AIMS = {
     "fairness": Method("fairness/shapes"),
-    "fairness-colours": Method("fairness/shapes", (f"objective.attributes=[{COLOURED}]", "objective.uncertainty=0.7")),
+    "fairness-colours": Method(
+        "fairness/shapes",
+        (
+            f"objective.attributes=[{COLOURED}]",
+            "objective.uncertainty=0.7",
+            "objective.preserve=2",
+            "rewards={clip: {model: embedded:shapes-clip, form: logit}}",
+            "train.num_updates=40",
+        ),
+    ),
     "unlearn": Method("unlearn/shapes"),
     "srpo": Method("srpo/shapes"),
 }
