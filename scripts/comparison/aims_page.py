@@ -26,7 +26,7 @@ HEAD = """# Aims of their own on the shapes world
 Written by `python scripts/compare.py write` from measured runs; not edited by hand.
 
 Each method by its own recipe (fairness-colours: by the CLIP alone, 40 updates), to its end, the last adapter, drawn as
-the recipe samples, base and trained at the same noise; what a picture shows is read from its pixels by the strict judge.
+the recipe samples, base and trained at the same noise; what a picture shows is read from its pixels by the judge.
 The mean of the seeds, changes with their 95 % t-interval over seeds, in brackets the seeds. *Held*: the judge's change
 on the report prompts that are to stay as they were, those with a size in them (fairness), a colour (fairness-colours),
 without a star (unlearn), a size (srpo).
