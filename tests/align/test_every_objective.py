@@ -32,7 +32,7 @@ def small(name, rows, folder):
         (folder / "smooth.py").write_text(SMOOTH)
         tree["rewards"] = {"smooth": {"name": "python", "function": f"{folder / 'smooth.py'}:smooth"}}
     if name == "fairness":  # shares need two images of each
-        tree["objective"]["attributes"] = tree["objective"]["attributes"][:2]
+        tree["objective"]["attributes"] = list(tree["objective"]["attributes"])[:2]
         tree["train"]["batch_size"] = max(rows, 4)
     return tree | {"hooks": {}, "evaluate": None}
 
