@@ -91,9 +91,11 @@ def encode(encoder: CLIPTextModelWithProjection, ids: Tensor) -> tuple[Tensor, T
     return torch.cat([both, torch.zeros_like(both[:, :1])], 1), torch.cat([out.text_embeds, out.text_embeds], -1), told
 
 
-def main(steps: int = 16_000, batch: int = 64, seed: int = 0) -> None:
+def main(steps: int = 16_000, batch: int = 64, seed: int = 0, start: str | None = None) -> None:
+    """Train; `start`: folder of a pipeline whose transformer training starts from."""
     torch.manual_seed(seed)
-    transformer, encoder = build().to(DEVICE), text_encoder().to(DEVICE).train()
+    transformer = SD3Transformer2DModel.from_pretrained(start, subfolder="transformer") if start else build()
+    transformer, encoder = transformer.float().train().to(DEVICE), text_encoder().to(DEVICE).train()
     head, heads = clip.build_head().to(DEVICE), text.Heads().to(DEVICE)
     accept_last_count(transformer)
     for block in transformer.transformer_blocks:
