@@ -1,7 +1,7 @@
 """Train the embedded models from nothing: python scripts/pretrain_shapes.py STAGE... (or `all`, or `check`).
 
-Stages, in order: text vae clip sd web eye detector tune flow turbo pick, then export, then latent. Each resumes where
-it was stopped. Unfinished work lies in .pretrain/ (or $SHAPES_WORK); `export` writes the checkpoints.
+Stages, in order: text vae clip sd web eye detector tune flow flow_web turbo pick, then export, then latent. Each
+resumes where it was stopped. Unfinished work lies in .pretrain/ (or $SHAPES_WORK); `export` writes the checkpoints.
 """
 
 import argparse
@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-STAGES = ("text", "vae", "clip", "sd", "web", "eye", "detector", "tune", "flow", "turbo", "pick", "export", "latent")
+STAGES = (
+    *("text", "vae", "clip", "sd", "web", "eye", "detector", "tune"),
+    *("flow", "flow_web", "turbo", "pick", "export", "latent"),
+)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """docs/lab/hacking.md: runs that their reward misleads, with the guard and, the same, without."""
 
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from align.figures import charts
 from align.hooks import metrics
 from align.reports import summary
+from scripts.comparison import kept
 from scripts.comparison.figures import lines
 from scripts.comparison.methods import HACKED
 
@@ -20,22 +22,27 @@ Written by `python scripts/compare.py write` from measured runs; not edited by h
 Runs on one reward, one seed each; `scripts/comparison/methods.py` says how. One that ends at its best was not hacked.
 The guard, which sees neither judge nor gold, holds another reward out. Judge and gold: 96 select prompts.
 """
+GOLD = re.compile(r"is ([\d.-]+) at its best and ([\d.-]+) at the end.*keeps update \d+: gold ([\d.-]+),", re.DOTALL)
+"""Of a section: gold at its best, at the end, and where the guard chooses."""
 
 
 def write(output: Path, page: Path) -> Path | None:
-    """Writes the page and its figures from the runs that have ended; None where there are none."""
+    """Writes the page and its figures from the runs that have ended; sections whose runs are elsewhere stay as they
+    are. None where nothing has ended."""
     images = page.parent / "img"
     images.mkdir(parents=True, exist_ok=True)
     found = {name: told for name in HACKED if (told := _hacked(output / "overoptimised" / name, name, images))}
     if not found:
         return None
-    lost, kept = ([told[k] for _, told in found.values()] for k in (0, 1))
+    known = kept.sections(kept.text(page)) | found
+    texts = [known[name].strip("\n") for name in HACKED if name in known]
+    figures = [tuple(map(float, match.groups())) for text in texts if (match := GOLD.search(text))]
+    names = [name for name in HACKED if name in known]
     verdict = (
-        f"**Verdict.** Gold at the end, less its best on the way: {_each(found, lost)};\n"
-        f"where the guard chooses: {_each(found, kept)}."
+        f"**Verdict.** Gold at the end, less its best on the way: {_each(names, [e - b for b, e, _ in figures])};\n"
+        f"where the guard chooses: {_each(names, [c - b for b, _, c in figures])}."
     )
-    texts = [text for text, _ in found.values()]
-    page.write_text("\n".join([TITLE.format(verdict=verdict), *texts]), encoding="utf-8")
+    page.write_text("\n\n".join([TITLE.format(verdict=verdict).rstrip("\n"), *texts]) + "\n", encoding="utf-8")
     return page
 
 
@@ -43,8 +50,8 @@ def _each(found: Iterable[str], values: Iterable[float]) -> str:
     return ", ".join(f"{name} {value:+.3f}" for name, value in zip(found, values, strict=True))
 
 
-def _hacked(folder: Path, name: str, images: Path) -> tuple[str, tuple[float, float]] | None:
-    """(text, what gold is below its best at the end, and where the guard chooses)."""
+def _hacked(folder: Path, name: str, images: Path) -> str | None:
+    """The section of a reward; None where one of its two runs has not ended."""
     guarded, free = folder / "guarded", folder / "free"
     if not (guarded / summary.FILE_NAME).is_file() or not (free / summary.FILE_NAME).is_file():
         return None
@@ -74,7 +81,7 @@ def _hacked(folder: Path, name: str, images: Path) -> tuple[str, tuple[float, fl
     if sheets := sorted((free / "samples").glob("*.png")):
         shutil.copyfile(sheets[-1], images / f"hacking-{name}.png")
         text += f"\n![{name}: the last pictures of the unguarded run](img/hacking-{name}.png)\n"
-    return text, (gold[last] - best["gold"], gold[chosen] - best["gold"])
+    return text
 
 
 def _reward(record: Mapping[str, Any]) -> str | None:

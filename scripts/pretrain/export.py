@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor
 
 from align.shapes import assembled
-from scripts.pretrain import detector, eye, flow, pick, sd, text, tune, turbo, web
+from scripts.pretrain import detector, eye, flow, flow_web, pick, sd, text, tune, turbo, web
 from scripts.pretrain.common import CHECKPOINTS, WORK
 
 _TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -84,10 +84,10 @@ def main() -> None:
     text.load()
     if (WORK / "out" / "turbo").exists():
         _adapter("shapes-turbo", "shapes-sd")
-    for name, stage in {"sd": sd, "flow": flow}.items():
+    for name, capable, left in (("sd", sd, web), ("flow", flow, flow_web)):  # as the web left it, where it has
+        web_stage = left.__name__.rpartition(".")[2]
         if (WORK / "out" / name).exists():
-            left = web if name == "sd" and (WORK / "out" / "web").exists() else stage  # shapes-sd is as the web left it
-            _pipeline(f"shapes-{name}", left.load())
+            _pipeline(f"shapes-{name}", (left if (WORK / "out" / web_stage).exists() else capable).load())
     for name, stage in {"tune": tune, "pick": pick}.items():
         if (WORK / "out" / name).exists():
             _clip("shapes-clip" if name == "tune" else "shapes-pick", stage.load())

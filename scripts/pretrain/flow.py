@@ -67,9 +67,9 @@ def pipeline(transformer: SD3Transformer2DModel, encoder: CLIPTextModelWithProje
     return pipe
 
 
-def load() -> StableDiffusion3Pipeline:
+def load(stage: str = "flow") -> StableDiffusion3Pipeline:
     """The trained pipeline, fp32."""
-    pipe = StableDiffusion3Pipeline.from_pretrained(WORK / "out" / "flow", text_encoder_3=None, tokenizer_3=None)
+    pipe = StableDiffusion3Pipeline.from_pretrained(WORK / "out" / stage, text_encoder_3=None, tokenizer_3=None)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -89,6 +89,12 @@ def encode(encoder: CLIPTextModelWithProjection, ids: Tensor) -> tuple[Tensor, T
     end = (ids == text.load().eos_token_id).int().argmax(-1)
     told = SimpleNamespace(last_hidden_state=states, pooler_output=states[torch.arange(len(ids)), end])
     return torch.cat([both, torch.zeros_like(both[:, :1])], 1), torch.cat([out.text_embeds, out.text_embeds], -1), told
+
+
+def velocity(transformer: SD3Transformer2DModel, x_t: Tensor, t: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
+    """(B, 4, 8, 8) at times t (B,) in [0, 1], of what `encode` gives."""
+    shrunk = {"last_count": EMPTY}
+    return transformer(x_t, states, pooled, t * 1000, joint_attention_kwargs=shrunk, return_dict=False)[0]
 
 
 def main(steps: int = 16_000, batch: int = 64, seed: int = 0, start: str | None = None) -> None:
@@ -112,9 +118,7 @@ def main(steps: int = 16_000, batch: int = 64, seed: int = 0, start: str | None 
         t, noise = times(batch, g).to(DEVICE), torch.randn(batch, 4, 8, 8, generator=g).to(DEVICE)
         x_t = torch.lerp(x, noise, t[:, None, None, None])
         states, pooled, _ = encode(encoder, words)
-        out = transformer(
-            x_t, states, pooled, t * 1000, joint_attention_kwargs={"last_count": EMPTY}, return_dict=False
-        )[0]
+        out = velocity(transformer, x_t, t, states, pooled)
         naming = sd.named(head(middle.pop()), labels)
         rows = torch.randint(len(said), (batch,), generator=g).to(DEVICE)
         understanding = heads.loss(encode(encoder, said[rows])[2], (told[rows], things[rows]))

@@ -1,21 +1,23 @@
 """`restore`: the shipped checkpoints as the results of the stages, fp32, so that any single stage can be made again.
 
-What WORK already holds is left alone. Stage sd is kept in scripts/pretrain/base, stage web is shapes-sd. The
-warmed-up text tower is not kept; that of the base stands in for it.
+What WORK already holds is left alone. Stages sd and flow are kept in scripts/pretrain/base and base_flow, stages web
+and flow_web are shapes-sd and shapes-flow. The warmed-up text tower is not kept; that of the base stands in for it.
 """
 
 import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel, CLIPTextModel
+from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
 
 from align.shapes import assembled, embedded
+from scripts.pretrain import flow
 from scripts.pretrain.common import CHECKPOINTS, WORK
 
 BASE = Path(__file__).parent / "base"
+BASE_FLOW = Path(__file__).parent / "base_flow"
 
 
 def main() -> None:
@@ -31,7 +33,8 @@ def main() -> None:
         "sd": lambda to: _pipeline(BASE, to),
         "web": lambda to: _pipeline(CHECKPOINTS / "shapes-sd", to),
         "turbo": _turbo,
-        "flow": lambda to: _pipeline(embedded.resolve("embedded:shapes-flow"), to),
+        "flow": _flow,
+        "flow_web": lambda to: _pipeline(embedded.resolve("embedded:shapes-flow"), to),
     }
     for name, work in todo.items():
         if not (out / name).exists():
@@ -51,8 +54,15 @@ def _turbo(to) -> None:
     save_file({k: v.float() for k, v in lora.items()}, to / assembled.ADAPTER, metadata={"format": "pt"})
 
 
+def _flow(to) -> None:
+    """The transformer and the tower are kept; the rest is the other stages'."""
+    transformer = SD3Transformer2DModel.from_pretrained(BASE_FLOW / "transformer")
+    encoder = CLIPTextModelWithProjection.from_pretrained(BASE_FLOW / "text_encoder")
+    flow.pipeline(transformer, encoder).to(torch.float32).save_pretrained(to)
+
+
 def _pipeline(folder: Path, to: Path) -> None:
-    if to.name == "flow":
+    if to.name == "flow_web":
         pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     else:
         pipe = StableDiffusionPipeline.from_pretrained(folder)

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from align.config import load_recipe
 from align.reports.summary import Summary
-from scripts.comparison import best, hacking, methods, parts, results
+from scripts.comparison import best, hacking, kept, methods, parts, results
 
 TABLE = """# A chapter
 
@@ -97,6 +97,10 @@ def test_the_page_of_hacking_says_where_the_guard_stopped_and_what_was_lost_with
     assert "img/hacking-pick.svg" in written
     xml.dom.minidom.parse(str(tmp_path / "img" / "hacking-pick.svg"))
     assert hacking.write(tmp_path / "nothing", tmp_path / "hacking.md") is None
+    overoptimised(tmp_path / "others" / "overoptimised" / "eye")
+    both = hacking.write(tmp_path / "others", tmp_path / "hacking.md").read_text()
+    assert "pick -0.450, eye -0.450;\nwhere the guard chooses: pick -0.050, eye -0.050." in both
+    assert kept.sections(both)["pick"] == kept.sections(written)["pick"], "its runs are elsewhere"
 
 
 def test_noise_optimisation_is_put_between_its_marks(tmp_path):

@@ -16,7 +16,7 @@ from align.shapes import embedded
 from align.shapes.captions import parse
 from align.shapes.judge import judge
 from align.shapes.scene import render_batch
-from scripts.pretrain import common, flow, pick, pool, sd, text, web
+from scripts.pretrain import common, flow, flow_web, pick, pool, sd, text, web
 
 
 def run(steps_until: int, folder: Path, monkeypatch) -> nn.Linear:
@@ -164,3 +164,45 @@ def test_the_webs_pictures_are_pale_and_whole_and_its_captions_often_wrong():
     exact = [v.strict for v in judge(render_batch(scenes), captions)]
     assert abs(np.mean(exact) - (1 - web.WRONG)) < 0.08  # four standard errors
     assert images.shape == (600, 3, 32, 32) and 0 <= images.min() and images.max() <= 1
+
+
+def test_the_webs_stage_of_the_flow_compares_what_the_stock_pipeline_gives_its_transformer(tmp_path, monkeypatch):
+    folder = embedded.resolve("embedded:shapes-flow")
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None).to(torch.float32)
+    ids = pipe.tokenizer(["a star", "a red circle"], padding="max_length", max_length=16, return_tensors="pt").input_ids
+    x, found = torch.randn(2, 4, 8, 8, generator=common.generator(1)), {}
+
+    class Two:
+        def __init__(self, *_, **__):
+            pass
+
+        def batch(self, step, batch, g):
+            return x.clone(), ids.clone(), None
+
+    class Ended(Exception):
+        pass
+
+    def train(name, modules, loss, **_):
+        found.update(modules=modules, loss=loss(0))
+        raise Ended
+
+    monkeypatch.setattr(text, "load", lambda: pipe.tokenizer)
+    for name, value in {"train": train, "Pool": Two}.items():
+        monkeypatch.setattr(flow_web, name, value)
+    monkeypatch.setattr(flow, "load", lambda: pipe)
+    monkeypatch.setattr(sd, "DROP", 0.0)
+    with pytest.raises(Ended):
+        flow_web.main(batch=2)
+    found["loss"].backward()
+    assert found["modules"] == {"transformer": pipe.transformer}
+    assert all(p.grad is None for p in pipe.text_encoder.parameters())
+    g = common.generator(0, 38, 0)
+    torch.rand(2, generator=g)
+    t, noise = flow.times(2, g), torch.randn(2, 4, 8, 8, generator=g)
+    with torch.no_grad():
+        states, _, pooled, _ = pipe.encode_prompt(
+            ["a star", "a red circle"], None, None, do_classifier_free_guidance=False, max_sequence_length=256
+        )
+        out = pipe.transformer(torch.lerp(x, noise, t[:, None, None, None]), states, pooled, t * 1000).sample
+    assert states.shape == (2, 16 + 256, 256)
+    torch.testing.assert_close(found["loss"], (out - (noise - x)).pow(2).mean(), atol=1e-5, rtol=1e-5)
