@@ -5,6 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import torch
 from accelerate import Accelerator
 from PIL import Image, ImageDraw
@@ -26,6 +28,29 @@ def picture(path: Path, number: int, size: tuple[int, int] = (32, 32)) -> None:
     ImageDraw.Draw(image).rectangle((left, 5, left + 9, 17), fill=COLOURS[(number + 1 + number // 6) % 6])
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
+
+
+def pngs(folder: Path, count: int) -> list[bytes]:
+    """`count` pictures as the bytes of their files."""
+    for i in range(count):
+        picture(folder / "made" / f"{i}.png", i)
+    return [(folder / "made" / f"{i}.png").read_bytes() for i in range(count)]
+
+
+def write_parquet(file: Path, images: list[bytes], labels: list[tuple[Any, Any]], **columns: Any) -> Path:
+    """A table as Pick-a-Pic's; row i shows images i and i + 1."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    n = len(labels)
+    table = {
+        "caption": [f"prompt {i}" for i in range(n)],
+        "jpg_0": images[:n],
+        "jpg_1": images[1 : n + 1],
+        "label_0": [a for a, _ in labels],
+        "label_1": [b for _, b in labels],
+        **columns,
+    }
+    pyarrow.parquet.write_table(pyarrow.table(table), file)
+    return file
 
 
 def write_pairs(folder: Path, count: int = 6, *, identical: bool = False, **extra: Any) -> Path:

@@ -14,19 +14,28 @@ from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
 
 
 def recipes(
+    method: Annotated[str | None, typer.Argument(help="Only those of this method.")] = None,
     model: Annotated[str | None, typer.Option(help="Only those for this folder, Hub id or family.")] = None,
 ) -> None:
     """List the recipes that can be named."""
     from align.commands.fitting import first_comment, fitting, is_family
+    from align.recipes import names
 
+    known, start = names(), f"{method}/" if method else ""
+    if not any(name.startswith(start) for name in known):
+        methods = sorted({name.partition("/")[0] for name in known})
+        close = difflib.get_close_matches(str(method), methods, n=1)
+        said = f" Did you mean {close[0]}?" if close else f" For a family: align recipes --model {method}."
+        raise UserError(f"recipes {method}: no recipe is of such a method.{said} Known are {', '.join(methods)}.")
     if model is None:
-        from align.recipes import names
-
-        _table({name: first_comment(path) for name, path in names().items()})
+        _table({name: first_comment(path) for name, path in known.items() if name.startswith(start)})
         return
-    found = fitting(model)
+    found = [fit for fit in fitting(model) if fit.name.startswith(start)]
     if not found:
-        typer.echo(f"no recipe is made for the family of {model} yet: align init --model {model} writes one")
+        made, way = "no recipe is made", f"align init --model {model} writes one"
+        if method:
+            made, way = f"no recipe of {method} is made", f"set the model of one that align recipes {method} lists"
+        typer.echo(f"{made} for the family of {model} yet: {way}")
     _table({fit.name: fit.comment for fit in found})
     if not is_family(model) and any(not fit.same for fit in found):
         word = "the others take it" if any(fit.same for fit in found) else "they take it"

@@ -1,6 +1,7 @@
 """`align pairs` and `align cache`: what a run on judged images does before its first update, by itself."""
 
 import math
+import shlex
 from typing import Annotated
 
 import typer
@@ -49,4 +50,5 @@ def cache(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Store a recipe's pairs or labels as latents and embeddings, as training would; goes on where it was ended."""
     from align.run import prepare
 
-    typer.echo(prepare(recipe, overrides or ()))
+    folder, more = prepare(recipe, overrides or ()), "".join(f" {shlex.quote(each)}" for each in overrides or ())
+    typer.echo(f"{folder} is cached\nnext:  align train {shlex.quote(recipe)}{more}")

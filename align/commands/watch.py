@@ -1,5 +1,6 @@
 """`align watch`: a run's curves and pictures while it trains, on a page of this machine or in the terminal."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -39,10 +40,14 @@ def _screen(run: Path, every: int) -> None:
 
     from align.reports.live import lines, look
 
-    with Screen(auto_refresh=False) as screen:
-        while True:
-            live = look(run)
-            screen.update(Text("\n".join(lines(live)), no_wrap=True, overflow="ellipsis"), refresh=True)
-            if live.finished:
-                return
-            time.sleep(every)
+    try:
+        with Screen(auto_refresh=False) as screen:
+            while True:
+                live = look(run)
+                screen.update(Text("\n".join(lines(live)), no_wrap=True, overflow="ellipsis"), refresh=True)
+                if live.finished:
+                    return
+                time.sleep(every)
+    finally:
+        if not sys.stdout.isatty():  # there the screen ends no line
+            typer.echo()

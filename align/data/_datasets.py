@@ -136,11 +136,26 @@ def _commit(repo: str, revision: str | None) -> str:
         last = Path(constants.HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}" / "refs" / (revision or "main")
         if last.is_file():
             return last.read_text(encoding="utf-8").strip()
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"data: the dataset {repo} cannot be had from the Hub ({reason}). Check its name and the network, log in "
-            "(`hf auth login`, or HF_TOKEN) if it is gated, or give a folder with a copy."
+            f"data: the dataset {repo} cannot be had from the Hub ({_reason(error)}). Check its name and the network, "
+            "log in (`hf auth login`, or HF_TOKEN) if it is gated, or give a folder with a copy."
         ) from None
+
+
+def check_columns(config: DatasetConfig) -> None:
+    """Raises UserError where a local source cannot be read, or has no columns of the names that are asked for."""
+    (key, _), source = config.source, config.named
+    where, found = f"data.{key}={source}", known(source)
+    try:
+        row = next(iter(_rows(source, config, hub=False)), None)
+    except Exception as error:  # of the library and its formats
+        raise UserError(f"{where}: `datasets` cannot read it: {_reason(error)}") from None
+    if row is not None:
+        needed(config.columns or (found.columns if found else {}), row, where)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def brought(config: DatasetConfig, cache: Path | None = None) -> Path:
@@ -168,10 +183,10 @@ def brought(config: DatasetConfig, cache: Path | None = None) -> Path:
     except Exception as error:  # of the library, its formats and its transport, or of the disk
         if (folder / NATIVE[kind]).is_file():  # another process was quicker
             return folder
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = _reason(error)
         if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"{cache}: cannot be written ({reason}). Set data.cache to a folder with room.") from None
-        raise UserError(f"data.{key}={source}: `datasets` cannot read it: {reason}") from None
+            raise UserError(f"{cache}: cannot be written ({said}). Set data.cache to a folder with room.") from None
+        raise UserError(f"data.{key}={source}: `datasets` cannot read it: {said}") from None
     finally:
         shutil.rmtree(writing, ignore_errors=True)
     return folder

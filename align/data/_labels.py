@@ -11,6 +11,7 @@ number in between says nothing without a threshold, which is refused.
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -45,18 +46,21 @@ class Labelled(NamedTuple):
         return (self.picture,)
 
 
-def read_labels(path: Path, layout: LabelLayout = "auto", left_out: Counter[str] | None = None) -> list[Labelled]:
-    """All labelled pictures at `path`, in their order on disk; UserError says which line of which file is wrong. Rows
-    that are none are counted in `left_out` by the reason."""
+def read_labels(
+    path: Path, layout: LabelLayout = "auto", left_out: Counter[str] | None = None, most: int | None = None
+) -> list[Labelled]:
+    """All labelled pictures at `path`, or the first `most`, in their order on disk; UserError says which line of which
+    file is wrong. Rows that are none are counted in `left_out` by the reason."""
     counts: Counter[str] = Counter() if left_out is None else left_out
     file = None if layout == "pairs" else find(path)
     if file is None and layout == "table":
         raise UserError(f"data.labels={path}: it holds no labels{', labels'.join(KINDS)}. Write one of {EXAMPLE}.")
     try:
-        found = list(_pairs(path, counts)) if file is None else list(_table(file, counts))
+        rows = _pairs(path, counts, most) if file is None else _table(file, counts)
+        found = list(islice(rows, most))
     except Unreadable as error:
         raise UserError(f"data.labels: {error}") from None
-    if not found:
+    if not found and most is None:
         told = ", ".join(f"{number} {why}" for why, number in counts.items())
         raise UserError(
             f"data.labels={path}: there is no labelled image in it{f' ({told})' if told else ''}. Give some, such as "
@@ -68,13 +72,13 @@ def read_labels(path: Path, layout: LabelLayout = "auto", left_out: Counter[str]
 def find(path: Path) -> Path | None:
     """The table that `path` is or holds; None where there is none, and it may be pairs."""
     if path.is_file():
-        return path if path.suffix in KINDS and path.name != PAIRS else None
+        return path if path.suffix in KINDS and path.stem != Path(PAIRS).stem else None
     return next((path / f"labels{kind}" for kind in KINDS if (path / f"labels{kind}").is_file()), None)
 
 
-def _pairs(path: Path, counts: Counter[str]) -> Iterator[Labelled]:
+def _pairs(path: Path, counts: Counter[str], most: int | None) -> Iterator[Labelled]:
     try:
-        pairs = read_pairs(path, "auto", counts)
+        pairs = read_pairs(path, "auto", counts, most=most)
     except UserError as error:
         said = str(error).removeprefix("data.pairs").lstrip(":= ")
         raise UserError(f"data.labels: it holds no {FILE_NAME}, nor pairs: {said}") from None

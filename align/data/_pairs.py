@@ -1,6 +1,7 @@
 """Preference pairs as they lie on disk: which image is preferred for which prompt, without opening the images.
 
-folder     pairs.jsonl, one {"prompt": ..., "winner": PATH, "loser": PATH, "tie": false} a line, paths relative to it
+folder     pairs.jsonl, one {"prompt": ..., "winner": PATH, "loser": PATH, "tie": false} a line, paths relative to it;
+           or a .csv or .tsv of these columns
 a name     of align/data/_columns.py: what these datasets' files are called and hold; parquet files (of the split train
            where splits are named) are Pick-a-Pic's, a train.json is HPDv2's
 columns    any table in parquet or JSON, by a map of its columns
@@ -11,6 +12,7 @@ counted. Other formats, and what is on the Hub, are brought here first (align/da
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,30 +20,37 @@ from align.data._columns import IMAGES, KNOWN, Columns, cell, needed
 from align.data._judged import Found, Pair, Read, judged
 from align.data._pictures import Picture, parquet, shards
 from align.errors import UserError
-from align.files.texts import Unreadable, json_lines, json_value, read_text
+from align.files.texts import TABLES, Unreadable, json_lines, json_value, read_text, table
 
 FILE_NAME = "pairs.jsonl"
+KINDS = (".jsonl", *TABLES)
+OWN = {"prompt": "prompt", "winner": "winner", "loser": "loser"}
+TIE = {"": None, "0": False, "false": False, "1": True, "true": True}
 MANY = 5  # wrong lines that are named
 Layout = Literal["auto", "folder", "pickapic", "hpdv2", "hpdv3", "imagerewarddb", "open_image_preferences"]
 EXAMPLE = '{"prompt": "...", "winner": "a.png", "loser": "b.png"}'
 
 
 def read_pairs(
-    path: Path, layout: Layout = "auto", left_out: Counter[str] | None = None, columns: Columns | None = None
+    path: Path,
+    layout: Layout = "auto",
+    left_out: Counter[str] | None = None,
+    columns: Columns | None = None,
+    most: int | None = None,
 ) -> list[Pair]:
     """All pairs at `path`, in their order on disk; UserError says which line of which file is wrong. Rows that are no
-    pairs are counted in `left_out` by the reason."""
+    pairs are counted in `left_out` by the reason. most: of the first so many rows alone."""
     counts: Counter[str] = Counter() if left_out is None else left_out
     pairs: list[Pair] = []
     try:
-        for found in _found(path, layout, columns):
+        for found in islice(_found(path, layout, columns), most):
             if isinstance(found, Pair):
                 pairs.append(found)
             else:
                 counts[found] += 1
     except Unreadable as error:
         raise UserError(f"data.pairs: {error}") from None
-    if not pairs:
+    if not pairs and most is None:
         told = ", ".join(f"{number} {why}" for why, number in counts.items())
         raise UserError(
             f"data.pairs={path}: there is no pair in it{f' ({told})' if told else ''}. Give a folder that holds some."
@@ -61,7 +70,7 @@ def _found(path: Path, layout: Layout, columns: Columns | None) -> Found:
 
 def detect(path: Path) -> str:
     """Which of the layouts `path` has."""
-    if (path / FILE_NAME).is_file() or path.suffix == ".jsonl":
+    if own(path) is not None:
         return "folder"
     if (path / KNOWN["imagerewarddb"].file).is_file():
         return "imagerewarddb"
@@ -69,11 +78,19 @@ def detect(path: Path) -> str:
         return "pickapic"
     if (path / "train.json").is_file() or path.suffix == ".json":
         return "hpdv2"
+    if path.is_file():
+        raise UserError(f"data.pairs={path}: is no table of pairs ({', '.join(KINDS)}, .parquet, .json). Name one.")
     raise UserError(
-        f"data.pairs={path}: it holds no {FILE_NAME}, no .parquet file (Pick-a-Pic) and no train.json (HPDv2). Check "
-        "the path, make pairs with `align pairs`, write a pairs.jsonl of {prompt, winner, loser}, or say under "
-        "data.columns what a table of yours calls them."
+        f"data.pairs={path}: it holds no {FILE_NAME}, pairs.csv or pairs.tsv, no .parquet file (Pick-a-Pic) and no "
+        "train.json (HPDv2). Check the path, make pairs with `align pairs`, or write a table of prompt, winner, loser."
     )
+
+
+def own(path: Path) -> Path | None:
+    """The table of the toolkit's own columns that `path` is or holds."""
+    if path.suffix in KINDS and not path.is_dir():
+        return path
+    return next((file for kind in KINDS if (file := path / f"pairs{kind}").is_file()), None)
 
 
 def _by_columns(path: Path) -> str:
@@ -84,15 +101,15 @@ def _by_columns(path: Path) -> str:
 
 
 def _folder(path: Path) -> Found:
-    file = path if path.suffix == ".jsonl" else path / FILE_NAME
+    file = own(path) or path / FILE_NAME
     found: list[Pair] = []
     wrong: list[str] = []
-    for number, record in json_lines(read_text(file), str(file), EXAMPLE, wrong):
+    for number, record in _lines(file, wrong):
         said = record if isinstance(record, dict) else {}
-        absent = [key for key in ("prompt", "winner", "loser") if not (isinstance(said.get(key), str) and said[key])]
+        absent = [key for key in OWN if not (isinstance(said.get(key), str) and said[key])]
         tie = said.get("tie")
         if absent:
-            other = [key for key in said if key not in ("prompt", "winner", "loser", "tie")]
+            other = [key for key in said if key not in (*OWN, "tie")]
             has = f" (it has {', '.join(other)})" if other else ""
             wrong.append(f"line {number} needs text under {', '.join(absent)}{has}")
         elif not isinstance(tie, bool | None):
@@ -102,8 +119,21 @@ def _folder(path: Path) -> Found:
             found.append(Pair(said["prompt"], winner, loser, bool(tie)))
     if wrong:
         more = f"; {len(wrong) - MANY} more lines" if len(wrong) > MANY else ""
-        raise UserError(f"{file}: {'; '.join(wrong[:MANY])}{more}. Write one {EXAMPLE} a line.")
+        so = f"one {EXAMPLE} a line" if file.suffix == ".jsonl" else "a picture of each column in every row"
+        raise UserError(f"{file}: {'; '.join(wrong[:MANY])}{more}. Write {so}.")
     yield from found
+
+
+def _lines(file: Path, wrong: list[str]) -> Iterator[tuple[int, Any]]:
+    text = read_text(file)
+    if file.suffix == ".jsonl":
+        yield from json_lines(text, str(file), EXAMPLE, wrong)
+        return
+    for number, row in table(text, str(file), file.suffix):
+        needed(OWN, row, str(file))
+        cells: dict[str, Any] = {name: value.strip() for name, value in row.items()}
+        tie = cells.get("tie", "").lower()
+        yield number, cells | {"tie": TIE.get(tie, tie)}
 
 
 def _rows(path: Path, columns: Columns, name: str) -> Iterator[Read]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from align.data._cache import PictureCache
-from align.data._datasets import DATASETS, brought, is_foreign
+from align.data._datasets import DATASETS, ROWS, brought, check_columns, is_foreign
 from align.data._datasets import left_out as reasons
 from align.data._make import check, finished, make
 from align.data._store import TensorStore
@@ -24,6 +24,9 @@ from align.data._workplace import Workplace
 from align.errors import UserError
 from align.models._identity import digest
 from samplers import generator
+
+LARGE = 64 * 2**20
+"""Bytes of tables beyond which a look reads no more than a row."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,14 @@ class Stored:
         self._keys: list[str] = []
         self._brought = False
 
-    def read(self, left_out: Counter[str], around: Workplace) -> list[Any]:
-        """All rows that are on disk; those that are none are counted by their reason."""
+    def read(self, left_out: Counter[str], around: Workplace, most: int | None = None) -> list[Any]:
+        """All rows that are on disk, or the first `most`; those that are none are counted by their reason."""
         raise NotImplementedError
 
     def local(self, around: Workplace, native: str, left_out: Counter[str]) -> Path:
         """Where the rows lie: the folder that is named, or that of the dataset, which is brought here first."""
-        config, mapped = self.config, self.config.columns is not None
-        if not config.from_hub() and (config.make or not is_foreign(config.named, native, mapped=mapped)):
+        config = self.config
+        if not self._foreign(native):
             return self.folder
         cache = Path(config.cache).expanduser() if config.cache else None
         if around.accelerator.is_main_process:
@@ -96,13 +99,27 @@ class Stored:
         left_out.update(reasons(folder))
         return folder
 
+    def _foreign(self, native: str) -> bool:
+        """Whether `datasets` reads it."""
+        config = self.config
+        local = config.make or not is_foreign(config.named, native, mapped=config.columns is not None)
+        return config.from_hub() or not local
+
     def look(self) -> list[Any] | None:
-        """The rows of the file that is there already; None where there is none. A wrong line in it is said here, before
-        a model is loaded, and so is a folder to make rows in whose name is a slip of one that has some."""
+        """The rows that are here already; None where there are none, or too many to be read twice. What is wrong with
+        their table is said here, before a model is loaded, and so is a folder to make rows in whose name is a slip of
+        one that has some."""
         file = f"{self.noun}.jsonl"
-        if (self.folder / file).is_file():
+        here = self.folder.exists() if self.config.make is None else (self.folder / file).is_file()
+        if here and self._foreign(file):
+            check_columns(self.config)
+            return None
+        if here:
+            files = self.folder.rglob("*") if self.folder.is_dir() else [self.folder]
+            large = sum(f.stat().st_size for f in files if f.suffix.lower() in ROWS) > LARGE
             nowhere: Any = None  # nothing is brought here, and nothing said
-            return self.read(Counter(), nowhere)
+            rows = self.read(Counter(), nowhere, 1 if large else None)
+            return None if large else rows[: self.config.max_rows]
         beside = self.folder.absolute().parent
         if self.config.make is not None and not self.folder.exists() and beside.is_dir():
             there = [path.name for path in beside.iterdir() if (path / file).is_file()]

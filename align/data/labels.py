@@ -123,8 +123,14 @@ class Labels(Stored):
         super().__init__(config, batch_size=batch_size, seed=seed)
         self._meta: Pictures | None = None
 
-    def read(self, left_out: Counter[str], around: Workplace) -> list[Labelled]:
-        return read_labels(self.local(around, FILE_NAME, left_out), self.config.layout, left_out)
+    def read(self, left_out: Counter[str], around: Workplace, most: int | None = None) -> list[Labelled]:
+        return read_labels(self.local(around, FILE_NAME, left_out), self.config.layout, left_out, most)
+
+    def look(self) -> list[Labelled] | None:
+        rows = super().look()
+        if rows is not None:
+            self._both_kinds([row.good for row in rows])
+        return rows
 
     def verdict(self, row: Labelled) -> bool:
         return row.good
@@ -136,12 +142,7 @@ class Labels(Stored):
         super().prepare(around)
         kept = [self.rows[i].good for rows in self.streams.streams.values() for i in rows]
         around.say(f"  {sum(kept)} good, {len(kept) - sum(kept)} bad")
-        if not 0 < sum(kept) < len(kept):
-            kind = "good" if sum(kept) else "bad"
-            raise UserError(
-                f"data.labels={self.config.labels}: all {len(kept)} images are {kind}: there is nothing to tell apart. "
-                "Give some of the other kind, or set another data.make.threshold in another folder."
-            )
+        self._both_kinds(kept)
         alone = {name.rpartition("/")[0] for name in self.streams.streams} if self.config.good_share else set()
         for bucket in alone:  # one of a size that has but one kind
             if len(sides := [f"{bucket}/{k}" for k in ("good", "bad") if f"{bucket}/{k}" in self.streams.streams]) < 2:
@@ -149,6 +150,15 @@ class Labels(Stored):
                     f"data.good_share={self.config.good_share}: images of latent size {bucket} are all "
                     f"{sides[0].rpartition('/')[2]}. Leave it out, or set data.views.buckets=false."
                 )
+
+    def _both_kinds(self, good: Sequence[bool]) -> None:
+        if 0 < sum(good) < len(good):
+            return
+        made = ", or set another data.make.threshold in another folder" if self.config.make else ""
+        raise UserError(
+            f"data.labels={self.config.labels}: all {len(good)} images are {'good' if sum(good) else 'bad'}: there is "
+            f"nothing to tell apart. Give some of the other kind{made}."
+        )
 
     def __iter__(self) -> Iterator[LabelBatch]:
         while True:

@@ -30,8 +30,9 @@ class PreferencesConfig(DatasetConfig):
 
     name: Literal["preferences"] = "preferences"
     pairs: str
-    """A folder with pairs.jsonl, or a copy of a dataset that is known by name; any table (see `columns`); a Hub id; a
-    name: pickapic_v2, hpdv2, hpdv3, imagerewarddb, open_image_preferences. With `make`, where they go."""
+    """A table of columns prompt, winner, loser and, if need be, tie (.jsonl, .csv, .tsv), or a folder with pairs.jsonl
+    or the like; a copy of a dataset that is known by name; any table (see `columns`); a Hub id; a name: pickapic_v2,
+    hpdv2, hpdv3, imagerewarddb, open_image_preferences. With `make`, a folder where they go."""
     layout: Layout = "auto"
     """Which of these it is; auto: by the files that are there."""
     make: MakeConfig | None = None
@@ -109,13 +110,13 @@ class Preferences(Stored):
         """All pairs, those that are left out too."""
         return self.rows
 
-    def read(self, left_out: Counter[str], around: Workplace) -> list[Pair]:
+    def read(self, left_out: Counter[str], around: Workplace, most: int | None = None) -> list[Pair]:
         folder = self.local(around, FILE_NAME, left_out)
         if folder != self.folder:
             return read_pairs(folder, "folder", left_out)
-        pairs = read_pairs(folder, self.config.layout, left_out, self.config.columns)
+        pairs = read_pairs(folder, self.config.layout, left_out, self.config.columns, most)
         layout = detect(folder) if self.config.layout == "auto" and self.config.columns is None else ""
-        if layout == "pickapic" and (line := shards_said(self.folder)):
+        if around is not None and layout == "pickapic" and (line := shards_said(self.folder)):
             around.say(line)
         return pairs
 

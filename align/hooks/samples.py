@@ -1,4 +1,4 @@
-"""Pictures of the same prompts at the same seeds, before training and every so often: samples/step-000050.png.
+"""Pictures of the same prompts at the same seeds: samples/step-000050.png, before training, now and then, at its end.
 
 The metrics hook hands them to the trackers, and the report shows them in a row.
 """
@@ -49,7 +49,7 @@ class Samples(Hook):
             self._draw(state)
 
     def after_update(self, state: State) -> None:
-        if state.step % self.config.every == 0:
+        if state.step % self.config.every == 0 or state.step == state.num_updates:
             self._draw(state)
 
     def _draw(self, state: State) -> None:

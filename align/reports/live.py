@@ -37,6 +37,13 @@ class Live:
         method, model = self.tree.get("objective", {}), self.tree.get("model", {})
         return f"{method.get('name')} on {model.get('checkpoint', model.get('name'))}"
 
+    @property
+    def where(self) -> str:
+        """What follows the updates; "" while they are made."""
+        total = int(self.tree.get("train", {}).get("num_updates", 0))
+        done = bool(self.records) and self.records[-1]["step"] >= total
+        return "finished" if self.finished else "the updates are done; what is reported is drawn" if done else ""
+
     def facts(self) -> dict[str, str]:
         """{what: value}."""
         done = self.records[-1]["step"] if self.records else 0
@@ -45,7 +52,9 @@ class Live:
         each = sum(seconds) / len(seconds) if seconds else 0.0
         facts = {f"of {counted(total, 'update')}": str(done)}
         if each:
-            facts |= {"s an update": f"{each:.2f}", "left": _time(0 if self.finished else (total - done) * each)}
+            facts["s an update"] = f"{each:.2f}"
+        if each and done < total and not self.finished:
+            facts["left"] = _time((total - done) * each)
         if reward := curves.series(self.records, "reward/total"):
             facts["reward"] = f"{reward[-1][1]:.4g}"
         return facts
@@ -66,7 +75,8 @@ def look(run: str | Path) -> Live:
 
 def page(live: Live, every: int) -> str:
     """HTML that loads itself again every so many seconds until the run is finished."""
-    note = f"Finished: {live.output / 'report.html'} says what was reached." if live.finished else ""
+    ended = f"Finished: {live.output / 'report.html'} says what was reached."
+    note = ended if live.finished else f"{live.where.capitalize()}." if live.where else ""
     last = live.records[-1]["step"] if live.records else 0
     return pages.page(
         "watch.html",
@@ -85,7 +95,7 @@ def page(live: Live, every: int) -> str:
 
 def lines(live: Live) -> Iterator[str]:
     """The same for a terminal: numbers, and a curve of blocks for what is trained on and what is held out."""
-    yield f"{live.title}   {live.output}" + ("   finished" if live.finished else "")
+    yield f"{live.title}   {live.output}" + (f"   {live.where}" if live.where else "")
     yield "   ".join(f"{value} {name}" for name, value in live.facts().items())
     shown = {"loss": curves.series(live.records, "loss")}
     for prefix in ("reward/", "panel/", "guard/"):

@@ -70,13 +70,14 @@ def _facts(found: Summary) -> dict[str, str]:
 
 def _scores(found: Summary) -> Iterator[dict[str, Any]]:
     limit = survivors([score.p for score in found.scores.values()])
+    others = "not trained on" if found.report_seen else "held out"
     for label, score in found.scores.items():
         change, unit = score.difference, score.std_before or 1.0
         low, high = change.edges
         sure = change.low is not None and (score.p is None or score.p <= limit)
         yield {
             "label": label,
-            "role": "trained on" if label in found.trained_on else "held out",
+            "role": "trained on" if label in found.trained_on else others,
             "before": score.before.mean,
             "after": score.after.mean,
             "change": change.mean,

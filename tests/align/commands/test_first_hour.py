@@ -336,6 +336,18 @@ def test_a_slip_in_a_runs_name_is_answered_with_the_run(call, tmp_path, monkeypa
     assert "Did you mean runs/draft-shapes?" in done.stderr
 
 
+def test_the_recipes_of_a_method_are_listed():
+    said = CliRunner().invoke(app, ["recipes", "drtune"]).stdout
+    assert said.startswith("drtune/shapes ") and all(line.startswith("drtune/") for line in said.splitlines())
+    both = CliRunner().invoke(app, ["recipes", "draft", "--model", "sdxl"]).stdout.splitlines()
+    assert both and all(line.startswith("draft/sdxl") for line in both)
+    for wrong, way in (("drfat", "Did you mean draft?"), ("sdxl", "For a family: align recipes --model sdxl.")):
+        done = CliRunner().invoke(app, ["recipes", wrong])
+        assert done.exit_code == 2 and way in done.stderr and done.stderr.count("\n") == 1
+    none = CliRunner().invoke(app, ["recipes", "drtune", "--model", "sdxl"]).stdout
+    assert "no recipe of drtune is made for the family of sdxl" in none and "align recipes drtune" in none
+
+
 def test_a_family_s_name_lists_its_recipes():
     done = CliRunner().invoke(app, ["recipes", "--model", "sdxl"])
     assert done.exit_code == 0 and "draft/sdxl_turbo" in done.stdout and "draft/sd15" not in done.stdout

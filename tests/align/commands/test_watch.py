@@ -49,6 +49,16 @@ def test_a_terminal_shows_numbers_and_curves(run):
     assert any(line.startswith("loss") and "█" in line for line in said)
 
 
+def test_what_follows_the_updates_is_said(run):
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 40, "seconds": 2.0, "loss": 1.0}) + "\n")
+    said = CliRunner().invoke(app, ["watch", str(run), "--once"]).stdout
+    assert "the updates are done; what is reported is drawn" in said.splitlines()[0] and " left" not in said
+    assert "The updates are done; what is reported is drawn." in page(look(run), 5)
+    (run / "summary.json").write_text("{}")
+    done = CliRunner().invoke(app, ["watch", str(run), "-t"])
+    assert done.exit_code == 0 and done.stdout.endswith("\n")
+
+
 def test_what_is_no_run_is_one_line(tmp_path):
     done = CliRunner().invoke(app, ["watch", str(tmp_path)])
     assert done.exit_code == 2 and "no run's folder" in done.stderr and done.stderr.count("\n") == 1

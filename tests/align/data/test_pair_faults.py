@@ -5,11 +5,9 @@ import shutil
 import struct
 from collections import Counter
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
-from pair_toys import picture, policy_on, prepared, write_pairs
+from pair_toys import picture, pngs, policy_on, prepared, write_pairs, write_parquet
 from PIL import Image
 
 from align.data._pairs import read_pairs
@@ -22,27 +20,6 @@ NAN = float("nan")
 @pytest.fixture(scope="module")
 def policy(tiny_sd_factory):
     return policy_on(tiny_sd_factory())
-
-
-def pngs(folder, count):
-    for i in range(count):
-        picture(folder / "made" / f"{i}.png", i)
-    return [(folder / "made" / f"{i}.png").read_bytes() for i in range(count)]
-
-
-def write_parquet(file, images, labels, **columns):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    n = len(labels)
-    table = {
-        "caption": [f"prompt {i}" for i in range(n)],
-        "jpg_0": images[:n],
-        "jpg_1": images[1 : n + 1],
-        "label_0": [a for a, _ in labels],
-        "label_1": [b for _, b in labels],
-        **columns,
-    }
-    pyarrow.parquet.write_table(pyarrow.table(table), file)
-    return file
 
 
 def test_a_label_that_is_missing_is_no_judgement(policy, tmp_path):

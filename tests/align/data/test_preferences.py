@@ -142,7 +142,7 @@ def test_hpdv2s_layout(tmp_path):
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no pairs\.jsonl, no \.parquet file"):
+    with pytest.raises(UserError, match=r"no pairs\.jsonl, pairs\.csv or pairs\.tsv, no \.parquet file"):
         detect(tmp_path)
     ((key, said),) = PreferencesConfig(pairs=str(tmp_path / "absent")).conflicts({})
     assert key == ".pairs" and "no such file or folder" in said

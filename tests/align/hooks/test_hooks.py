@@ -98,13 +98,13 @@ def test_the_best_is_kept_over_a_stop(around):
     assert "panel/brightness" not in resumed.metrics  # only a fresh run measures before its first update
 
 
-def test_samples_are_drawn_before_training_and_every_so_often(around):
+def test_samples_are_drawn_before_training_every_so_often_and_at_the_end(around):
     config = SamplesConfig(prompts=PROMPTS, num_images=2, every=2, columns=1)
     with running([hook := Samples(config, around)], state := State(num_updates=3)):
         for state.step in (1, 2, 3):
             hook.after_update(state)
     files = sorted((around.output / "samples").iterdir())
-    assert [file.name for file in files] == ["step-000000.png", "step-000002.png"]
+    assert [file.name for file in files] == ["step-000000.png", "step-000002.png", "step-000003.png"]
     pictures = [Image.open(file).convert("RGB").crop((0, 28, 200, 150)) for file in files]
     assert pictures[0].tobytes() == pictures[1].tobytes()  # the same seeds: only training changes a picture
 

@@ -1,0 +1,88 @@
+"""What is wrong with a table of pictures is said before a model is loaded, and a plan says it too."""
+
+import json
+
+import pytest
+from pair_toys import pngs, write_parquet
+from typer.testing import CliRunner
+
+from align.commands.app import app
+from align.data import _stored
+from align.data._pairs import read_pairs
+from align.data.labels import Labels, LabelsConfig
+from align.data.preferences import Preferences, PreferencesConfig
+from align.errors import UserError
+
+
+def pairs(path, **changes):
+    return Preferences(PreferencesConfig(pairs=str(path), **changes), batch_size=2, seed=0)
+
+
+def labels(path, **changes):
+    return Labels(LabelsConfig(labels=str(path), **changes), batch_size=2, seed=0)
+
+
+OWN = "prompt,winner,loser\na cat,a.png,b.png\n a dog , b.png,a.png\n"
+MAPPED = {"columns": {"prompt": "text", "winner": "good", "loser": "bad"}}
+WRONG = {
+    "columns of other names": ("pairs.csv", OWN.replace("winner", "best"), {}, "no column winner"),
+    "an empty table": ("pairs.csv", "prompt,winner,loser\n", {}, "there is no pair in it"),
+    "no picture in a row": ("pairs.tsv", "prompt\twinner\tloser\na\ta.png\t \n", {}, "line 2 needs text under loser"),
+    "a tie that is none": ("pairs.csv", "prompt,winner,loser,tie\na,b,c,perhaps\n", {}, "line 2 says tie: 'perhaps'"),
+    "a map that is wrong": ("a.csv", OWN, MAPPED, "no column bad, good, text"),
+    "no table": ("notes.txt", "a", {}, r"holds no pairs\.jsonl, pairs\.csv or pairs\.tsv"),
+    "a line that is none": ("pairs.jsonl", "{", {}, "line 1 is not JSON"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_with_pairs_is_said_by_a_look(tmp_path, case):
+    name, text, changes, said = WRONG[case]
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=said) as error:
+        pairs(tmp_path, **changes).look()
+    assert "\n" not in str(error.value)
+
+
+def test_a_table_of_the_own_columns_needs_no_map(tmp_path):
+    (tmp_path / "pairs.csv").write_text(OWN.replace("loser\n", "loser,tie\n").replace("b.png\n", "b.png,\n").replace(
+        "a.png\n", "a.png,True\n"))  # fmt: skip
+    found = pairs(tmp_path).look()
+    assert [(p.prompt, p.winner.path.name, p.loser.path.name, p.tie) for p in found] == [
+        ("a cat", "a.png", "b.png", False),
+        ("a dog", "b.png", "a.png", True),
+    ]
+    assert found == read_pairs(tmp_path / "pairs.csv") == read_pairs(tmp_path)
+    assert len(pairs(tmp_path, max_rows=1).look()) == 1
+    assert [row.good for row in labels(tmp_path / "pairs.csv").look()] == [True, False], "of a pair that is no tie"
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text(OWN)
+    with pytest.raises(UserError, match=r"a\.txt: is no table of pairs \(\.jsonl, \.csv, \.tsv, \.parquet, \.json\)"):
+        pairs(tmp_path / "a.txt").look()
+
+
+def test_labels_of_one_kind_are_refused_by_a_look(tmp_path):
+    (tmp_path / "labels.csv").write_text("image,prompt,label\na.png,a,1\nb.png,b,up\n")
+    with pytest.raises(UserError, match="all 2 images are good: there is nothing to tell apart") as error:
+        labels(tmp_path).look()
+    assert "data.make" not in str(error.value), "nothing is made here"
+
+
+def test_a_large_table_is_not_read_twice(tmp_path, monkeypatch):
+    lines = [json.dumps({"prompt": "a", "winner": "a.png", "loser": "b.png"})] * 3
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    write_parquet(tmp_path / "other" / "a.parquet", pngs(tmp_path, 3), [(1.0, 0.0)] * 2)
+    assert len(pairs(tmp_path).look()) == 3 and len(pairs(tmp_path / "other").look()) == 2
+    monkeypatch.setattr(_stored, "LARGE", 10)
+    assert pairs(tmp_path).look() is None and pairs(tmp_path / "other").look() is None
+    with pytest.raises(UserError, match="has no column gone"):
+        pairs(tmp_path / "other", columns={"prompt": "gone", "winner": "jpg_0", "loser": "jpg_1"}).look()
+
+
+def test_a_dry_run_looks(tmp_path):
+    (tmp_path / "wrong.csv").write_text(OWN.replace("winner", "best"))
+    asked = ("train", "diffusion_dpo/shapes", "data.make=null", "--dry-run", f"data.pairs={tmp_path}/wrong.csv")
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 2 and "wrong.csv: it has no column winner (it has best, loser, prompt)" in done.stderr
