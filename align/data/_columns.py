@@ -58,6 +58,7 @@ FORMS = {
 }  # fmt: skip
 """What each kind of data needs; one of the forms."""
 OPTIONAL = ("judged", "group")
+EXAMPLE = {"prompt": "caption", "winner": "jpg_0", "loser": "jpg_1"}
 IMAGES = ("winner", "loser", "image_0", "image_1", "image")
 
 
@@ -84,11 +85,14 @@ def problem(kind: str, columns: Columns) -> str | None:
 
 def needed(columns: Columns, there: Iterable[str], where: str, *, may: Iterable[str] = OPTIONAL) -> list[str]:
     """The columns to read; a UserError where one is not there."""
-    names, wanted = set(there), {ours: theirs.partition(".")[0] for ours, theirs in columns.items()}
-    if missing := sorted({theirs for ours, theirs in wanted.items() if theirs not in names and ours not in may}):
+    names, wanted = list(there), {ours: theirs.partition(".")[0] for ours, theirs in columns.items()}
+    if missing := {ours: theirs for ours, theirs in wanted.items() if theirs not in names and ours not in may}:
+        others = [name for name in names if name not in wanted.values()]
+        guess = {**columns, **dict(zip(missing, others, strict=False))} if len(others) >= len(missing) else EXAMPLE
+        told = ", ".join(f"{ours}: {theirs}" for ours, theirs in guess.items())
         raise UserError(
-            f"{where}: it has no column {', '.join(missing)} (it has {', '.join(sorted(names))}). Say under "
-            "data.columns what yours are called, such as {prompt: caption, winner: jpg_0, loser: jpg_1}."
+            f"{where}: it has no column {', '.join(sorted(set(missing.values())))} (it has "
+            f"{', '.join(sorted(names))}). Say what yours are called, such as 'data.columns={{{told}}}'."
         )
     return sorted({theirs for theirs in wanted.values() if theirs in names})
 

@@ -29,10 +29,11 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DATASETS = Path("~/.cache/diffalign/datasets")
 """Where what is brought goes, unless a source has a cache of its own."""
 NATIVE = {"pairs": "pairs.jsonl", "labels": "labels.jsonl", "captions": "captions.jsonl", "prompts": "prompts.jsonl"}
-LEFT_OUT = "left_out.json"
+LEFT_OUT, SETTINGS = "left_out.json", "settings.json"  # the latter beside what data.make has made
 FOREIGN = (".arrow", ".tar")
 ROWS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", *FOREIGN)
 """Endings of a file of rows."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp"}
 
 
@@ -70,13 +71,35 @@ class DatasetConfig(ComponentConfig):
         source = self.named
         return not Path(source).expanduser().exists() and not is_hub(source)
 
+    def holds(self, path: Path) -> bool:
+        """Whether a folder holds a table that is read without a map of columns."""
+        return (path / NATIVE[self.source[1]]).is_file()
+
+    @property
+    def making(self) -> Any:
+        """`make`, where rows are to be made or have been; None where somebody's own lie there, which are read."""
+        make, path = getattr(self, "make", None), Path(self.named).expanduser()
+        if make is None or path.is_file():
+            return None
+        if not path.is_dir() or (path / SETTINGS).is_file():
+            return make
+        mapped = self.columns is not None and any(file.suffix.lower() in ROWS for file in path.rglob("*"))
+        return None if mapped or self.holds(path) else make
+
     def to_make(self) -> Iterator[tuple[str, str]]:
-        """(key, what is wrong) where rows would be made in a folder that is called like a file that is not there."""
-        if self.is_missing() and Path(self.named).suffix in ROWS:
+        """(key, what is wrong) where a folder of rows would be called like a file, or hold somebody's pictures."""
+        (setting, kind), path = self.source, Path(self.named).expanduser()
+        if self.is_missing() and path.suffix in ROWS:
             yield (
-                f".{self.source[0]}",
+                f".{setting}",
                 f"{self.named}: there is no such file, and data.make would make a folder of that name. Check the path, "
                 "or name a folder for what is to be made.",
+            )
+        if path.is_dir() and any(file.suffix.lower() in PICTURES for file in path.iterdir()):
+            yield (
+                f".{setting}",
+                f"{self.named}: holds pictures and no table of {kind}, and data.make would draw others beside them. "
+                f"Write {NATIVE[kind]} there to train on these, or name another folder for what is to be made.",
             )
 
     def asked(self) -> Iterator[tuple[str, str]]:
@@ -144,14 +167,13 @@ def _commit(repo: str, revision: str | None) -> str:
 
 def check_columns(config: DatasetConfig) -> None:
     """Raises UserError where a local source cannot be read, or has no columns of the names that are asked for."""
-    (key, _), source = config.source, config.named
-    where, found = f"data.{key}={source}", known(source)
+    where = f"data.{config.source[0]}={config.named}"
     try:
-        row = next(iter(_rows(source, config, hub=False)), None)
+        row = next(iter(_rows(config.named, config, hub=False)), None)
     except Exception as error:  # of the library and its formats
         raise UserError(f"{where}: `datasets` cannot read it: {_reason(error)}") from None
     if row is not None:
-        needed(config.columns or (found.columns if found else {}), row, where)
+        needed(config.columns or {}, row, where)
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from align.data._datasets import SETTINGS
 from align.data._readable import readers
 from align.data._workplace import Workplace
 from align.data.prompts import load_prompts, problems
@@ -25,7 +26,7 @@ from align.registry import ComponentConfig, LabelledRewards
 from align.sampling import OF_GRADIENTS
 from rewards._numerals import counted
 
-SETTINGS, PARTS, IMAGES = "settings.json", "parts", "images"
+PARTS, IMAGES = "parts", "images"
 """Of the sampling block, what an image depends on; the rest is about gradients."""
 
 

@@ -24,7 +24,8 @@ from align.files.texts import TABLES, Unreadable, json_lines, json_value, read_t
 
 FILE_NAME = "pairs.jsonl"
 KINDS = (".jsonl", *TABLES)
-OWN = {"prompt": "prompt", "winner": "winner", "loser": "loser"}
+NAMES = {"prompt": ("prompt", "caption", "text"), "winner": ("winner", "chosen"), "loser": ("loser", "rejected")}
+"""What a column or key may be called; the first that is there."""
 TIE = {"": None, "0": False, "false": False, "1": True, "true": True}
 MANY = 5  # wrong lines that are named
 Layout = Literal["auto", "folder", "pickapic", "hpdv2", "hpdv3", "imagerewarddb", "open_image_preferences"]
@@ -93,6 +94,14 @@ def own(path: Path) -> Path | None:
     return next((file for kind in KINDS if (file := path / f"pairs{kind}").is_file()), None)
 
 
+def has_pairs(path: Path) -> bool:
+    """Whether a folder holds pairs in one of the layouts."""
+    try:
+        return bool(detect(path))
+    except UserError:
+        return False
+
+
 def _by_columns(path: Path) -> str:
     """The known dataset whose columns these parquet files have; else the first, whose are then missed by name."""
     names = {*parquet(shards(path)[0]).schema_arrow.names}
@@ -105,23 +114,30 @@ def _folder(path: Path) -> Found:
     found: list[Pair] = []
     wrong: list[str] = []
     for number, record in _lines(file, wrong):
-        said = record if isinstance(record, dict) else {}
-        absent = [key for key in OWN if not (isinstance(said.get(key), str) and said[key])]
-        tie = said.get("tie")
+        cells = record if isinstance(record, dict) else {}
+        columns = _called(cells)
+        said = {ours: cells.get(theirs) for ours, theirs in columns.items()}
+        absent = [key for key, value in said.items() if not (isinstance(value, str) and value)]
+        tie = cells.get("tie")
         if absent:
-            other = [key for key in said if key not in (*OWN, "tie")]
+            other = [key for key in cells if key not in (*columns.values(), "tie")]
             has = f" (it has {', '.join(other)})" if other else ""
             wrong.append(f"line {number} needs text under {', '.join(absent)}{has}")
         elif not isinstance(tie, bool | None):
             wrong.append(f"line {number} says tie: {tie!r}, must be true or false")
         else:
-            winner, loser = (Picture(file.parent / said[key]) for key in ("winner", "loser"))
-            found.append(Pair(said["prompt"], winner, loser, bool(tie)))
+            winner, loser = (Picture(file.parent / str(said[key])) for key in ("winner", "loser"))
+            found.append(Pair(str(said["prompt"]), winner, loser, bool(tie)))
     if wrong:
         more = f"; {len(wrong) - MANY} more lines" if len(wrong) > MANY else ""
         so = f"one {EXAMPLE} a line" if file.suffix == ".jsonl" else "a picture of each column in every row"
         raise UserError(f"{file}: {'; '.join(wrong[:MANY])}{more}. Write {so}.")
     yield from found
+
+
+def _called(row: Iterable[str]) -> dict[str, str]:
+    """{our name: the row's}."""
+    return {ours: next((name for name in names if name in row), ours) for ours, names in NAMES.items()}
 
 
 def _lines(file: Path, wrong: list[str]) -> Iterator[tuple[int, Any]]:
@@ -130,7 +146,7 @@ def _lines(file: Path, wrong: list[str]) -> Iterator[tuple[int, Any]]:
         yield from json_lines(text, str(file), EXAMPLE, wrong)
         return
     for number, row in table(text, str(file), file.suffix):
-        needed(OWN, row, str(file))
+        needed(_called(row), row, str(file))
         cells: dict[str, Any] = {name: value.strip() for name, value in row.items()}
         tie = cells.get("tie", "").lower()
         yield number, cells | {"tie": TIE.get(tie, tie)}

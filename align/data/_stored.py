@@ -102,7 +102,7 @@ class Stored:
     def _foreign(self, native: str) -> bool:
         """Whether `datasets` reads it."""
         config = self.config
-        local = config.make or not is_foreign(config.named, native, mapped=config.columns is not None)
+        local = config.making or not is_foreign(config.named, native, mapped=config.columns is not None)
         return config.from_hub() or not local
 
     def look(self) -> list[Any] | None:
@@ -110,7 +110,7 @@ class Stored:
         their table is said here, before a model is loaded, and so is a folder to make rows in whose name is a slip of
         one that has some."""
         file = f"{self.noun}.jsonl"
-        here = self.folder.exists() if self.config.make is None else (self.folder / file).is_file()
+        here = self.folder.exists() if self.config.making is None else (self.folder / file).is_file()
         if here and self._foreign(file):
             check_columns(self.config)
             return None
@@ -121,7 +121,7 @@ class Stored:
             rows = self.read(Counter(), nowhere, 1 if large else None)
             return None if large else rows[: self.config.max_rows]
         beside = self.folder.absolute().parent
-        if self.config.make is not None and not self.folder.exists() and beside.is_dir():
+        if self.config.making is not None and not self.folder.exists() and beside.is_dir():
             there = [path.name for path in beside.iterdir() if (path / file).is_file()]
             if close := difflib.get_close_matches(self.folder.name, there, n=1, cutoff=0.6):
                 raise UserError(
@@ -196,8 +196,10 @@ class Stored:
 
     def make(self, around: Workplace) -> None:
         """Makes the rows where the recipe says how and they are not there."""
-        config = self.config.make
+        config = self.config.making
         if config is None:
+            if self.config.make is not None:
+                around.say(f"data.{self.noun}={self.folder}: there are {self.noun}, which are read; none are made")
             return
         if finished(config, self.folder):
             check(config, self.folder, around, whole=True)

@@ -7,14 +7,16 @@ every batch has that share of good images, at places that (seed, update) alone d
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field
 
 from align.data._datasets import DatasetConfig
-from align.data._labels import FILE_NAME, LabelLayout, Labelled, read_labels
+from align.data._labels import FILE_NAME, LabelLayout, Labelled, find, read_labels
 from align.data._make_labels import LabelsMakeConfig
+from align.data._pairs import has_pairs
 from align.data._pictures import Picture
 from align.data._stored import Stored, StoredBatch
 from align.data._streams import Streams, chosen
@@ -33,7 +35,7 @@ class LabelsConfig(DatasetConfig):
     labels: str
     """A table of columns image, prompt, label (.jsonl, .csv, .tsv, .parquet), or a folder with labels.jsonl or the
     like; or pairs, whose winners are good and losers bad; or, with `columns`, any table and any dataset on the Hub.
-    With `make`, a folder where they go."""
+    With `make`, a folder where they go if it holds none yet."""
     layout: LabelLayout = "auto"
     """Which of these it is; auto: a table of labels where there is one."""
     make: LabelsMakeConfig | None = None
@@ -47,18 +49,21 @@ class LabelsConfig(DatasetConfig):
     cache: str | None = None
     """Folder of the latents and embeddings. Default: `cache` in the folder of the labels."""
 
+    def holds(self, path: Path) -> bool:
+        return find(path) is not None or has_pairs(path)
+
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        if self.make is None:
+        if self.making is None:
             yield from self.asked()
-        if self.make is None and self.is_missing():
+        if self.making is None and self.is_missing():
             yield (
                 ".labels",
                 f"{self.labels}: there is no such file or folder. Check the path, or say under data.make what to make "
                 "them of.",
             )
-        if self.make is not None:
+        if self.making is not None:
             yield from self.to_make()
-            yield from self.make.problems(".make")
+            yield from self.making.problems(".make")
         train = recipe.get("train")
         if self.good_share is not None and train is not None and self.good(train.batch_size) in (0, train.batch_size):
             yield (
@@ -154,7 +159,7 @@ class Labels(Stored):
     def _both_kinds(self, good: Sequence[bool]) -> None:
         if 0 < sum(good) < len(good):
             return
-        made = ", or set another data.make.threshold in another folder" if self.config.make else ""
+        made = ", or set another data.make.threshold in another folder" if self.config.making else ""
         raise UserError(
             f"data.labels={self.config.labels}: all {len(good)} images are {'good' if sum(good) else 'bad'}: there is "
             f"nothing to tell apart. Give some of the other kind{made}."

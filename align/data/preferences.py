@@ -6,6 +6,7 @@ Which rows an update has is told in align/data/_stored.py.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from align.data._datasets import DatasetConfig
 from align.data._judged import Pair
 from align.data._make_pairs import MakeConfig
-from align.data._pairs import FILE_NAME, Layout, detect, read_pairs
+from align.data._pairs import FILE_NAME, Layout, detect, has_pairs, read_pairs
 from align.data._pictures import Picture, shards_said
 from align.data._stored import Stored, StoredBatch
 from align.data._streams import Streams
@@ -32,11 +33,11 @@ class PreferencesConfig(DatasetConfig):
     pairs: str
     """A table of columns prompt, winner, loser and, if need be, tie (.jsonl, .csv, .tsv), or a folder with pairs.jsonl
     or the like; a copy of a dataset that is known by name; any table (see `columns`); a Hub id; a name: pickapic_v2,
-    hpdv2, hpdv3, imagerewarddb, open_image_preferences. With `make`, a folder where they go."""
+    hpdv2, hpdv3, imagerewarddb, open_image_preferences. With `make`, a folder where they go if it holds none yet."""
     layout: Layout = "auto"
     """Which of these it is; auto: by the files that are there."""
     make: MakeConfig | None = None
-    """Make the pairs from the recipe's model, where the folder holds none yet (also: align pairs)."""
+    """Make the pairs from the recipe's model, where there are none yet (also: align pairs)."""
     views: ViewConfig = ViewConfig()
     """Sizes, crops and flips."""
     two_sizes: Literal["fit", "skip", "refuse"] = "fit"
@@ -48,18 +49,21 @@ class PreferencesConfig(DatasetConfig):
     cache: str | None = None
     """Folder of the latents and embeddings. Default: `cache` in the folder of the pairs."""
 
+    def holds(self, path: Path) -> bool:
+        return has_pairs(path)
+
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        if self.make is None:
+        if self.making is None:
             yield from self.asked()
-        if self.make is None and self.is_missing():
+        if self.making is None and self.is_missing():
             yield (
                 ".pairs",
                 f"{self.pairs}: there is no such file or folder. Check the path, or say under data.make what to make "
                 "them of.",
             )
-        if self.make is not None:
+        if self.making is not None:
             yield from self.to_make()
-            yield from self.make.problems(".make")
+            yield from self.making.problems(".make")
 
 
 class Pairs(NamedTuple):

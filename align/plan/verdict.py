@@ -126,7 +126,7 @@ def _first(recipe: Recipe, found: Rehearsal) -> str:
         few = f", fewer than the {batch} of an update: each comes more than once in one" if len(rows) < batch else ""
         more = "".join(f", {note.strip()}" for note in source.notes(rows))
         return f"{counted(len(rows), source.noun.removesuffix('s'))} in {source.folder}{missing}{few}{more}"
-    if data.make is None:
+    if data.making is None:
         return ""
     prompts = len(load_prompts(data.make.prompts, count=data.make.num_prompts, key="data.make.prompts"))
     calls = recipe.sampling.num_calls

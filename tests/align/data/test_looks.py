@@ -86,3 +86,39 @@ def test_a_dry_run_looks(tmp_path):
     asked = ("train", "diffusion_dpo/shapes", "data.make=null", "--dry-run", f"data.pairs={tmp_path}/wrong.csv")
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 2 and "wrong.csv: it has no column winner (it has best, loser, prompt)" in done.stderr
+
+
+MAKING = {"make": {"prompts": "shapes:train", "num_prompts": 4, "num_images": 2, "rewards": {"gold": {}}}}
+
+
+def test_somebodys_own_rows_are_read_where_a_recipe_would_make_some(tmp_path):
+    (tmp_path / "good.csv").write_text(OWN)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert PreferencesConfig(pairs=str(folder), **MAKING).making is not None, "an empty folder is to be filled"
+    (folder / "pairs.csv").write_text(OWN)
+    for place in (tmp_path / "good.csv", folder):
+        source = pairs(place, **MAKING)
+        assert source.config.making is None and not [*source.config.conflicts({})]
+        assert len(source.look()) == 2, "both lines of the table"
+    (folder / "settings.json").write_text("{}")
+    assert pairs(folder, **MAKING).config.making is not None, "what was made here is checked as such"
+    (tmp_path / "labels.csv").write_text("image,prompt,label\na.png,a,1\nb.png,b,up\n")
+    with pytest.raises(UserError, match="all 2 images are good"):
+        labels(tmp_path / "labels.csv", **MAKING).look()
+
+
+def test_nothing_is_made_among_somebodys_pictures(tmp_path):
+    write_parquet(tmp_path / "table" / "a.parquet", pngs(tmp_path, 3), [(1.0, 0.0)] * 2)
+    assert pairs(tmp_path / "table", **MAKING).config.making is None
+    (key, said), *_ = PreferencesConfig(pairs=str(tmp_path / "made"), **MAKING).conflicts({})
+    assert key == ".pairs" and "holds pictures and no table of pairs, and data.make would draw others beside" in said
+
+
+def test_the_columns_of_published_pairs_are_known_and_others_are_guessed(tmp_path):
+    (tmp_path / "pairs.csv").write_text("caption,chosen,rejected\na cat,a.png,b.png\n")
+    (pair,) = pairs(tmp_path).look()
+    assert (pair.prompt, pair.winner.path.name, pair.loser.path.name) == ("a cat", "a.png", "b.png")
+    (tmp_path / "pairs.csv").write_text("prompt,better,worse\na cat,a.png,b.png\n")
+    with pytest.raises(UserError, match=r"such as 'data\.columns=\{prompt: prompt, winner: better, loser: worse\}'"):
+        pairs(tmp_path).look()
