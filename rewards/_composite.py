@@ -43,6 +43,8 @@ class Composite(nn.Module):
         if not rewards:
             raise RewardError("a composite needs at least one reward.")
         self.rewards = nn.ModuleDict(rewards)
+        for label, reward in rewards.items():
+            reward.name = label  # messages say what the recipe calls it
         self.config = config or CombineConfig()
         self.weights = {label: reward.config.weight for label, reward in rewards.items()}
         self.normaliser = Normaliser(self.config, list(rewards))

@@ -151,3 +151,8 @@ def test_a_try_is_as_training_will_ask():
     SEEN.clear()
     Composite({"mine": reward("over_a_network", timeout=20.0)}).try_out(["a"], CPU)
     assert SEEN == [2]
+
+
+def test_its_error_names_what_the_recipe_calls_it():
+    with pytest.raises(RewardError, match=r"reward mine: .*ZeroDivisionError"):
+        Composite({"mine": reward("divides")})(IMAGES, PROMPTS)
