@@ -18,7 +18,7 @@ RECIPE = "reno/shapes"
 FEW = 4  # images whose path is drawn unless asked otherwise
 
 Prompts = Annotated[list[str] | None, typer.Argument(help="One or more prompts.")]
-File = Annotated[str | None, typer.Option("--prompts", help="Prompts from a .txt or .jsonl file, or a set.")]
+File = Annotated[str | None, typer.Option("--prompts", help="Prompts from a file (.txt, .jsonl, .csv ...), or a set.")]
 Count = Annotated[int | None, typer.Option(min=1, help="Only the first so many of --prompts.")]
 Model = Annotated[str | None, typer.Option(help="Hub id or folder of any model family; default: the embedded one.")]
 RecipeOption = Annotated[

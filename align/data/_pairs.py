@@ -1,7 +1,7 @@
 """Preference pairs as they lie on disk: which image is preferred for which prompt, without opening the images.
 
 folder     pairs.jsonl, one {"prompt": ..., "winner": PATH, "loser": PATH, "tie": false} a line, paths relative to it;
-           or a .csv or .tsv of these columns
+           or a .csv, .tsv or, without tie, .parquet of these columns
 a name     of align/data/_columns.py: what these datasets' files are called and hold; parquet files (of the split train
            where splits are named) are Pick-a-Pic's, a train.json is HPDv2's
 columns    any table in parquet or JSON, by a map of its columns
@@ -64,7 +64,13 @@ def _found(path: Path, layout: Layout, columns: Columns | None) -> Found:
     if name == "folder":
         return _folder(path)
     if layout == "auto" and name == "pickapic" and columns is None:
-        name = _by_columns(path)
+        names = parquet(shards(path)[0]).schema_arrow.names
+        name = _by_columns(names)
+        columns = None if name else _called(names)
+        if not name and "tie" in names:
+            raise UserError(
+                f"data.pairs={path}: a column tie is read of {', '.join(KINDS)} alone. Save it as one of these."
+            )
     known = KNOWN.get(name)
     return judged(_rows(path, columns or (known.columns if known else {}), name), columns or KNOWN[name].columns)
 
@@ -102,11 +108,13 @@ def has_pairs(path: Path) -> bool:
         return False
 
 
-def _by_columns(path: Path) -> str:
-    """The known dataset whose columns these parquet files have; else the first, whose are then missed by name."""
-    names = {*parquet(shards(path)[0]).schema_arrow.names}
-    fitting = [n for n, known in KNOWN.items() if not known.file and {*known.columns.values()} - {"has_label"} <= names]
-    return [*fitting, "pickapic"][0]
+def _by_columns(names: Iterable[str]) -> str:
+    """The known dataset that has these columns, or Pick-a-Pic where some are its own, and the others then missed by
+    name; else "": a table of the toolkit's columns, or of nobody's."""
+    there, known = {*names}, {name: {*each.columns.values()} for name, each in KNOWN.items() if not each.file}
+    fitting = [name for name, columns in known.items() if columns - {"has_label"} <= there]
+    part = ["pickapic"] if there & {"jpg_0", "jpg_1"} else []
+    return [*fitting, *part, ""][0]
 
 
 def _folder(path: Path) -> Found:

@@ -31,9 +31,10 @@ class PreferencesConfig(DatasetConfig):
 
     name: Literal["preferences"] = "preferences"
     pairs: str
-    """A table of columns prompt, winner, loser and, if need be, tie (.jsonl, .csv, .tsv), or a folder with pairs.jsonl
-    or the like; a copy of a dataset that is known by name; any table (see `columns`); a Hub id; a name: pickapic_v2,
-    hpdv2, hpdv3, imagerewarddb, open_image_preferences. With `make`, a folder where they go if it holds none yet."""
+    """A table of columns prompt, winner, loser and, if need be, tie (.jsonl, .csv, .tsv; .parquet without tie), or a
+    folder with pairs.jsonl or the like; a copy of a dataset that is known by name; any table (see `columns`); a Hub id;
+    a name: pickapic_v2, hpdv2, hpdv3, imagerewarddb, open_image_preferences. With `make`, a folder where they go if it
+    holds none yet."""
     layout: Layout = "auto"
     """Which of these it is; auto: by the files that are there."""
     make: MakeConfig | None = None

@@ -14,7 +14,7 @@ from align.evaluation.benchmarks import Item
 from align.evaluation.statistics import Gain, gains, intervals, means
 from align.evaluation.verdicts import Examined
 from align.evaluation.verdicts import lines as benchmark_lines
-from align.figures.statistics import Interval
+from align.figures.statistics import Interval, better
 from align.hooks._probes import spread
 from rewards._numerals import counted
 
@@ -221,7 +221,7 @@ def lines(found: Evaluation) -> Iterator[str]:
             change = gain.difference
             yield (
                 f"  {label:<{width}}  {gain.before.mean:.4f} -> {gain.after.mean:.4f}  change {change.mean:+z.4f} "
-                f"[{change.within('+z.4f')}]  better on {100 * gain.win_rate:.0f} %"
+                f"[{change.within('+z.4f')}]  {better(gain.win_rate, change)}"
             )
         aside = [f"change of the images {arm.change.mean:.4f}"]
         if arm.diversity is not None:

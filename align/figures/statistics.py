@@ -45,6 +45,12 @@ class Interval(BaseModel):
         return f"{self.mean:.4f} [{self.within()}]"
 
 
+def better(win_rate: float, difference: Interval) -> str:
+    """Such as "better on 63 %", in which ties count half; where all are ties, that."""
+    same = difference.low == difference.high == 0
+    return "the same on all" if same else f"better on {100 * win_rate:.0f} %"
+
+
 class Comparison(BaseModel):
     """One score before (the reference) and after (the trained model), image by image on the same prompts and seeds."""
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from align.config import Recipe
 from align.data.prompts import load_prompts, words
 from align.errors import UserError
-from align.figures.statistics import Comparison
+from align.figures.statistics import Comparison, better
 from align.files.output import write as write_file
 from align.hooks import metrics
 from align.hooks._base import State
@@ -198,7 +198,7 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
         change = score.difference
         yield (
             f"{label:<16} {score.before.mean:.4f} -> {score.after.mean:.4f}  change {change.mean:+z.4f} "
-            f"[{change.within('+z.4f')}]  better on {100 * score.win_rate:.0f} %"
+            f"[{change.within('+z.4f')}]  {better(score.win_rate, change)}"
         )
     if summary.report_seen:
         yield "give evaluate.prompts that are not trained on"

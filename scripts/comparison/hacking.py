@@ -75,7 +75,8 @@ def _hacked(folder: Path, name: str, images: Path) -> str | None:
         f"Gold utility starts at {gold[0]:.3f}, is {best['gold']:.3f} at its best and {gold[last]:.3f} at the end; "
         f"the judge passes {judge[0]:.0%}, {best['judge']:.0%} and {judge[last]:.0%}. The guard {ended} "
         f"and keeps update {chosen}: gold {gold[chosen]:.3f}, judge {judge[chosen]:.0%}. "
-        f"The trained reward (running mean) is {reward[0]:.3f} there and {reward[1]:.3f} at the end.\n\n"
+        f"The trained reward (running mean) is {reward[0]:.3f} there and {reward[1]:.3f} at the end"
+        f"{': it fell too, so that the run came apart' if reward[1] < reward[0] else ''}.\n\n"
         f"![{name}: each curve on its own range](img/hacking-{name}.svg)\n"
     )
     if sheets := sorted((free / "samples").glob("*.png")):

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from pair_toys import pngs, write_parquet
 from typer.testing import CliRunner
@@ -122,3 +124,21 @@ def test_the_columns_of_published_pairs_are_known_and_others_are_guessed(tmp_pat
     (tmp_path / "pairs.csv").write_text("prompt,better,worse\na cat,a.png,b.png\n")
     with pytest.raises(UserError, match=r"such as 'data\.columns=\{prompt: prompt, winner: better, loser: worse\}'"):
         pairs(tmp_path).look()
+
+
+def test_parquet_of_the_own_columns_needs_no_map(tmp_path):
+    images, file = pngs(tmp_path / "made", 3), tmp_path / "held.parquet"
+    rows = {"prompt": ["a cat"], "winner": images[:1], "loser": images[1:2]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), file)
+    (pair,) = pairs(file).look()
+    assert pair.prompt == "a cat" and (pair.winner.read(), pair.loser.read()) == (images[0], images[1])
+    named = {"caption": ["a cat"], "chosen": ["made/made/0.png"], "rejected": ["made/made/1.png"]}
+    pyarrow.parquet.write_table(pyarrow.table(named), tmp_path / "named.parquet")
+    (pair,) = pairs(tmp_path / "named.parquet").look()
+    assert (pair.winner.read(), pair.loser.read()) == (images[0], images[1]), "paths are relative to the table"
+    pyarrow.parquet.write_table(pyarrow.table({**rows, "tie": [True]}), file)
+    with pytest.raises(UserError, match="a column tie is read of"):
+        pairs(file).look()
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "good": images[:1], "bad": images[1:2]}), file)
+    with pytest.raises(UserError, match=r"such as 'data\.columns=\{prompt: text, winner: good, loser: bad\}'"):
+        pairs(file).look()
