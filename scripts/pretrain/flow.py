@@ -6,6 +6,7 @@ as in stage sd; understanding: stage text's, on the states that the transformer 
 Both heads are thrown away. The text tower starts from stage text's and is tuned along.
 """
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -91,6 +92,12 @@ def encode(encoder: CLIPTextModelWithProjection, ids: Tensor) -> tuple[Tensor, T
     return torch.cat([both, torch.zeros_like(both[:, :1])], 1), torch.cat([out.text_embeds, out.text_embeds], -1), told
 
 
+def kept(folder: str | Path) -> tuple[SD3Transformer2DModel, CLIPTextModelWithProjection]:
+    """The transformer and the text tower of a folder that need hold no more."""
+    transformer = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer")
+    return transformer, CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder")
+
+
 def velocity(transformer: SD3Transformer2DModel, x_t: Tensor, t: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
     """(B, 4, 8, 8) at times t (B,) in [0, 1], of what `encode` gives."""
     shrunk = {"last_count": EMPTY}
@@ -98,10 +105,10 @@ def velocity(transformer: SD3Transformer2DModel, x_t: Tensor, t: Tensor, states:
 
 
 def main(steps: int = 16_000, batch: int = 64, seed: int = 0, start: str | None = None) -> None:
-    """Train; `start`: folder of a pipeline whose transformer training starts from."""
+    """Train; `start`: folder of a pipeline whose transformer and text tower training starts from."""
     torch.manual_seed(seed)
-    transformer = SD3Transformer2DModel.from_pretrained(start, subfolder="transformer") if start else build()
-    transformer, encoder = transformer.float().train().to(DEVICE), text_encoder().to(DEVICE).train()
+    transformer, encoder = kept(start) if start else (build(), text_encoder())
+    transformer, encoder = transformer.float().to(DEVICE).train(), encoder.float().to(DEVICE).train()
     head, heads = clip.build_head().to(DEVICE), text.Heads().to(DEVICE)
     accept_last_count(transformer)
     for block in transformer.transformer_blocks:

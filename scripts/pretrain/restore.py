@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPModel, CLIPTextModel
 
 from align.shapes import assembled, embedded
 from scripts.pretrain import flow
@@ -56,9 +56,7 @@ def _turbo(to) -> None:
 
 def _flow(to) -> None:
     """The transformer and the tower are kept; the rest is the other stages'."""
-    transformer = SD3Transformer2DModel.from_pretrained(BASE_FLOW / "transformer")
-    encoder = CLIPTextModelWithProjection.from_pretrained(BASE_FLOW / "text_encoder")
-    flow.pipeline(transformer, encoder).to(torch.float32).save_pretrained(to)
+    flow.pipeline(*flow.kept(BASE_FLOW)).to(torch.float32).save_pretrained(to)
 
 
 def _pipeline(folder: Path, to: Path) -> None:
