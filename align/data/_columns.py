@@ -88,7 +88,8 @@ def needed(columns: Columns, there: Iterable[str], where: str, *, may: Iterable[
     names, wanted = list(there), {ours: theirs.partition(".")[0] for ours, theirs in columns.items()}
     if missing := {ours: theirs for ours, theirs in wanted.items() if theirs not in names and ours not in may}:
         others = [name for name in names if name not in wanted.values()]
-        guess = {**columns, **dict(zip(missing, others, strict=False))} if len(others) >= len(missing) else EXAMPLE
+        example = EXAMPLE if "winner" in columns else {**columns, **dict.fromkeys(missing, "COLUMN")}
+        guess = {**columns, **dict(zip(missing, others, strict=False))} if len(others) >= len(missing) else example
         told = ", ".join(f"{ours}: {theirs}" for ours, theirs in guess.items())
         raise UserError(
             f"{where}: it has no column {', '.join(sorted(set(missing.values())))} (it has "

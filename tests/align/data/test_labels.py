@@ -76,7 +76,11 @@ def test_pairs_are_labels_too(tmp_path):
 WRONG = {
     "a score": ("image,prompt,label\na.png,x,0.7\n", r"line 2 has the label '0\.7', which is neither good"),
     "a word": ("image,prompt,label\na.png,x,maybe\n", "has the label 'maybe'"),
-    "no label": ("image,prompt\na.png,x\n", r"line 2 has no label \(it has image, prompt\)"),
+    "no label": ("image,prompt\na.png,x\n", r"no column label \(it has image, prompt\)\. Say .* label: COLUMN\}'"),
+    "other names": (
+        "picture,thumb,prompt\na.png,1,x\n",
+        "'data.columns={image: picture, prompt: prompt, label: thumb}'",
+    ),
     "no image": ("image,prompt,label\n,x,1\n", "line 2 has no path under image"),
     "a cell too few": ("image,prompt,label\na.png,1\n", "line 2 has 2 cells and the header 3"),
     "empty": ("image,prompt,label\n", "there is no labelled image in it"),
