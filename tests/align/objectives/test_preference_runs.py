@@ -112,7 +112,8 @@ def test_two_processes_give_the_run_of_one(recipes, whole, tmp_path):
         two = Run(tmp_path / "two" / name)
         assert (one.report.num_processes, two.report.num_processes) == (1, 2)
         for mine, expected in zip(numbers(two), numbers(one), strict=True):
-            assert mine == pytest.approx(expected, rel=1e-3, abs=1e-4), name
+            near = 3e-4 if name == "kto" else 1e-4  # its pull is beta times a difference of errors, and so is rounding
+            assert mine == pytest.approx(expected, rel=1e-3, abs=near), name
         first = trained(one)
         moved = sum(float(t.abs().sum()) for t in first.values())
         assert moved > 0
