@@ -83,6 +83,12 @@ def problem(kind: str, columns: Columns) -> str | None:
     return None
 
 
+def called(row: Iterable[str], names: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """{our name: the row's}: the first of its names that is there, else ours."""
+    there = [*row]
+    return {ours: next((name for name in known if name in there), ours) for ours, known in names.items()}
+
+
 def needed(columns: Columns, there: Iterable[str], where: str, *, may: Iterable[str] = OPTIONAL) -> list[str]:
     """The columns to read; a UserError where one is not there."""
     names, wanted = list(there), {ours: theirs.partition(".")[0] for ours, theirs in columns.items()}

@@ -10,12 +10,12 @@ number in between says nothing without a threshold, which is refused.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from align.data._columns import needed
+from align.data._columns import called, needed
 from align.data._pairs import FILE_NAME as PAIRS
 from align.data._pairs import read_pairs
 from align.data._pictures import Picture, parquet
@@ -121,25 +121,20 @@ def _rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any], Picture | None]]
             yield where, record, None
         return
     for number, record in table(text, str(file), file.suffix):
-        needed(_called(record), record, str(file))
+        needed(called(record, NAMES), record, str(file))
         yield f"{file}: line {number}", record, None
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any], Picture]]:
     opened = parquet(file)
     columns = {name.strip().lower(): name for name in opened.schema_arrow.names}
-    needed(_called(columns), columns, str(file))
+    needed(called(columns, NAMES), columns, str(file))
     image = columns[_cell(dict.fromkeys(columns), "image", str(file))[0]]
     row = 0
     for batch in opened.iter_batches(columns=[name for name in columns.values() if name != image]):
         for record in batch.to_pylist():
             yield f"{file}: row {row}", record | {image: None}, Picture(file, row, image)
             row += 1
-
-
-def _called(row: Iterable[str]) -> dict[str, str]:
-    """{our name: the row's}."""
-    return {ours: next((name for name in names if name in row), ours) for ours, names in NAMES.items()}
 
 
 def _cell(row: Mapping[str, Any], what: str, where: str) -> tuple[str, Any]:

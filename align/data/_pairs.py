@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from align.data._columns import IMAGES, KNOWN, Columns, cell, needed
+from align.data._columns import IMAGES, KNOWN, Columns, called, cell, needed
 from align.data._judged import Found, Pair, Read, judged
 from align.data._pictures import Picture, parquet, shards
 from align.errors import UserError
@@ -66,7 +66,7 @@ def _found(path: Path, layout: Layout, columns: Columns | None) -> Found:
     if layout == "auto" and name == "pickapic" and columns is None:
         names = parquet(shards(path)[0]).schema_arrow.names
         name = _by_columns(names)
-        columns = None if name else _called(names)
+        columns = None if name else called(names, NAMES)
         if not name and "tie" in names:
             raise UserError(
                 f"data.pairs={path}: a column tie is read of {', '.join(KINDS)} alone. Save it as one of these."
@@ -123,7 +123,7 @@ def _folder(path: Path) -> Found:
     wrong: list[str] = []
     for number, record in _lines(file, wrong):
         cells = record if isinstance(record, dict) else {}
-        columns = _called(cells)
+        columns = called(cells, NAMES)
         said = {ours: cells.get(theirs) for ours, theirs in columns.items()}
         absent = [key for key, value in said.items() if not (isinstance(value, str) and value)]
         tie = cells.get("tie")
@@ -143,18 +143,13 @@ def _folder(path: Path) -> Found:
     yield from found
 
 
-def _called(row: Iterable[str]) -> dict[str, str]:
-    """{our name: the row's}."""
-    return {ours: next((name for name in names if name in row), ours) for ours, names in NAMES.items()}
-
-
 def _lines(file: Path, wrong: list[str]) -> Iterator[tuple[int, Any]]:
     text = read_text(file)
     if file.suffix == ".jsonl":
         yield from json_lines(text, str(file), EXAMPLE, wrong)
         return
     for number, row in table(text, str(file), file.suffix):
-        needed(_called(row), row, str(file))
+        needed(called(row, NAMES), row, str(file))
         cells: dict[str, Any] = {name: value.strip() for name, value in row.items()}
         tie = cells.get("tie", "").lower()
         yield number, cells | {"tie": TIE.get(tie, tie)}
