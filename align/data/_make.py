@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from align.data._datasets import SETTINGS
+from align.data._dataset_config import SETTINGS
 from align.data._readable import readers
 from align.data._workplace import Workplace
 from align.data.prompts import load_prompts, problems

@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from align.data._cache import PictureCache
-from align.data._datasets import DATASETS, ROWS, brought, check_columns, is_foreign
+from align.data._dataset_config import ROWS, is_foreign
+from align.data._datasets import DATASETS, bring, brought, check_columns
 from align.data._datasets import left_out as reasons
 from align.data._make import check, finished, make
 from align.data._store import TensorStore
@@ -80,14 +82,17 @@ class Stored:
         self.streams = Streams(seed, {})
         self._keys: list[str] = []
         self._brought = False
+        self._aside: TemporaryDirectory[str] | None = None  # where a look puts what it brings, as long as this lives
 
     def read(self, left_out: Counter[str], around: Workplace, most: int | None = None) -> list[Any]:
         """All rows that are on disk, or the first `most`; those that are none are counted by their reason."""
         raise NotImplementedError
 
-    def local(self, around: Workplace, native: str, left_out: Counter[str]) -> Path:
+    def local(self, around: Workplace | None, native: str, left_out: Counter[str]) -> Path:
         """Where the rows lie: the folder that is named, or that of the dataset, which is brought here first."""
         config = self.config
+        if around is None and self._aside is not None:
+            return Path(self._aside.name)
         if not self._foreign(native):
             return self.folder
         cache = Path(config.cache).expanduser() if config.cache else None
@@ -111,13 +116,17 @@ class Stored:
         one that has some."""
         file = f"{self.noun}.jsonl"
         here = self.folder.exists() if self.config.making is None else (self.folder / file).is_file()
-        if here and self._foreign(file):
-            check_columns(self.config)
-            return None
         if here:
+            foreign = self._foreign(file)
             files = self.folder.rglob("*") if self.folder.is_dir() else [self.folder]
-            large = sum(f.stat().st_size for f in files if f.suffix.lower() in ROWS) > LARGE
-            nowhere: Any = None  # nothing is brought here, and nothing said
+            large = sum(f.stat().st_size for f in files if foreign or f.suffix.lower() in ROWS) > LARGE
+            if foreign and large:
+                check_columns(self.config)
+                return None
+            if foreign:
+                self._aside = TemporaryDirectory()
+                bring(self.config, Path(self._aside.name))
+            nowhere: Any = None  # nothing is kept here, and nothing said
             rows = self.read(Counter(), nowhere, 1 if large else None)
             return None if large else rows[: self.config.max_rows]
         beside = self.folder.absolute().parent

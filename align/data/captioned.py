@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
 
-from align.data._datasets import DatasetConfig, brought
+from align.data._dataset_config import DatasetConfig
+from align.data._datasets import brought
 from align.data._pictures import content
 from align.data._workplace import Workplace
 from align.data.prompts import Prompts, PromptsConfig

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from pydantic import Field
 
-from align.data._datasets import DatasetConfig
+from align.data._dataset_config import DatasetConfig
 from align.data._labels import FILE_NAME, LabelLayout, Labelled, find, read_labels
 from align.data._make_labels import LabelsMakeConfig
 from align.data._pairs import has_pairs

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
-from align.data._datasets import DatasetConfig
+from align.data._dataset_config import DatasetConfig
 from align.data._judged import Pair
 from align.data._make_pairs import MakeConfig
 from align.data._pairs import FILE_NAME, Layout, detect, has_pairs, read_pairs

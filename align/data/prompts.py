@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import Field
 
-from align.data._datasets import NATIVE, DatasetConfig, brought
+from align.data._dataset_config import NATIVE, DatasetConfig
+from align.data._datasets import brought
 from align.data._prompt_files import SHAPES, bundled, read
 from align.data._readable import Readers, scoring, unread
 from align.errors import UserError

@@ -16,7 +16,8 @@ from pair_toys import picture, policy_on, prepared
 from align.config import load_recipe
 from align.data import _datasets
 from align.data._columns import FORMS, KNOWN, form, problem
-from align.data._datasets import brought, is_hub, left_out, pinned
+from align.data._dataset_config import is_hub
+from align.data._datasets import brought, left_out, pinned
 from align.data._labels import read_labels
 from align.data._pairs import read_pairs
 from align.data.captioned import Captioned, CaptionedConfig

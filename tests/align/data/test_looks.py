@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -142,3 +143,46 @@ def test_parquet_of_the_own_columns_needs_no_map(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "good": images[:1], "bad": images[1:2]}), file)
     with pytest.raises(UserError, match=r"such as 'data\.columns=\{prompt: text, winner: good, loser: bad\}'"):
         pairs(file).look()
+
+
+def test_a_look_reads_the_rows_of_a_map(tmp_path):
+    pngs(tmp_path / "made", 2)
+    (tmp_path / "a.csv").write_text(
+        "text,good,bad\na cat,made/made/0.png,made/made/1.png\na dog,made/made/0.png,gone.png\n"
+    )
+    source = pairs(tmp_path / "a.csv", **MAPPED)
+    rows = source.look()
+    assert [row.prompt for row in rows] == ["a cat", "a dog"]
+    assert [picture.path.exists() for row in rows for picture in row.pictures] == [True, True, True, False]
+    assert (
+        rows[1].loser.path == tmp_path / "gone.png" and len(pairs(tmp_path / "a.csv", max_rows=1, **MAPPED).look()) == 1
+    )
+    lines = [json.dumps({"pic": f"made/made/{n}.png", "words": "a", "liked": n}) for n in (0, 1)]
+    (tmp_path / "l.jsonl").write_text("\n".join(lines))
+    columns = {"image": "pic", "prompt": "words", "label": "liked"}
+    assert [row.good for row in labels(tmp_path / "l.jsonl", columns=columns).look()] == [False, True]
+    (tmp_path / "l.jsonl").write_text(lines[0])
+    with pytest.raises(UserError, match="all 1 images are bad"):
+        labels(tmp_path / "l.jsonl", columns=columns).look()
+
+
+def test_pictures_that_a_mapped_table_holds_are_there_in_a_look(tmp_path):
+    data = [{"bytes": image, "path": None} for image in pngs(tmp_path, 2)]
+    columns = {"text": ["a cat"], "good": data[:1], "bad": data[1:]}
+    datasets.Dataset.from_dict(columns).save_to_disk(str(tmp_path / "saved"))
+    source = pairs(tmp_path / "saved", **MAPPED)
+    (row,) = source.look()
+    assert [picture.read() for picture in row.pictures] == [image["bytes"] for image in data]
+    assert not [*source.notes([row])], "they are two"
+
+
+def test_a_dry_run_counts_the_rows_of_a_map(tmp_path):
+    pngs(tmp_path / "made", 2)
+    (tmp_path / "a.csv").write_text(
+        "text,good,bad\na cat,made/made/0.png,made/made/1.png\na dog,made/made/0.png,gone.png\n"
+    )
+    columns = "data.columns={prompt: text, winner: good, loser: bad}"
+    asked = ("train", "diffusion_dpo/shapes", "--dry-run", f"data.pairs={tmp_path}/a.csv", columns)
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    assert f"2 pairs in {tmp_path}/a.csv, 1 picture missing, such as {tmp_path}/gone.png, fewer than" in done.stdout
