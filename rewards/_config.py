@@ -15,6 +15,8 @@ _EXPLAINED = "setting"  # the type of an error whose message is already ours
 class ComponentConfig(BaseModel):
     """The settings of one component: frozen, unknown keys refused, each field documented by the text below it."""
 
+    meant: ClassVar[Mapping[str, str]] = {}
+    """{a key that others like it have: the one here that does its work}."""
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -145,7 +147,9 @@ def _text(config: type[BaseModel], path: tuple[int | str, ...], errors: list[Err
         return first["msg"]
     if first["type"] == "extra_forbidden":
         known = list(config.model_fields)
-        return f"unknown key.{suggest(str(path[-1]), known)} Known here: {', '.join(known) or 'none'}; or remove it."
+        meant = getattr(config, "meant", {}).get(str(path[-1]))
+        said = f" Did you mean {meant}?" if meant and len(path) == 1 else suggest(str(path[-1]), known)
+        return f"unknown key.{said} Known here: {', '.join(known) or 'none'}; or remove it."
     field = config.model_fields.get(str(path[0])) if len(path) == 1 else None
     if first["type"] == "missing":
         about = " ".join((field.description or "").split()) if field else ""

@@ -43,7 +43,9 @@ def init(
     check_file(output, "--output", (".yaml", ".yml"))
     if output.exists():
         raise UserError(f"--output {output}: there is something already. Name another file, or remove it.")
-    model, found = _answer(model, "Which model (Hub id or folder)", "embedded:shapes-sd", _known)
+    model, found = _answer(
+        model, "Which model (Hub id or folder; align models lists them)", "embedded:shapes-sd", _known
+    )
     said = ", ".join(f"{key}: {value}" for key, value in GOALS.items())
     goal = _answer(goal, f"More of what ({said}; or file.py:function)", "people", _goal)
     embedded = model.startswith(EMBEDDED)  # small enough for any machine

@@ -17,7 +17,10 @@ def publish(
     repo: Annotated[str, typer.Option(help="Where to, on the Hub: owner/name; made if it is not there.")],
     private: Annotated[bool, typer.Option("--private", help="Only for you and your organisation.")] = False,
     dry_run: Annotated[
-        Path | None, typer.Option(help="Write the files into this folder instead; the Hub is not asked.")
+        bool, typer.Option("--dry-run", help="Only list what would be sent; the Hub is not asked.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the files into this folder instead of sending them.")
     ] = None,
     licence: Annotated[str | None, typer.Option(help="Of the adapter; default: its base model's, if known.")] = None,
     overwrite: Annotated[
@@ -36,9 +39,11 @@ def publish(
         typer.echo(f"not among them: {', '.join(own)}, which the recipe needs and the card names")
     if why := summary.unmoved(summary.read(run.expanduser())):
         typer.echo(f"note: {why}", err=True)
-    if dry_run is not None:
-        publishing.write(files, dry_run)
-        typer.echo(f"not published; this is what would be: {dry_run}")
+    if output is not None:
+        publishing.write(files, output)
+    if output is not None or dry_run:
+        where = f": {output}" if output is not None else "; --output FOLDER writes it to look at"
+        typer.echo(f"not published; this is what would be{where}")
         return
     typer.echo(push(repo, files, private=private, overwrite=overwrite, say=lambda text: typer.echo(text, err=True)))
 
@@ -77,4 +82,10 @@ def export(
     """Write an adapter for another program, or merge it into the base model's weights."""
     from align.share.export import export as write
 
-    typer.echo(write(source, format, output, recipe=recipe, strength=strength, step=step))
+    written = write(source, format, output, recipe=recipe, strength=strength, step=step)
+    typer.echo(written)
+    if format == "merged":
+        typer.echo(
+            f'next:  DiffusionPipeline.from_pretrained("{written}")   # in Python, or any program of diffusers',
+            err=True,
+        )

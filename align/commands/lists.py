@@ -25,7 +25,9 @@ def recipes(
     if not any(name.startswith(start) for name in known):
         methods = sorted({name.partition("/")[0] for name in known})
         close = difflib.get_close_matches(str(method), methods, n=1)
-        said = f" Did you mean {close[0]}?" if close else f" For a family: align recipes --model {method}."
+        families = difflib.get_close_matches(str(method), MODELS.names(), n=1)
+        family = families[0] if families else method
+        said = f" Did you mean {close[0]}?" if close else f" For a family: align recipes --model {family}."
         raise UserError(f"recipes {method}: no recipe is of such a method.{said} Known are {', '.join(methods)}.")
     if model is None:
         _table({name: first_comment(path) for name, path in known.items() if name.startswith(start)})

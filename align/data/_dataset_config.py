@@ -1,7 +1,7 @@
 """Which rows a recipe asks for: a source, what its columns are called, and what is made where there are none.
 
-A source is a Hub id, a dataset that is known by name, a table, or a folder; what `datasets` reads of these is brought by
-align/data/_datasets.py.
+A source is a Hub id, a dataset that is known by name, a table, or a folder; what `datasets` reads of these is brought
+by align/data/_datasets.py.
 """
 
 import re

@@ -10,13 +10,14 @@ number in between says nothing without a threshold, which is refused.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from align.data._columns import called, needed
 from align.data._pairs import FILE_NAME as PAIRS
+from align.data._pairs import NAMES as PAIR_NAMES
 from align.data._pairs import read_pairs
 from align.data._pictures import Picture, parquet
 from align.errors import UserError
@@ -121,20 +122,31 @@ def _rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any], Picture | None]]
             yield where, record, None
         return
     for number, record in table(text, str(file), file.suffix):
-        needed(called(record, NAMES), record, str(file))
+        _needed(record, file)
         yield f"{file}: line {number}", record, None
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any], Picture]]:
     opened = parquet(file)
     columns = {name.strip().lower(): name for name in opened.schema_arrow.names}
-    needed(called(columns, NAMES), columns, str(file))
+    _needed(columns, file)
     image = columns[_cell(dict.fromkeys(columns), "image", str(file))[0]]
     row = 0
     for batch in opened.iter_batches(columns=[name for name in columns.values() if name != image]):
         for record in batch.to_pylist():
             yield f"{file}: row {row}", record | {image: None}, Picture(file, row, image)
             row += 1
+
+
+def _needed(names: Iterable[str], file: Path) -> None:
+    """UserError where a column is missing; of a table of pairs it says how that is read."""
+    pairs = called(names, PAIR_NAMES)
+    if "label" not in names and pairs["winner"] in names and pairs["loser"] in names:
+        raise UserError(
+            f"{file}: has the columns of pairs, {pairs['winner']} and {pairs['loser']}, and none of labels. Set "
+            "data.layout=pairs to take the former as good and the latter as bad."
+        )
+    needed(called(names, NAMES), names, str(file))
 
 
 def _cell(row: Mapping[str, Any], what: str, where: str) -> tuple[str, Any]:

@@ -88,10 +88,10 @@ class Stored:
         """All rows that are on disk, or the first `most`; those that are none are counted by their reason."""
         raise NotImplementedError
 
-    def local(self, around: Workplace | None, native: str, left_out: Counter[str]) -> Path:
+    def local(self, around: Workplace, native: str, left_out: Counter[str]) -> Path:
         """Where the rows lie: the folder that is named, or that of the dataset, which is brought here first."""
         config = self.config
-        if around is None and self._aside is not None:
+        if around is None and self._aside is not None:  # a look
             return Path(self._aside.name)
         if not self._foreign(native):
             return self.folder

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field
@@ -31,6 +31,7 @@ class LabelsConfig(DatasetConfig):
     """Images, each with the prompt it is for and a thumb up or down."""
 
     source = ("labels", "labels")
+    meant: ClassVar[Mapping[str, str]] = {"pairs": "labels", "prompts": "labels", "folder": "labels"}
     name: Literal["labels"] = "labels"
     labels: str
     """A table of columns image, prompt, label (.jsonl, .csv, .tsv, .parquet), or a folder with labels.jsonl or the

@@ -28,6 +28,7 @@ class PreferencesConfig(DatasetConfig):
     """Pairs of images, one preferred to the other."""
 
     has_pairs: ClassVar[bool] = True
+    meant: ClassVar[Mapping[str, str]] = {"labels": "pairs", "prompts": "pairs", "folder": "pairs"}
 
     name: Literal["preferences"] = "preferences"
     pairs: str

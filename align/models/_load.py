@@ -118,7 +118,7 @@ def load_pipeline(
         )
     pipeline_class = getattr(diffusers, found)
     given = _saved_without(_index(config), pipeline_class) | given
-    with _without_bars() if path.is_dir() else nullcontext():
+    with without_bars() if path.is_dir() else nullcontext():
         return _trying(
             config,
             lambda: pipeline_class.from_pretrained(
@@ -134,8 +134,8 @@ def load_pipeline(
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Reading local weights takes no time that is worth a progress bar."""
+def without_bars() -> Iterator[None]:
+    """Reading and writing local weights takes no time that is worth a progress bar."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 

@@ -19,6 +19,7 @@ from align.config import Recipe, load_recipe
 from align.errors import UserError
 from align.files.output import write
 from align.models._base import Dtypes
+from align.models._load import without_bars
 from align.policy import adapter_file, soft_prompt
 from align.policy.adapter_file import DOWN, MAGNITUDE, UP, AdapterFile
 from align.policy.mix import Mixer, whole_names
@@ -125,7 +126,8 @@ def _merged(file: AdapterFile, recipe: Recipe, folder: Path, name: str, strength
     mixer.add(str(file.path))
     mixer.set({str(file.path): strength})
     mixer.merge()
-    model.to_pipeline().save_pretrained(folder)
+    with without_bars():
+        model.to_pipeline().save_pretrained(folder)
     return folder
 
 

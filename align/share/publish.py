@@ -70,13 +70,13 @@ def check_name(repo: str) -> None:
 def write(files: list[File], folder: Path) -> list[Path]:
     """Writes the files into a folder that is new or empty, for a look before they are published."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"--dry-run {folder}: there is something already. Choose another folder, or remove it.")
+        raise UserError(f"--output {folder}: there is something already. Choose another folder, or remove it.")
     try:
         for file in files:
             (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
             (folder / file.name).write_bytes(file.content)
     except OSError as error:
-        raise UserError(f"--dry-run {folder}: cannot be written ({error.strerror}). Choose another folder.") from None
+        raise UserError(f"--output {folder}: cannot be written ({error.strerror}). Choose another folder.") from None
     return [folder / file.name for file in files]
 
 

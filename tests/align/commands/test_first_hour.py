@@ -341,7 +341,11 @@ def test_the_recipes_of_a_method_are_listed():
     assert said.startswith("drtune/shapes ") and all(line.startswith("drtune/") for line in said.splitlines())
     both = CliRunner().invoke(app, ["recipes", "draft", "--model", "sdxl"]).stdout.splitlines()
     assert both and all(line.startswith("draft/sdxl") for line in both)
-    for wrong, way in (("drfat", "Did you mean draft?"), ("sdxl", "For a family: align recipes --model sdxl.")):
+    for wrong, way in (
+        ("drfat", "Did you mean draft?"),
+        ("sdxk", "For a family: align recipes --model sdxl."),
+        ("sdxl", "For a family: align recipes --model sdxl."),
+    ):
         done = CliRunner().invoke(app, ["recipes", wrong])
         assert done.exit_code == 2 and way in done.stderr and done.stderr.count("\n") == 1
     none = CliRunner().invoke(app, ["recipes", "drtune", "--model", "sdxl"]).stdout

@@ -46,7 +46,7 @@ COMMANDS = [
     ("vote run/images/strength-1", 0),
     ("serve-reward brightness --port 0 --key MY_SERVER", 130),
     ("export run -f kohya -o kohya", 0),
-    (f"publish run --repo {REPO} --dry-run up", 0),
+    (f"publish run --repo {REPO} --output up", 0),
     (f"publish run --repo {REPO}", 0),
     (f"pull {REPO} --trust-recipe", 0),
     ("pull me/nowhere", 2),

@@ -10,6 +10,7 @@ from pair_toys import pngs, write_parquet
 from typer.testing import CliRunner
 
 from align.commands.app import app
+from align.config import load_recipe
 from align.data import _stored
 from align.data._pairs import read_pairs
 from align.data.labels import Labels, LabelsConfig
@@ -186,3 +187,14 @@ def test_a_dry_run_counts_the_rows_of_a_map(tmp_path):
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
     assert f"2 pairs in {tmp_path}/a.csv, 1 picture missing, such as {tmp_path}/gone.png, fewer than" in done.stdout
+
+
+def test_pairs_given_as_labels_are_led_to_the_layout(tmp_path):
+    (tmp_path / "t.csv").write_text(OWN)
+    with pytest.raises(UserError, match=r"columns of pairs, winner and loser.*Set data\.layout=pairs"):
+        labels(tmp_path / "t.csv").look()
+    assert len(labels(tmp_path / "t.csv", layout="pairs").look()) == 4
+    with pytest.raises(UserError, match=r"data\.pairs: unknown key\. Did you mean labels\?"):
+        load_recipe("kto/shapes", ["data.pairs=t.csv"])
+    with pytest.raises(UserError, match=r"data\.labels: unknown key\. Did you mean pairs\?"):
+        load_recipe("diffusion_dpo/shapes", ["data.labels=t.csv"])

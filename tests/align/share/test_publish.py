@@ -55,7 +55,7 @@ def test_exactly_the_list_arrives_and_the_dry_run_is_the_same(hub, run, tmp_path
     assert done.stdout.splitlines()[-1] == f"{hub.url}/{REPO}"
     repository = hub.repositories[REPO]
     assert repository.files.keys() - {".gitattributes"} == NAMES and not repository.private
-    publishing(run, "--dry-run", tmp_path / "look")
+    publishing(run, "--output", tmp_path / "look")
     written = {str(p.relative_to(tmp_path / "look")): p.read_bytes() for p in (tmp_path / "look").rglob("*.*")}
     assert written == {name: content for name, content in repository.files.items() if name != ".gitattributes"}
     assert (
@@ -66,18 +66,19 @@ def test_exactly_the_list_arrives_and_the_dry_run_is_the_same(hub, run, tmp_path
 
 def test_the_dry_run_asks_nobody(hub, run, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    publishing(run, "--dry-run", tmp_path / "look")
+    publishing(run, "--output", tmp_path / "look")
+    assert "--output FOLDER writes it" in publishing(run, "--dry-run").stdout
     assert not hub.calls
-    assert "something already" in line(publishing(run, "--dry-run", tmp_path / "look", code=2))
+    assert "something already" in line(publishing(run, "--output", tmp_path / "look", code=2))
 
 
 def test_an_adapter_that_changes_nothing_is_published_with_a_word(run, tmp_path):
-    assert "note:" not in publishing(run, "--dry-run", tmp_path / "sound").stderr
+    assert "note:" not in publishing(run, "--output", tmp_path / "sound").stderr
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     told = json.loads((copy / "summary.json").read_text())
     (copy / "summary.json").write_text(json.dumps(told | {"chosen_update": 0}))
-    assert "is that of update 0 and changes nothing" in publishing(copy, "--dry-run", tmp_path / "look").stderr
+    assert "is that of update 0 and changes nothing" in publishing(copy, "--output", tmp_path / "look").stderr
 
 
 def test_no_folder_of_this_machine_is_published(run):
