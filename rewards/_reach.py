@@ -24,5 +24,6 @@ def reach(model: str) -> None:
     except Exception as error:  # of the transport, whichever it is
         raise RewardError(
             f"{model} could not be loaded: {constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error}). "
-            "Check the network and HF_ENDPOINT, or give a local folder."
+            "Check the network and HF_ENDPOINT, or give a local folder in its place: `align rewards NAME` lists a "
+            "reward's settings."
         ) from None

@@ -95,7 +95,11 @@ def recipe(model: str, family_name: str, goal: str, gib: float) -> str:
     world = "shapes" if embedded else "scenes"
     tight = gib <= TIGHT and not embedded
     if tight:
-        settings({"model": {"checkpoint": model}}, _preset(gib))  # refused where it cannot fit
+        try:
+            settings({"model": {"checkpoint": model}}, _preset(gib))
+        except UserError as error:  # it cannot fit
+            said = str(error).removeprefix(f"model.preset={_preset(gib)}: ")
+            raise UserError(f"--gpu-memory {gib:g}GB: {said}") from None
     held = "{" + held_out + "}"
     lines = [
         f"# DRaFT-1 on {model}: more of {GOALS.get(goal, goal)}, watched by what is not trained on",

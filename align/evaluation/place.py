@@ -18,6 +18,7 @@ from align.evaluation.files import adapter_digest, fingerprint, stamps
 from align.evaluation.plan import Plan
 from align.files.output import make_folder, write
 from align.policy.mix import Located
+from align.recipes import RECIPE
 from rewards._numerals import counted
 
 ROOT, FILE_NAME = Path("evaluation"), "plan.json"
@@ -53,6 +54,8 @@ def chosen(plan: Plan, output: Path | None) -> Path:
     """The folder of an evaluation. Raises UserError where `output` holds images of other prompts or other sampling."""
     told = described(plan)
     if output is not None:
+        if (output.expanduser() / RECIPE).is_file():
+            raise UserError(f"--output {output}: is a run's folder. Choose another, such as {output / 'evaluation'}.")
         there = _read(output.expanduser())
         if there is not None and not _alike(there, told):
             what = " and ".join([key for key in DRAWN if there.get(key) != told[key]] or ["prompts"])

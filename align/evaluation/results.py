@@ -221,7 +221,7 @@ def lines(found: Evaluation) -> Iterator[str]:
             change = gain.difference
             yield (
                 f"  {label:<{width}}  {gain.before.mean:.4f} -> {gain.after.mean:.4f}  change {change.mean:+z.4f} "
-                f"[{change.within('+z.4f')}]  {better(gain.win_rate, change)}"
+                f"[{change.within('+z.4f')}]  {better(gain)}"
             )
         aside = [f"change of the images {arm.change.mean:.4f}"]
         if arm.diversity is not None:

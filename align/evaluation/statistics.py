@@ -28,6 +28,7 @@ def gains(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str
             after=_mean(new),
             difference=paired(differences),
             win_rate=of_wins.mean,
+            ties=float((new == old).double().mean()),
             wins=of_wins,
             std_before=float(old.std(correction=0)),
             num_prompts=len(old),

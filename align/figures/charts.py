@@ -174,7 +174,7 @@ def _drawn(build: Callable[["Axes"], None], x_label: str, y_label: str, size: tu
         figure.patch.set(visible=bool(size), facecolor="white")
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         axes.patch.set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=x_label == "update"))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=x_label == "update"))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         build(axes)
         figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -196,7 +196,7 @@ def _style() -> dict[str, Any]:
         "font.sans-serif": ["DejaVu Sans"], "legend.frameon": False, "xtick.bottom": False, "ytick.left": False,
         "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": colour("grid"),
         "grid.linewidth": 1, "lines.linewidth": 2, "axes.xmargin": 0, "axes.ymargin": 0.06, "axes.labelpad": 7,
-        "axes.formatter.useoffset": False, "axes.formatter.limits": (-3, 5),
+        "axes.formatter.useoffset": False, "axes.formatter.limits": (-4, 5),
         "figure.subplot.left": 60 / WIDTH, "figure.subplot.right": 1 - 14 / WIDTH,
         "figure.subplot.bottom": 38 / HEIGHT, "figure.subplot.top": 1 - 16 / HEIGHT,
     }  # fmt: skip

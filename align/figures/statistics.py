@@ -45,12 +45,6 @@ class Interval(BaseModel):
         return f"{self.mean:.4f} [{self.within()}]"
 
 
-def better(win_rate: float, difference: Interval) -> str:
-    """Such as "better on 63 %", in which ties count half; where all are ties, that."""
-    same = difference.low == difference.high == 0
-    return "the same on all" if same else f"better on {100 * win_rate:.0f} %"
-
-
 class Comparison(BaseModel):
     """One score before (the reference) and after (the trained model), image by image on the same prompts and seeds."""
 
@@ -62,11 +56,25 @@ class Comparison(BaseModel):
     """After - before, paired."""
     win_rate: float
     """Share of prompts on which after is higher; ties count half."""
+    ties: float = 0.0
+    """Share of prompts on which both are the same."""
     std_before: float
     """Standard deviation of the score over the reference's images: the scale of a difference."""
     num_prompts: int
     p: float | None = None
     """How often a difference at least as large comes about by chance where there is none; null below 4 prompts."""
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """(on which after is higher, on which it is lower), in per cent."""
+        wins = self.win_rate - self.ties / 2
+        return 100 * wins, abs(100 * (1 - wins - self.ties))
+
+
+def better(found: Comparison) -> str:
+    """Such as "better on 63 %, worse on 30 %"; where all are the same, that."""
+    wins, losses = found.shares
+    return "the same on all" if found.ties == 1 else f"better on {wins:.0f} %, worse on {losses:.0f} %"
 
 
 def compare(before: Tensor, after: Tensor) -> Comparison:
@@ -79,6 +87,7 @@ def compare(before: Tensor, after: Tensor) -> Comparison:
         after=interval(after),
         difference=paired(difference),
         win_rate=float(wins.mean()),
+        ties=float((difference == 0).double().mean()),
         std_before=float(before.std(correction=0)),
         num_prompts=len(before),
         p=chance(difference),

@@ -39,16 +39,20 @@ def margin(values: Sequence[float], tail: float) -> float:
     return float(t.ppf(1 - tail, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
-def recommended(sweep: Mapping[float, Measurement]) -> float:
-    """1, or the best of the strengths that are surely better; where 1 raises an alarm, the nearest that raises none."""
+def recommended(sweep: Mapping[float, Measurement], base: Measurement | None = None) -> float:
+    """1, or the best of the strengths that are surely better; where 1 raises an alarm, the nearest that raises none.
+    More than 1 only where that is surely better than the base too, if there is one: else there is nothing to have more
+    of."""
     sound = {strength: seen for strength, seen in sweep.items() if not seen.alarms}
     if not sound or 1.0 not in sweep:
         return 1.0
     if 1.0 not in sound:
         return min(sound, key=lambda strength: (abs(strength - 1), strength))
     others = len(sweep) - 1
-    better = {s: gap for s, seen in sound.items() if s != 1 and (gap := _surely(seen, sound[1.0], others)) > 0}
-    return max(better, key=lambda strength: sound[strength].score) if better else 1.0
+    better = {s for s, seen in sound.items() if s != 1 and _surely(seen, sound[1.0], others) > 0}
+    if base is not None:
+        better -= {s for s in better if s > 1 and not (gain(sound[s], base, others) or {"better": False})["better"]}
+    return max(sorted(better), key=lambda strength: sound[strength].score) if better else 1.0
 
 
 def gain(chosen: Measurement, base: Measurement, picked_among: int = 1) -> dict[str, float | bool] | None:

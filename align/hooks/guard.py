@@ -144,7 +144,7 @@ class Guard(Hook):
         said: dict[str, Any] = {"sweep": [{"strength": strength, **m.told()} for strength, m in found.items()]}
         said |= {"sweep_prompts": len(self.apart) // self.config.num_seeds, "recommended_strength": 1.0}
         if of_base is not None:
-            best = said["recommended_strength"] = recommended(found)
+            best = said["recommended_strength"] = recommended(found, of_base)
             said["gain"] = gain(found[best], of_base, picked_among=1 if best == 1 else len(found) - 1)
         return said
 

@@ -194,11 +194,13 @@ def read(output: Path) -> Summary:
 
 def lines(summary: Summary, output: Path) -> Iterator[str]:
     """What a user reads at the end of a run."""
+    if summary.scores and summary.strength != 1:
+        yield f"of the adapter at strength {summary.strength:g}:"
     for label, score in summary.scores.items():
         change = score.difference
         yield (
             f"{label:<16} {score.before.mean:.4f} -> {score.after.mean:.4f}  change {change.mean:+z.4f} "
-            f"[{change.within('+z.4f')}]  {better(score.win_rate, change)}"
+            f"[{change.within('+z.4f')}]  {better(score)}"
         )
     if summary.report_seen:
         yield "give evaluate.prompts that are not trained on"
@@ -218,17 +220,18 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
         f"{updates} in {summary.seconds:.0f} s ({summary.seconds_per_update:.2f} s each), adapter of update "
         f"{summary.chosen_update} in {output / 'adapter'}"
     )
-    if then := next_command(output):
+    if then := next_command(output, summary.strength):
         yield f"next:  {then}"
 
 
-def next_command(output: Path) -> str:
-    """What to do with what a run has left; "" where no command draws with it."""
+def next_command(output: Path, strength: float = 1.0) -> str:
+    """What to do with what a run has left, at this strength; "" where no command draws with it."""
     run, adapter = shlex.quote(str(output)), output / adapter_file.FOLDER
     if (adapter / soft_prompt.FILE_NAME).is_file():
         return f'align sample {run} "a prompt with its word"'
     if (adapter / adapter_file.FILE_NAME).is_file():
-        return f'align sample {run} "a prompt"   # or: align evaluate {run} -n 32'
+        more, at = (f" --strength {strength:g}", f"@{strength:g}") if strength != 1 else ("", "")
+        return f'align sample {run} "a prompt"{more}   # or: align evaluate {run}{at} -n 32'
     return ""
 
 

@@ -20,6 +20,7 @@ from align.errors import UserError
 from align.hooks._base import Hook, State, running
 from align.models import _reach
 from align.models._reach import reach
+from align.recipes import find
 from align.registry import MODELS
 from align.training.header import header
 from rewards._numerals import counted
@@ -390,3 +391,12 @@ def test_pictures_of_a_runs_adapter_are_called_as_the_run(tmp_path, monkeypatch)
         file.touch()
         folder = _default(f"runs/{name}/adapter", None, file, 1.0)  # type: ignore[arg-type]
         assert folder == Path("samples") / name
+
+
+def test_the_folder_where_one_stands_is_a_run_or_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in ("train", "cache"):
+        done = CliRunner().invoke(app, [command, "."])
+        assert done.exit_code == 2 and 'recipe ".": is a folder without a recipe.yaml' in done.stderr
+    (tmp_path / "recipe.yaml").write_text("objective: draft\n")
+    assert find(".") == Path("recipe.yaml")

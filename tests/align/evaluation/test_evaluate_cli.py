@@ -26,12 +26,15 @@ def test_the_command(runs, tmp_path, monkeypatch):
     done = CliRunner().invoke(app, [*words, "--reward", "brightness", "sharp=sharpness", "--strengths", "0,1"])
     assert done.exit_code == 0, done.output
     assert "base: 3 of 3 prompts to do" in done.output and "one x 1:" in done.output
-    assert "change +0.0000 [too few for an interval, below 4]  better on 50 %" in done.output
+    assert "change +0.0000 [too few for an interval, below 4]  the same on all" in done.output
     assert done.output.rstrip().endswith("page  evaluation/one-on-prompts/evaluation.html")
     found = json.loads((tmp_path / "evaluation" / "one-on-prompts" / "evaluation.json").read_text())
     assert list(found["baseline"]["scores"]) == ["brightness", "sharp"] and found["num_images"] == 1
     again = CliRunner().invoke(app, [*words, "--reward", "brightness", "sharp=sharpness", "--strengths", "0,1"])
     assert again.exit_code == 0 and "to do" not in again.output
+    into = CliRunner().invoke(app, [*words, "--reward", "brightness", "-o", str(runs / "one")])
+    assert into.exit_code == 2 and "one: is a run's folder. Choose another, such as" in into.stderr
+    assert not (runs / "one" / "plan.json").exists()
 
 
 @pytest.mark.parametrize(

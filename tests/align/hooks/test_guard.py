@@ -128,6 +128,9 @@ def test_another_strength_is_recommended_only_where_it_is_surely_better():
     assert recommended({1.0: one, 0.5: seen(9, 9, 9, 9, alarms=["astray"])}) == 1.0
     astray = seen(0, 0, 0, 0, alarms=["astray"])
     assert recommended({0.25: seen(5, 5, 5, 5), 0.5: one, 1.0: astray, 1.75: one}) == 0.5, "the nearest sound one"
+    more, base = {1.0: one, 1.25: seen(0, 1, 1, 2)}, seen(0, 0, 1, 2)
+    assert recommended(more, base) == 1.0, "there is nothing to have more of"
+    assert recommended(more, seen(-9, -9, -9, -9)) == 1.25 and recommended({1.0: one, 0.75: more[1.25]}, base) == 0.75
     assert recommended({1.0: one}) == recommended({}) == recommended({0.5: one}) == 1.0
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+from align.policy import adapter_file
 from align.reports import summary
 
 BLOCKED = "import sys; sys.modules['resource'] = None\n"
@@ -21,3 +22,13 @@ def test_a_run_is_imported_without_what_only_unix_has():
     code = BLOCKED + "sys.modules['fcntl'] = None\nimport align.run, align.reports.summary, align.training.checkpoint"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_comes_next_is_at_the_strength_that_was_measured(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / adapter_file.FILE_NAME).touch()
+    assert (
+        summary.next_command(tmp_path) == f'align sample {tmp_path} "a prompt"   # or: align evaluate {tmp_path} -n 32'
+    )
+    said = summary.next_command(tmp_path, 1.25)
+    assert said == f'align sample {tmp_path} "a prompt" --strength 1.25   # or: align evaluate {tmp_path}@1.25 -n 32'
