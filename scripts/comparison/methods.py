@@ -142,16 +142,20 @@ STUDENTS = {
     "diff-instruct": Student(Method("diff_instruct/shapes"), "tdm-2"),
 }
 OVEROPTIMISED = "draft/shapes_overoptimised"
+SLOWER = "optim.lr=3e-3"
+"""Half of the recipe's rate, at which a run on clip comes apart by update 80."""
 HACKED = {
     "pick": Method(OVEROPTIMISED),
+    "pick-slower": Method(OVEROPTIMISED, (SLOWER,)),
     "clip": Method(
         OVEROPTIMISED,
         (
+            SLOWER,
             "rewards={clip: {model: embedded:shapes-clip}}",
             "hooks.guard.rewards={pick: {name: clip, model: embedded:shapes-pick, form: logit}}",
         ),
     ),
-    "eye": Method(OVEROPTIMISED, ("rewards={eye: {}}",)),
+    "eye": Method(OVEROPTIMISED, (SLOWER, "rewards={eye: {}}")),
     "pick-nft": Method(
         "nft/shapes",
         (
