@@ -29,6 +29,8 @@ def names() -> dict[str, Path]:
 def find(name: str | Path) -> Path:
     """The file of a recipe: a path, a run's folder (its recipe.yaml), or a name such as draft/shapes."""
     path = Path(name).expanduser()
+    if not str(name).strip():
+        raise UserError("recipe: its name is empty. Give a recipe, its file, or a run; `align recipes` lists some.")
     candidates = [path, path / RECIPE, *([path.with_name(f"{path.name}.yaml")] if path.name else [])]
     candidates += [folder / f"{name}.yaml" for folder in folders()]
     for candidate in candidates:

@@ -107,6 +107,10 @@ def _load_file(location: str) -> ModuleType:
     return sys.modules[name]
 
 
+FUNCTION = "python"
+"""The component whose setting `function` is a plain function of the user's."""
+
+
 class Registry:
     """The components of one kind, found in the folders of `packages`; `noun` is what messages call one of them.
 
@@ -154,6 +158,11 @@ class Registry:
     def _check(self, component: Any, path: str) -> type:
         config = getattr(component, "Config", None)
         if not isinstance(component, type) or not isinstance(config, type) or not issubclass(config, self.base):
+            if callable(component) and not isinstance(component, type) and FUNCTION in self.modules():
+                raise RegistryError(
+                    f'"{path}" is a function, and so the setting of another {self.noun}: {{name: {FUNCTION}, function: '
+                    f'"{path}"}} in a recipe, --reward mine={FUNCTION} --set mine.function={path} on a command line.'
+                )
             raise RegistryError(
                 f'"{path}" is no {self.noun}: it must be a class with a class attribute Config, a subclass of '
                 f"{self.base.__module__}.{self.base.__name__} that declares its settings."

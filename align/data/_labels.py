@@ -83,7 +83,10 @@ def _pairs(path: Path, counts: Counter[str], most: int | None) -> Iterator[Label
         pairs = read_pairs(path, "auto", counts, most=most)
     except UserError as error:
         said = str(error).removeprefix("data.pairs").lstrip(":= ")
-        raise UserError(f"data.labels: it holds no {FILE_NAME}, nor pairs: {said}") from None
+        raise UserError(
+            f"data.labels={path}: holds no table of labels (labels{', labels'.join(KINDS)}), of which a row is "
+            f"{EXAMPLE}. Nor can it be read as pairs: {said}"
+        ) from None
     for pair in pairs:
         if pair.tie:
             counts["ties"] += 1

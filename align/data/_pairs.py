@@ -138,7 +138,7 @@ def _folder(path: Path) -> Found:
             found.append(Pair(str(said["prompt"]), winner, loser, bool(tie)))
     if wrong:
         more = f"; {len(wrong) - MANY} more lines" if len(wrong) > MANY else ""
-        so = f"one {EXAMPLE} a line" if file.suffix == ".jsonl" else "a picture of each column in every row"
+        so = f"one {EXAMPLE} a line" if file.suffix == ".jsonl" else "a prompt and two pictures in every row"
         raise UserError(f"{file}: {'; '.join(wrong[:MANY])}{more}. Write {so}.")
     yield from found
 

@@ -393,10 +393,20 @@ def test_pictures_of_a_runs_adapter_are_called_as_the_run(tmp_path, monkeypatch)
         assert folder == Path("samples") / name
 
 
+def test_a_function_named_as_a_reward_is_led_to_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def warmth(images, prompts):\n    return images[:, 0].mean((1, 2))\n")
+    with pytest.raises(UserError, match="is a function, and so the setting of another reward"):
+        load_recipe("draft/shapes", ['rewards={w: {name: "mine.py:warmth"}}'])
+    assert load_recipe("draft/shapes", ['rewards={w: {name: python, function: "mine.py:warmth"}}']).rewards["w"]
+
+
 def test_the_folder_where_one_stands_is_a_run_or_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for command in ("train", "cache"):
         done = CliRunner().invoke(app, [command, "."])
         assert done.exit_code == 2 and 'recipe ".": is a folder without a recipe.yaml' in done.stderr
+    empty = CliRunner().invoke(app, ["train", ""])
+    assert empty.exit_code == 2 and "its name is empty" in empty.stderr
     (tmp_path / "recipe.yaml").write_text("objective: draft\n")
     assert find(".") == Path("recipe.yaml")

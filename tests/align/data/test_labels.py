@@ -97,7 +97,7 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, case):
 
 
 def test_a_folder_without_any_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"data\.labels: it holds no labels\.jsonl, nor pairs"):
+    with pytest.raises(UserError, match=r"holds no table of labels .*Nor can it be read as pairs"):
         read_labels(tmp_path)
     with pytest.raises(UserError, match=r"it holds no labels\.jsonl, labels\.csv"):
         read_labels(write_pairs(tmp_path), "table")

@@ -189,6 +189,14 @@ def test_a_dry_run_counts_the_rows_of_a_map(tmp_path):
     assert f"2 pairs in {tmp_path}/a.csv, 1 picture missing, such as {tmp_path}/gone.png, fewer than" in done.stdout
 
 
+def test_a_folder_without_labels_says_what_they_are(tmp_path):
+    with pytest.raises(
+        UserError, match=r"holds no table of labels \(labels\.jsonl, .*Nor can it be read as pairs: "
+    ) as error:
+        labels(tmp_path).look()
+    assert "\n" not in str(error.value) and '"label": 1' in str(error.value)
+
+
 def test_pairs_given_as_labels_are_led_to_the_layout(tmp_path):
     (tmp_path / "t.csv").write_text(OWN)
     with pytest.raises(UserError, match=r"columns of pairs, winner and loser.*Set data\.layout=pairs"):
