@@ -56,25 +56,25 @@ class Comparison(BaseModel):
     """After - before, paired."""
     win_rate: float
     """Share of prompts on which after is higher; ties count half."""
-    ties: float = 0.0
-    """Share of prompts on which both are the same."""
+    ties: float | None = None
+    """Share of prompts on which both are the same; null of runs that have not counted them."""
     std_before: float
     """Standard deviation of the score over the reference's images: the scale of a difference."""
     num_prompts: int
     p: float | None = None
     """How often a difference at least as large comes about by chance where there is none; null below 4 prompts."""
 
-    @property
-    def shares(self) -> tuple[float, float]:
-        """(on which after is higher, on which it is lower), in per cent."""
+    def shares(self, form: str = "{:.0f}, {:.0f} %") -> str:
+        """On how many after is higher, and on how many it is lower, in per cent."""
+        if self.ties is None:
+            return f"{100 * self.win_rate:.0f} %"
         wins = self.win_rate - self.ties / 2
-        return 100 * wins, abs(100 * (1 - wins - self.ties))
+        return form.format(100 * wins, abs(100 * (1 - wins - self.ties)))
 
 
 def better(found: Comparison) -> str:
     """Such as "better on 63 %, worse on 30 %"; where all are the same, that."""
-    wins, losses = found.shares
-    return "the same on all" if found.ties == 1 else f"better on {wins:.0f} %, worse on {losses:.0f} %"
+    return "the same on all" if found.ties == 1 else f"better on {found.shares('{:.0f} %, worse on {:.0f} %')}"
 
 
 def compare(before: Tensor, after: Tensor) -> Comparison:

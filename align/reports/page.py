@@ -83,7 +83,7 @@ def _scores(found: Summary) -> Iterator[dict[str, Any]]:
             "change": change.mean,
             "within": change.within("+z.4f", " to "),
             "bar": charts.interval(change.mean / unit, low / unit, high / unit, 1.0, sure=sure),
-            "better": score.shares,
+            "better": score.shares(),
         }
 
 

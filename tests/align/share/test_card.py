@@ -26,7 +26,7 @@ def test_the_card_says_how_to_use_the_adapter_and_what_it_reached(tmp_path):
     assert metadata["license"] == "apache-2.0" and metadata["library_name"] == "diffusers"
     assert 'set_adapters("align", 0.75)' in body and "rank 5" in body and "update 40" in body
     assert "Ended early: the guard: enough." in body
-    assert re.search(r"\| pick \| yes \| 0\.0000 \[.*\] \| 1\.0000 \[.*\] \| 1\.0000 \[.*\] \| 100% \|", body)
+    assert re.search(r"\| pick \| yes \| 0\.0000 \[.*\] \| 1\.0000 \[.*\] \| 1\.0000 \[.*\] \| 100, 0 % \|", body)
     assert re.search(r"\| gold \| no \| 0\.0000 \[.*\] \| 0\.5000", body)
     assert "Recommended strength: 0.75" in body and re.search(r"0\.5: \S+, 0\.75: \+0\.310", body)
     assert "a machine; 1 process" in body and "torch 2.6" in body
