@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import align
 from scripts.comparison import kept
 from scripts.comparison.best import FOLDER
 from scripts.comparison.curves import CHAPTERS, JUDGED, over_seeds
@@ -61,6 +62,12 @@ class Trained:
     cells: Sequence[str]
 
     @property
+    def kind(self) -> str:
+        """What it learns from: its chapter's, unless it follows a reward's gradient."""
+        objective = align.load_recipe(CHAPTERS[self.chapter].methods[self.name].recipe).objective
+        return KINDS["gradients" if getattr(objective, "needs_gradient", False) else self.chapter]
+
+    @property
     def gain(self) -> float:
         return kept.mean(self.cells[JUDGED])
 
@@ -95,11 +102,9 @@ def _gains(runs: Sequence[Mapping[str, Any]], n: int, label: str) -> list[float]
 
 
 def _verdict(found: Sequence[Trained], gains: Mapping[int, float]) -> str:
-    firsts = {one.chapter: one for one in reversed(found)}
+    firsts = {one.kind: one for one in reversed(found)}
     told = ", ".join(
-        f"{firsts[name].name} {100 * firsts[name].gain:+.1f} from {kind}"
-        for name, kind in KINDS.items()
-        if name in firsts
+        f"{firsts[kind].name} {100 * firsts[kind].gain:+.1f} from {kind}" for kind in KINDS.values() if kind in firsts
     )
     best = ", ".join(f"of {n} {100 * gain:+.1f}" for n, gain in gains.items() if n > 1)
     first = f"**Verdict.** Points of the strict judge, the most of each kind: {told};"
@@ -111,7 +116,7 @@ def _table(found: Sequence[Trained]) -> str:
     lines.append("|---" * 9 + "|")
     for one in found:
         name, updates, seconds, _, _, before, judge, gold, spikes = one.cells
-        cells = [name, KINDS[one.chapter], updates, seconds, before, judge, gold, spikes, f"[page]({one.chapter}.md)"]
+        cells = [name, one.kind, updates, seconds, before, judge, gold, spikes, f"[page]({one.chapter}.md)"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
