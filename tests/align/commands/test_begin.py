@@ -56,7 +56,7 @@ def test_what_was_answered_is_what_the_recipe_is_made_for(tmp_path):
     loaded = load_recipe(tmp_path / "mine.yaml")
     assert loaded.model.quantize == "int8" and loaded.model.offload_text  # type: ignore[attr-defined]
     assert all(reward.offload for reward in loaded.rewards.values())  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"--gpu-memory 8GB: .* does not fit"):
+    with pytest.raises(UserError, match=r"--gpu-memory 10GB: .* does not fit"):
         recipe("black-forest-labs/FLUX.1-dev", "flux", "people", 10)
 
 
