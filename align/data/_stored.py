@@ -125,7 +125,11 @@ class Stored:
                 return None
             if foreign:
                 self._aside = TemporaryDirectory()
-                bring(self.config, Path(self._aside.name))
+                try:
+                    bring(self.config, Path(self._aside.name))
+                except OSError as error:
+                    said = f"cannot be read, or written to {self._aside.name} ({error.strerror})"
+                    raise UserError(f"data.{self.noun}={self.folder}: {said}. Check its rights and the disk.") from None
             nowhere: Any = None  # nothing is kept here, and nothing said
             rows = self.read(Counter(), nowhere, 1 if large else None)
             return None if large else rows[: self.config.max_rows]

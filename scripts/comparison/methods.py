@@ -143,7 +143,7 @@ STUDENTS = {
 }
 OVEROPTIMISED = "draft/shapes_overoptimised"
 SLOWER = "optim.lr=3e-3"
-"""Half of the recipe's rate, at which a run on clip comes apart by update 80."""
+"""Half of the recipe's rate; at all of it a run on clip comes apart."""
 HACKED = {
     "pick": Method(OVEROPTIMISED),
     "pick-slower": Method(OVEROPTIMISED, (SLOWER,)),

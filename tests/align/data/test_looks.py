@@ -167,6 +167,16 @@ def test_a_look_reads_the_rows_of_a_map(tmp_path):
         labels(tmp_path / "l.jsonl", columns=columns).look()
 
 
+def test_a_look_that_meets_the_disk_says_so(tmp_path, monkeypatch):
+    def full(config, folder):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "a.csv").write_text("text,good,bad\na cat,a.png,b.png\n")
+    monkeypatch.setattr(_stored, "bring", full)
+    with pytest.raises(UserError, match=r"a\.csv: cannot be read, or written to .* \(No space left on device\)"):
+        pairs(tmp_path / "a.csv", **MAPPED).look()
+
+
 def test_pictures_that_a_mapped_table_holds_are_there_in_a_look(tmp_path):
     data = [{"bytes": image, "path": None} for image in pngs(tmp_path, 2)]
     columns = {"text": ["a cat"], "good": data[:1], "bad": data[1:]}
