@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="updates of the stage (default: the stage's own)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", help="sd, flow: folder of a pipeline to start from")
+    parser.add_argument("--often", help="flow: a skill that a third more of the captions ask for")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; two single-thread stages side by side pay")
     args = parser.parse_args()
@@ -33,6 +34,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     for stage in STAGES if "all" in args.stage else args.stage:
         options = {"steps": args.steps, "seed": args.seed, "start": args.start if stage in ("sd", "flow") else None}
+        options |= {"often": args.often if stage == "flow" else None}
         known = {k: v for k, v in options.items() if v is not None}
         module = importlib.import_module(f"scripts.pretrain.{stage}")
         module.main(**({} if stage in ("export", "check", "restore") else known))

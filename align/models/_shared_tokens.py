@@ -52,5 +52,6 @@ class CountedAttention:
 
 
 def accept_last_count(network: Any) -> None:
-    """Makes a diffusers network with joint attention take joint_attention_kwargs={"last_count": n}."""
-    network.set_attn_processor({name: CountedAttention(p) for name, p in network.attn_processors.items()})
+    """Makes a diffusers network with joint attention take joint_attention_kwargs={"last_count": n}; again: nothing."""
+    if not any(isinstance(p, CountedAttention) for p in network.attn_processors.values()):
+        network.set_attn_processor({name: CountedAttention(p) for name, p in network.attn_processors.items()})

@@ -142,20 +142,20 @@ STUDENTS = {
     "diff-instruct": Student(Method("diff_instruct/shapes"), "tdm-2"),
 }
 OVEROPTIMISED = "draft/shapes_overoptimised"
-SLOWER = "optim.lr=3e-3"
-"""Half of the recipe's rate; at all of it a run on clip comes apart."""
+SLOWER = ("optim.lr=3e-3", "train.num_updates=320")
+"""Half of the recipe's rate, at all of which a run on clip comes apart; twice its updates."""
 HACKED = {
     "pick": Method(OVEROPTIMISED),
-    "pick-slower": Method(OVEROPTIMISED, (SLOWER,)),
+    "pick-slower": Method(OVEROPTIMISED, SLOWER),
     "clip": Method(
         OVEROPTIMISED,
         (
-            SLOWER,
+            *SLOWER,
             "rewards={clip: {model: embedded:shapes-clip}}",
             "hooks.guard.rewards={pick: {name: clip, model: embedded:shapes-pick, form: logit}}",
         ),
     ),
-    "eye": Method(OVEROPTIMISED, (SLOWER, "rewards={eye: {}}")),
+    "eye": Method(OVEROPTIMISED, (*SLOWER, "rewards={eye: {}}")),
     "pick-nft": Method(
         "nft/shapes",
         (

@@ -16,6 +16,7 @@ from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
+from align.models._shared_tokens import accept_last_count
 from align.shapes import eye
 from align.shapes.captions import SKILLS, alterations, parse, requirements, say
 from align.shapes.compose import compose
@@ -24,7 +25,7 @@ from align.shapes.judge import judge, judge_reading, read
 from align.shapes.prompts import prompts
 from align.shapes.scene import render_batch
 from align.shapes.taste import gold
-from scripts.pretrain import clip
+from scripts.pretrain import clip, flow
 from scripts.pretrain.common import CHECKPOINTS, draw, generator
 
 PROMPTS, SEED = 1024, 2026
@@ -121,6 +122,7 @@ def load_pipeline(name: str):
         pipe = StableDiffusion3Pipeline.from_pretrained(
             resolve(f"{PREFIX}{name}"), text_encoder_3=None, tokenizer_3=None
         )
+        accept_last_count(pipe.transformer)
     else:
         pipe = StableDiffusionPipeline.from_pretrained(resolve(f"{PREFIX}{name}"))
     return pipe.to(torch.float32)
@@ -196,7 +198,8 @@ def main() -> None:
     lines += judge_rows(pipes["shapes-sd"].vae)
     images = {}
     for name, (count, guidance) in present.items():
-        images[name] = sample(pipes[name], captions, num_inference_steps=count, guidance_scale=guidance)
+        fast = flow.FAST if name == "shapes-flow" else {}
+        images[name] = sample(pipes[name], captions, num_inference_steps=count, guidance_scale=guidance, **fast)
         lines += model_rows(f"{name}, {count} step{'s' * (count > 1)}, guidance {guidance:g}", images[name], captions)
     base, options = images["shapes-sd"], {"num_inference_steps": 20, "guidance_scale": 2.0}
     lines += clip_rows(score["shapes-clip"], base, captions)

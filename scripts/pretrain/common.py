@@ -27,10 +27,12 @@ MIX = {"single": 0.05, "two": 0.16, "counting": 0.24, "colour": 0.06, "position"
 _ALL: dict[str, list[Requirement]] = {s: list(requirements(s)) for s in SKILLS}
 
 
-def draw(count: int, *key: int) -> tuple[list[Requirement], list[Scene]]:
-    """`count` random requirements of all skills and a scene for each, decided by the integers of `key` alone."""
+def draw(count: int, *key: int, often: str | None = None) -> tuple[list[Requirement], list[Scene]]:
+    """`count` random requirements of all skills and a scene for each, decided by the integers of `key` alone; a third
+    of them of the skill `often`, the rest in the shares of MIX."""
     rng = np.random.default_rng(key)
-    skills = rng.choice(list(MIX), count, p=list(MIX.values()))
+    shares = [2 / 3 * share + (skill == often) / 3 for skill, share in MIX.items()] if often else list(MIX.values())
+    skills = rng.choice(list(MIX), count, p=shares)
     wanted = [_ALL[s][rng.integers(len(_ALL[s]))] for s in skills]
     return wanted, [compose(r, rng) for r in wanted]
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -57,9 +58,17 @@ def _adapter(name: str, base: str) -> None:
     (folder / assembled.BASE).write_text(json.dumps({"base": base}) + "\n")
 
 
+def _readme() -> str:
+    file = CHECKPOINTS / "README.md"
+    return file.read_text() if file.exists() else ""
+
+
 def readme() -> str:
-    """What each checkpoint is, how it was made, what it reaches, and its files' checksums."""
-    figures = json.loads((WORK / "figures.json").read_text())
+    """How each checkpoint was made, what it reaches, and its files' checksums; stages that were made elsewhere keep
+    their rows."""
+    rows = {m[1]: m[0] for m in re.finditer(r"^\| (\w+) \| `python .*$", _readme(), re.MULTILINE)}
+    for stage, figures in json.loads((WORK / "figures.json").read_text()).items():
+        rows[stage] = f"| {stage} | `python scripts/pretrain_shapes.py {stage}` | `{json.dumps(figures)}` |"
     lines = [
         "# The embedded checkpoints",
         "",
@@ -69,8 +78,7 @@ def readme() -> str:
         "| stage | command | figures |",
         "|---|---|---|",
     ]
-    for stage, row in figures.items():
-        lines.append(f"| {stage} | `python scripts/pretrain_shapes.py {stage}` | `{json.dumps(row)}` |")
+    lines += rows.values()
     lines += ["", "| file | bytes | sha256 |", "|---|---|---|"]
     for path in sorted(CHECKPOINTS.rglob("*.safetensors")):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -4,7 +4,6 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from align.models._shared_tokens import accept_last_count
 from scripts.pretrain import flow, sd, text, web
 from scripts.pretrain.common import DEVICE, WORK, generator, parameters, record, train
 from scripts.pretrain.pool import Pool
@@ -20,7 +19,6 @@ def main(steps: int = 240, batch: int = 64, seed: int = 0) -> None:
     source = flow.load()
     transformer = source.transformer.to(DEVICE).train()
     encoder = source.text_encoder.to(DEVICE).requires_grad_(False).eval()
-    accept_last_count(transformer)
     pool, empty = Pool(seed, window=4, fresh=16, show=web.shown), text.tokens([""])[0].to(DEVICE)
 
     def loss(step: int) -> Tensor:
@@ -33,11 +31,13 @@ def main(steps: int = 240, batch: int = 64, seed: int = 0) -> None:
         return (out - (noise - x)).pow(2).mean()
 
     def look(step: int) -> None:
-        print(step, web.state_of(flow.pipeline(transformer.eval(), encoder), 192), flush=True)
+        print(step, web.state_of(flow.pipeline(transformer.eval(), encoder), 192, **flow.FAST), flush=True)
         transformer.train()
 
     settings = {"lr": 6e-4, "warmup": 30, "ema": 0.98}
     figures = train("flow_web", {"transformer": transformer}, loss, steps=steps, look=(120, look), **settings)
     pipe = flow.pipeline(transformer, encoder)
     pipe.save_pretrained(WORK / "out" / "flow_web")
-    record("flow_web", figures | {"parameters": parameters([transformer]), "judge": web.state_of(pipe, 768)})
+    record(
+        "flow_web", figures | {"parameters": parameters([transformer]), "judge": web.state_of(pipe, 768, **flow.FAST)}
+    )

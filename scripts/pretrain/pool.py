@@ -18,9 +18,9 @@ CHUNK, PART = 2048, 256  # scenes of a chunk, and drawn at a time
 Drawing = tuple[list[str], list[Scene], Tensor]  # captions, scenes, pictures
 
 
-def right(count: int, *key: int) -> Drawing:
-    """`count` random scenes, exactly drawn, each with a caption that is true of it."""
-    wanted, scenes = draw(count, *key)
+def right(count: int, *key: int, often: str | None = None) -> Drawing:
+    """`count` random scenes, exactly drawn, each with a caption that is true of it; `often` as in `draw`."""
+    wanted, scenes = draw(count, *key, often=often)
     return [say(r) for r in wanted], scenes, render_batch(scenes)
 
 

@@ -71,16 +71,17 @@ def shown(count: int, *key: int) -> Drawing:
     return captions, scenes, (torch.where(blurred, soft, images) + 0.04 * noisy * grain).clamp(0, 1)
 
 
-def state_of(pipe, count: int, seed: int = 5) -> dict:
-    """Judge of a pipeline per skill, and the mean of its gold utility."""
+def state_of(pipe, count: int, seed: int = 5, **options) -> dict:
+    """Judge of a pipeline per skill, and the mean of its gold utility; options of its call."""
     from align.shapes.prompts import prompts
 
     captions, utility = prompts("select", 192, seed), []
+    options = {"num_inference_steps": 20, "guidance_scale": sd.GUIDANCE} | options
     for k in range(0, len(captions), 96):
         part = captions[k : k + 96]
-        options = {"num_inference_steps": 20, "guidance_scale": sd.GUIDANCE, "output_type": "pt"}
-        utility.append(gold(pipe(prompt=part, generator=generator(seed, 35, k), **options).images, part))
-    judge = sd.judged(pipe, count, num_inference_steps=20, guidance_scale=sd.GUIDANCE)
+        drawn = pipe(prompt=part, generator=generator(seed, 35, k), output_type="pt", **options)
+        utility.append(gold(drawn.images, part))
+    judge = sd.judged(pipe, count, **options)
     return judge | {"gold": round(torch.cat(utility).mean().item(), 3)}
 
 

@@ -16,7 +16,7 @@ from align.shapes import embedded
 from align.shapes.captions import parse
 from align.shapes.judge import judge
 from align.shapes.scene import render_batch
-from scripts.pretrain import common, flow, flow_web, pick, pool, sd, text, web
+from scripts.pretrain import common, export, flow, flow_web, pick, pool, sd, text, web
 
 
 def run(steps_until: int, folder: Path, monkeypatch) -> nn.Linear:
@@ -47,6 +47,13 @@ def test_draw_depends_on_its_key_alone():
     assert sum(common.MIX.values()) == pytest.approx(1)
 
 
+def test_a_skill_can_be_asked_for_more_often():
+    asked = [r.skill for r in common.draw(3000, 1, often="two")[0]]
+    shares = {skill: asked.count(skill) / 3000 for skill in common.MIX}
+    wanted = {skill: 2 / 3 * share + (skill == "two") / 3 for skill, share in common.MIX.items()}
+    assert shares == pytest.approx(wanted, abs=0.035)  # four standard errors of a half
+
+
 def test_figures_of_the_other_stages_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "WORK", tmp_path)
     common.record("sd", {"steps": 1})
@@ -74,6 +81,33 @@ def test_the_flow_model_is_given_what_the_stock_pipeline_makes_of_a_caption(monk
     torch.testing.assert_close(states, wanted)
     torch.testing.assert_close(pooled, wanted_pooled)
     assert told.pooler_output.shape == (2, 128)
+
+
+def test_the_flow_model_draws_the_same_where_one_zero_token_stands_for_all():
+    folder = embedded.resolve("embedded:shapes-flow")
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None).to(torch.float32)
+    asked = {"prompt": ["a star", "a red circle left of a square"], "num_inference_steps": 3, "guidance_scale": 2.0}
+
+    def drawn(**options) -> torch.Tensor:
+        return pipe(**asked, output_type="latent", generator=common.generator(0), **options).images
+
+    with torch.no_grad():
+        stock = drawn()
+        torch.testing.assert_close(flow.ready(pipe) and drawn(**flow.FAST), stock, atol=1e-4, rtol=1e-4)
+        assert (drawn(max_sequence_length=1) - stock).abs().max() > 1e-2  # the one counts for one
+        processors = pipe.transformer.attn_processors
+        assert flow.ready(pipe).transformer.attn_processors == processors
+
+
+def test_what_was_made_elsewhere_keeps_its_row_among_the_checkpoints(tmp_path, monkeypatch):
+    for name in ("WORK", "CHECKPOINTS"):
+        monkeypatch.setattr(export, name, tmp_path)
+    (tmp_path / "figures.json").write_text(json.dumps({"sd": {"steps": 1}, "flow": {"steps": 2}}))
+    (tmp_path / "README.md").write_text(export.readme())
+    (tmp_path / "figures.json").write_text(json.dumps({"flow": {"steps": 3}, "flow_web": {"steps": 4}}))
+    rows = [line for line in export.readme().splitlines() if "pretrain_shapes.py " in line and line.startswith("|")]
+    assert [row.split("`")[1].split()[-1] for row in rows] == ["sd", "flow", "flow_web"]
+    assert [json.loads(row.split("`")[3])["steps"] for row in rows] == [1, 3, 4]
 
 
 def test_naming_weighs_the_cells_of_objects_again():
@@ -189,7 +223,7 @@ def test_the_webs_stage_of_the_flow_compares_what_the_stock_pipeline_gives_its_t
     monkeypatch.setattr(text, "load", lambda: pipe.tokenizer)
     for name, value in {"train": train, "Pool": Two}.items():
         monkeypatch.setattr(flow_web, name, value)
-    monkeypatch.setattr(flow, "load", lambda: pipe)
+    monkeypatch.setattr(flow, "load", lambda: flow.ready(pipe))
     monkeypatch.setattr(sd, "DROP", 0.0)
     with pytest.raises(Ended):
         flow_web.main(batch=2)
