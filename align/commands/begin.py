@@ -43,14 +43,13 @@ def init(
     check_file(output, "--output", (".yaml", ".yml"))
     if output.exists():
         raise UserError(f"--output {output}: there is something already. Name another file, or remove it.")
-    model, found = _answer(
-        model, "Which model (Hub id or folder; align models lists them)", "embedded:shapes-sd", _known
-    )
+    asked = "Which model (Hub id or folder; align models lists them)"
+    model, found = _answer(model, "--model", asked, "embedded:shapes-sd", _known)
     said = ", ".join(f"{key}: {value}" for key, value in GOALS.items())
-    goal = _answer(goal, f"More of what ({said}; or file.py:function)", "people", _goal)
+    goal = _answer(goal, "--goal", f"More of what ({said}; or file.py:function)", "people", _goal)
     embedded = model.startswith(EMBEDDED)  # small enough for any machine
     asked = "24GB" if embedded and gpu_memory is None else gpu_memory
-    gib = _answer(asked, "GPU memory", "24GB", lambda text: gigabytes(text, "--gpu-memory"))
+    gib = _answer(asked, "--gpu-memory", "GPU memory", "24GB", lambda text: gigabytes(text, "--gpu-memory"))
     if embedded and goal == "beauty":
         typer.echo("the embedded world has no reward that looks past the prompt: this one is what people pick")
     if ":" in goal and (file := Path(goal.rpartition(":")[0])).suffix == ".py" and not file.is_file():
@@ -60,13 +59,18 @@ def init(
     typer.echo(f"{output}\nnext:  align train {output} --dry-run{planned}   # then without --dry-run")
 
 
-def _answer(given: str | None, question: str, default: str, read: Callable[[str], Answer]) -> Answer:
+def _answer(given: str | None, option: str, question: str, default: str, read: Callable[[str], Answer]) -> Answer:
     """What `read` makes of the option or of the answer; an answer that it refuses is asked for again."""
     while given is None:
         try:
             return read(typer.prompt(question, default=default))
         except UserError as error:
             typer.echo(f"{error}", err=True)
+        except typer.Abort as ended:
+            if not isinstance(ended.__context__, EOFError):  # else Ctrl-C
+                raise
+            typer.echo()
+            raise UserError(f"{option}: is not given, and nobody answers. Give it.") from None
     return read(given)
 
 

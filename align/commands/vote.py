@@ -48,6 +48,7 @@ def vote(
         raise UserError(
             f"{images[0]}: no prompt has two pictures to compare. Draw more (align sample -n 4), or give --how thumbs."
         )
+    is_new = not output.exists()
     folder = make_folder(output, "--output").absolute()
     votes = Votes(folder, asked, how, voter)
     if not export_only:
@@ -58,6 +59,8 @@ def vote(
         typer.echo(f"{file}  {counted(count, 'row')}")
     if not written:
         typer.echo("no choice yet: nothing is written")
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
     elif any(file.name == "pairs.jsonl" for file in map(Path, written)):
         typer.echo(
             f"next:  align train diffusion_dpo/shapes data.pairs={output} data.make=null output=runs/{output.name}"

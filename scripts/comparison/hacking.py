@@ -19,7 +19,7 @@ TITLE = """# What a reward is hacked by
 
 Written by `python scripts/compare.py write` from measured runs; not edited by hand.
 
-Runs of `draft/shapes_overoptimised` (clip, eye and pick-slower at half its rate and twice its length) and
+Runs of `draft/shapes_overoptimised` (clip, eye and pick-slower at half its rate, clip and eye twice as long) and
 `nft/shapes` on one reward, one seed each; `scripts/comparison/methods.py` says how. One that ends at its best was not
 hacked.
 The guard, which sees neither judge nor gold, holds another reward out. Judge and gold: 96 select prompts.

@@ -20,6 +20,7 @@ CURVES = {
     "grpo": Method("grpo/shapes"),
     "ddpo": Method("ddpo/shapes"),
     "draft": Method("draft/shapes"),
+    "draft-4x": Method("draft/shapes", ("train.num_updates=400",)),
 }
 """Those whose learning is drawn: each as its recipe says."""
 PREFERENCES = {
@@ -142,20 +143,21 @@ STUDENTS = {
     "diff-instruct": Student(Method("diff_instruct/shapes"), "tdm-2"),
 }
 OVEROPTIMISED = "draft/shapes_overoptimised"
-SLOWER = ("optim.lr=3e-3", "train.num_updates=320")
+SLOWER, LONGER = "optim.lr=3e-3", "train.num_updates=320"
 """Half of the recipe's rate, at all of which a run on clip comes apart; twice its updates."""
 HACKED = {
     "pick": Method(OVEROPTIMISED),
-    "pick-slower": Method(OVEROPTIMISED, SLOWER),
+    "pick-slower": Method(OVEROPTIMISED, (SLOWER,)),
     "clip": Method(
         OVEROPTIMISED,
         (
-            *SLOWER,
+            SLOWER,
+            LONGER,
             "rewards={clip: {model: embedded:shapes-clip}}",
             "hooks.guard.rewards={pick: {name: clip, model: embedded:shapes-pick, form: logit}}",
         ),
     ),
-    "eye": Method(OVEROPTIMISED, (*SLOWER, "rewards={eye: {}}")),
+    "eye": Method(OVEROPTIMISED, (SLOWER, LONGER, "rewards={eye: {}}")),
     "pick-nft": Method(
         "nft/shapes",
         (

@@ -99,3 +99,10 @@ def test_an_answer_that_cannot_be_taken_is_asked_for_again(tmp_path, monkeypatch
     assert "money: is not known. Choose people" in done.stderr and "lots: is no size" in done.stderr
     assert "next:  align train mine.yaml --dry-run --gpu-memory 24 " in done.stdout
     assert "pickscore" in load_recipe("mine.yaml").rewards, "an empty answer is the one in brackets"
+
+
+def test_where_nobody_answers_the_option_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["init"], input="stabilityai/stable-diffusion-xl-base-1.0\n")
+    assert done.exit_code == 2 and done.stderr == "--goal: is not given, and nobody answers. Give it.\n"
+    assert not list(tmp_path.iterdir())

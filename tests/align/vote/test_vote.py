@@ -344,6 +344,9 @@ def test_the_command_reads_prompts_from_the_pictures_and_exports(tmp_path, monke
         for ballot in votes.asked:
             votes.vote(ballot, 1)
 
+    monkeypatch.setattr("align.commands.vote.serve", lambda votes, port, *, browser: None)
+    ended = CliRunner().invoke(app, ["vote", "drawn", "-n", "2"])
+    assert ended.exit_code == 0 and "nothing is written" in ended.output and not (tmp_path / "votes").exists()
     monkeypatch.setattr("align.commands.vote.serve", served)
     done = CliRunner().invoke(app, ["vote", "drawn", "-n", "2"])
     assert done.exit_code == 0 and "pairs.jsonl  2 rows" in done.output
