@@ -69,7 +69,8 @@ def _hacked(folder: Path, name: str, images: Path) -> str | None:
     drawn = {label: _own_range(points) for label, points in curves.items()}
     (images / f"hacking-{name}.svg").write_text(lines(drawn, "update", marks), encoding="utf-8")
     gold, judge, chosen = dict(curves["gold"]), dict(curves["judge"]), found.chosen_update
-    reward = [_at(curves["trained reward"], step) for step in (chosen or trained[0][0], last)]
+    reward = {step: _at(curves["trained reward"], max(step, trained[0][0])) for step in gold}
+    top = max(reward, key=lambda step: reward[step])
     best = {"gold": max(gold.values()), "judge": max(judge.values())}
     ended = f"ends the run after update {found.num_updates}" if found.num_updates < last else "lets the run go on"
     text = (
@@ -77,8 +78,9 @@ def _hacked(folder: Path, name: str, images: Path) -> str | None:
         f"Gold utility starts at {gold[0]:.3f}, is {best['gold']:.3f} at its best and {gold[last]:.3f} at the end; "
         f"the judge passes {judge[0]:.0%}, {best['judge']:.0%} and {judge[last]:.0%}. The guard {ended} "
         f"and keeps update {chosen}: gold {gold[chosen]:.3f}, judge {judge[chosen]:.0%}. "
-        f"The trained reward (running mean) is {reward[0]:.3f} there and {reward[1]:.3f} at the end"
-        f"{': it fell too, so that the run came apart' if reward[1] < reward[0] else ''}.\n\n"
+        f"The trained reward (running mean) is {reward[chosen]:.3f} there, {reward[top]:.3f} at its highest (update "
+        f"{top}: gold {gold[top]:.3f}, judge {judge[top]:.0%}) and {reward[last]:.3f} at the end"
+        f"{': it fell too, so that the run came apart' if reward[last] < reward[chosen] else ''}.\n\n"
         f"![{name}: each curve on its own range](img/hacking-{name}.svg)\n"
     )
     if sheets := sorted((free / "samples").glob("*.png")):

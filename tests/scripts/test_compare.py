@@ -93,7 +93,8 @@ def test_the_page_of_hacking_says_where_the_guard_stopped_and_what_was_lost_with
     written = hacking.write(tmp_path / "runs", tmp_path / "hacking.md").read_text()
     assert "less its best on the way: pick -0.450;\nwhere the guard chooses: pick -0.050." in written
     assert "ends the run after update 60 and keeps update 20: gold 1.400, judge 70%." in written
-    assert "is 2.000 there and 7.000 at the end" in written
+    told = "is 2.000 there, 7.000 at its highest (update 80: gold 1.000, judge 50%) and 7.000 at the end."
+    assert told in written
     assert "img/hacking-pick.svg" in written
     xml.dom.minidom.parse(str(tmp_path / "img" / "hacking-pick.svg"))
     assert hacking.write(tmp_path / "nothing", tmp_path / "hacking.md") is None
