@@ -1,7 +1,7 @@
 """`restore`: the shipped checkpoints as the results of the stages, fp32, so that any single stage can be made again.
 
-What WORK already holds is left alone. Stages sd and flow are kept in scripts/pretrain/base and base_flow, stage web is
-shapes-sd; shapes-flow, which is older, stands for flow_web, and the base's text tower for the warmed-up one.
+What WORK already holds is left alone. Stages sd and flow are kept in scripts/pretrain/base and base_flow; stage web is
+shapes-sd, and flow_web shapes-flow; the base's text tower stands for the warmed-up one.
 """
 
 import shutil
