@@ -30,7 +30,7 @@ OWN = (
 DRAWN = ("awm", "dgpo", "nft")
 """Train without guidance on what `rollout` has drawn before."""
 LEFT_OUT = (*OWN, *DRAWN, "spm")
-RECIPES = [name for name in recipes.names() if "/shapes" in name and name.split("/")[0] not in LEFT_OUT]
+RECIPES = [name for name in recipes.names() if name.endswith("/shapes") and name.split("/")[0] not in LEFT_OUT]
 
 
 def asked(monkeypatch) -> list[str]:
