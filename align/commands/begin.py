@@ -43,8 +43,8 @@ def init(
     check_file(output, "--output", (".yaml", ".yml"))
     if output.exists():
         raise UserError(f"--output {output}: there is something already. Name another file, or remove it.")
-    asked = "Which model (Hub id or folder; align models lists them)"
-    model, found = _answer(model, "--model", asked, "embedded:shapes-sd", _known)
+    which = "Which model (Hub id or folder; align models lists them)"
+    model, found = _answer(model, "--model", which, "embedded:shapes-sd", _known)
     said = ", ".join(f"{key}: {value}" for key, value in GOALS.items())
     goal = _answer(goal, "--goal", f"More of what ({said}; or file.py:function)", "people", _goal)
     embedded = model.startswith(EMBEDDED)  # small enough for any machine

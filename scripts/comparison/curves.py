@@ -61,7 +61,9 @@ class Chapter:
 
 
 CHAPTERS = {
-    "curves": Chapter("curves", "Learning curves on the shapes world", CURVES),
+    "curves": Chapter(
+        "curves", "Learning curves on the shapes world", CURVES, " draft-4x has four times its recipe's updates."
+    ),
     "preferences": Chapter(
         "preferences",
         "Learning from preferences on the shapes world",
@@ -161,6 +163,7 @@ def write(
                 continue
             figure.write_text(lines(series, label, {}), encoding="utf-8")
         parts.append(f"![Share that the judge passes, over {label}](img/{figure.name})\n")
+    parts += [kept.FIGURE.lstrip()] if elsewhere and len(parts) > 2 else []
     below = (more(output) if more else "") or "".join(f"\n{part}\n" for part in kept.sections(old).values())
     page.write_text("\n".join(parts) + below, encoding="utf-8")
     return page
@@ -218,9 +221,10 @@ def _verdict(rows: Sequence[str]) -> str:
     """The page in two lines, from the rows of its table, the best first."""
     told = [(cells[0], cells[JUDGED]) for cells in map(kept.cells, rows)]
     (best, most), (least, last) = told[0], told[-1]
-    first = f"**Verdict.** {best} raises the share that the judge passes most, by {100 * kept.mean(most):.1f} points,"
+    first = f"**Verdict.** {best} raises the share that the judge passes most, "
+    first += f"by {100 * kept.mean(most):.1f} points{kept.alone(most)},"
     unsure = "" if any(kept.apart_from_none(judged) for _, judged in told) else " No interval leaves 0 out."
-    return f"{first}\nand {least} least, by {100 * kept.mean(last):.1f}.{unsure}"
+    return f"{first}\nand {least} least, by {100 * kept.mean(last):.1f}{kept.alone(last)}.{unsure}"
 
 
 def _rows(found: Mapping[str, Sequence[Run]]) -> dict[str, str]:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Container
 from pathlib import Path
 
+FIGURE = "\n*Drawn before the newest rows of the table, which are in the table alone.*\n"
+"""Below a figure that could not be drawn anew."""
 COUNTED = re.compile(r"([\d,]+) ((?:report|select) prompts)")
 
 
@@ -33,6 +35,11 @@ def rows(told: str, known: Container[str], renewed: Container[str]) -> dict[str,
 def mean(cell: str) -> float:
     """Of what `curves.over_seeds` says."""
     return float(cell.strip("*").split("*")[0].split()[0])
+
+
+def alone(cell: str) -> str:
+    """A word where what `curves.over_seeds` says is of one seed."""
+    return "" if "[" in cell else " (one seed)"
 
 
 def apart_from_none(cell: str) -> bool:

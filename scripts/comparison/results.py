@@ -104,7 +104,9 @@ def _gains(runs: Sequence[Mapping[str, Any]], n: int, label: str) -> list[float]
 def _verdict(found: Sequence[Trained], gains: Mapping[int, float]) -> str:
     firsts = {one.kind: one for one in reversed(found)}
     told = ", ".join(
-        f"{firsts[kind].name} {100 * firsts[kind].gain:+.1f} from {kind}" for kind in KINDS.values() if kind in firsts
+        f"{firsts[kind].name} {100 * firsts[kind].gain:+.1f}{kept.alone(firsts[kind].cells[JUDGED])} from {kind}"
+        for kind in KINDS.values()
+        if kind in firsts
     )
     best = ", ".join(f"of {n} {100 * gain:+.1f}" for n, gain in gains.items() if n > 1)
     first = f"**Verdict.** Points of the strict judge, the most of each kind: {told};"

@@ -140,6 +140,7 @@ def write(output: Path, page: Path) -> Path | None:
         drawn.write_text(lines(_curves(found), "update", {}), encoding="utf-8")
     bases = _together(_bases(output, found), kept.table(old) if elsewhere else ())
     figure = f"\n![Share of {PANEL} select prompts that the judge passes, over updates](img/students.svg)\n"
+    figure += kept.FIGURE if elsewhere else ""
     table = [*(rows[name] for name in gains), *bases]
     page.write_text(head + "\n".join(table) + "\n" + figure, encoding="utf-8")
     return page

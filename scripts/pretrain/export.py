@@ -58,15 +58,12 @@ def _adapter(name: str, base: str) -> None:
     (folder / assembled.BASE).write_text(json.dumps({"base": base}) + "\n")
 
 
-def _readme() -> str:
-    file = CHECKPOINTS / "README.md"
-    return file.read_text() if file.exists() else ""
-
-
 def readme() -> str:
     """How each checkpoint was made, what it reaches, and its files' checksums; stages that were made elsewhere keep
     their rows."""
-    rows = {m[1]: m[0] for m in re.finditer(r"^\| (\w+) \| `python .*$", _readme(), re.MULTILINE)}
+    file = CHECKPOINTS / "README.md"
+    old = file.read_text() if file.exists() else ""
+    rows = {m[1]: m[0] for m in re.finditer(r"^\| (\w+) \| `python .*$", old, re.MULTILINE)}
     for stage, figures in json.loads((WORK / "figures.json").read_text()).items():
         rows[stage] = f"| {stage} | `python scripts/pretrain_shapes.py {stage}` | `{json.dumps(figures)}` |"
     lines = [
