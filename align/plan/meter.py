@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import flop_registry
+
+from align.plan.repeated import Repeated
 
 
 class Peak(TorchDispatchMode):
@@ -26,6 +27,7 @@ class Peak(TorchDispatchMode):
         self.known = {tensor.untyped_storage()._cdata for tensor in existing}
         self.current = self.peak = 0
         self.flops = 0.0
+        self.repeated = Repeated()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -33,9 +35,8 @@ class Peak(TorchDispatchMode):
             return args[0].new_ones((), device="cpu").item()  # a mask that lets all through, a score that is finite
         if func is torch.ops.aten._to_copy.default and args[0].is_meta and kwargs.get("device") == torch.device("cpu"):
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)  # of a few learnt numbers
-        out = func(*args, **kwargs)
-        if (count := flop_registry.get(func._overloadpacket)) is not None:
-            self.flops += count(*args, **kwargs, out_val=out)
+        out, flops = self.repeated(func, args, kwargs)
+        self.flops += flops
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())

@@ -1,6 +1,6 @@
 """Stage flow: a rectified-flow transformer of Stable Diffusion 3's kind, on the same latents; no third text encoder.
 
-    loss = |v - (noise - x)|^2 + naming + understanding
+    loss = |v - (noise - x)|^2, every noise level pulling alike, + naming + understanding
 naming: a linear head on the tokens of the middle block names shape and colour under each of them in the clean picture,
 as in stage sd; understanding: stage text's, on the states that the transformer is given, those before the last layer's.
 Both heads are thrown away. The text tower starts from stage text's and is tuned along.
@@ -20,21 +20,22 @@ from scripts.pretrain import clip, sd, text, vae
 from scripts.pretrain.common import DEVICE, WORK, generator, parameters, record, train
 from scripts.pretrain.pool import Pool, right
 
-GUIDANCE, NOISY = 2.0, 2.0
+GUIDANCE, NOISY = 2.0, 0.8  # NOISY: shift of the times; below 1, cleaner ones more often: shapes are settled there
+LAYERS, EXPECTED = 6, 0.3  # EXPECTED: loss of a level before any is measured
 EMPTY = 256  # zero tokens that the stock pipeline puts in place of the third encoder's
 SHRUNK = {"last_count": EMPTY}
 DRAWN = {"num_inference_steps": 20, "guidance_scale": GUIDANCE}
 FAST = {"max_sequence_length": 1, "joint_attention_kwargs": SHRUNK}  # of a call: one zero token stands for them all
 
 
-def build() -> SD3Transformer2DModel:
+def build(layers: int = LAYERS) -> SD3Transformer2DModel:
     """The untrained transformer."""
     return SD3Transformer2DModel(
         sample_size=8,
         patch_size=1,
         in_channels=4,
         out_channels=4,
-        num_layers=5,
+        num_layers=layers,
         attention_head_dim=32,
         num_attention_heads=4,
         joint_attention_dim=256,
@@ -107,6 +108,23 @@ def kept(folder: str | Path) -> tuple[SD3Transformer2DModel, CLIPTextModelWithPr
     return transformer, CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder")
 
 
+def deeper(transformer: SD3Transformer2DModel, layers: int = LAYERS) -> SD3Transformer2DModel:
+    """The same function of `layers` layers: what a shallower one lacks stands before its last layer, with gates of zero
+    (Peebles & Xie 2023, arXiv 2212.09748, section 3.2), so that it adds nothing at first."""
+    last = transformer.config["num_layers"] - 1
+    if last + 1 >= layers:
+        return transformer
+    grown = build(layers)
+    grown.load_state_dict(
+        {k.replace(f"blocks.{last}.", f"blocks.{layers - 1}."): v for k, v in transformer.float().state_dict().items()},
+        strict=False,
+    )
+    for block in list(grown.transformer_blocks)[last:-1]:
+        for gates in (block.norm1.linear, block.norm1_context.linear):
+            torch.nn.init.zeros_(gates.weight), torch.nn.init.zeros_(gates.bias)
+    return grown
+
+
 def velocity(transformer: SD3Transformer2DModel, x_t: Tensor, t: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
     """(B, 4, 8, 8) at times t (B,) in [0, 1], of what `encode` gives."""
     return transformer(x_t, states, pooled, t * 1000, joint_attention_kwargs=SHRUNK, return_dict=False)[0]
@@ -115,11 +133,12 @@ def velocity(transformer: SD3Transformer2DModel, x_t: Tensor, t: Tensor, states:
 def main(
     steps: int = 16_000, batch: int = 64, seed: int = 0, start: str | None = None, often: str | None = None
 ) -> None:
-    """Train; `start`: folder of a pipeline whose transformer and text tower training starts from, at half the rate;
-    `often`: a skill that a third more of the captions ask for."""
+    """Train; `start`: folder whose transformer, made as deep as `build`'s, and text tower training starts from, at half
+    the rate; `often`: a skill that a third more of the captions ask for."""
     torch.manual_seed(seed)
     transformer, encoder = kept(start) if start else (build(), text_encoder())
-    transformer, encoder = transformer.float().to(DEVICE).train(), encoder.float().to(DEVICE).train()
+    transformer, levels = deeper(transformer).float().to(DEVICE).train(), sd.Levels(EXPECTED).to(DEVICE)
+    encoder = encoder.float().to(DEVICE).train()
     head, heads = clip.build_head().to(DEVICE), text.Heads().to(DEVICE)
     accept_last_count(transformer)
     for block in transformer.transformer_blocks:
@@ -141,7 +160,8 @@ def main(
         naming = sd.named(head(middle.pop()), labels)
         rows = torch.randint(len(said), (batch,), generator=g).to(DEVICE)
         understanding = heads.loss(encode(encoder, said[rows])[2], (told[rows], things[rows]))
-        return (out - (noise - x)).pow(2).mean() + 0.2 * naming + 0.05 * understanding
+        pulled = levels((out - (noise - x)).pow(2).mean((1, 2, 3)), (t * 1000).clamp(max=999))
+        return pulled + sd.NAMING * naming + sd.UNDERSTANDING * understanding
 
     def look(step: int) -> None:
         with torch.compiler.set_stance("force_eager"):
@@ -151,8 +171,8 @@ def main(
         transformer.train(), encoder.train()
 
     rate = 7.5e-4 if start else 1.5e-3
-    modules = {"flow": transformer, "text": encoder, "head": head, "heads": heads}
-    figures = train("flow", modules, loss, steps=steps, lr=rate, clip=5.0, look=(2000, look))
+    modules = {"flow": transformer, "text": encoder, "head": head, "heads": heads, "levels": levels}
+    figures = train("flow", modules, loss, steps=steps, lr=rate, clip=sd.CLIP, look=(2000, look))
     pipe = pipeline(transformer, encoder)
     pipe.save_pretrained(WORK / "out" / "flow")
     figures |= {"parameters": parameters([transformer])}

@@ -99,9 +99,9 @@ class Levels(nn.Module):
 
     KNOTS, SPEED = 15, 10.0
 
-    def __init__(self) -> None:
+    def __init__(self, expected: float = 0.03) -> None:
         super().__init__()
-        self.log = nn.Parameter(torch.full((self.KNOTS,), math.log(0.03) / self.SPEED))
+        self.log = nn.Parameter(torch.full((self.KNOTS,), math.log(expected) / self.SPEED))
 
     def forward(self, losses: Tensor, t: Tensor) -> Tensor:
         """losses (B,) at times t (B,) in [0, 1000) -> their weighted mean."""

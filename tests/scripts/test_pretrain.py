@@ -61,10 +61,33 @@ def test_figures_of_the_other_stages_are_kept(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "figures.json").read_text()) == {"sd": {"steps": 1}, "flow": {"steps": 2}}
 
 
-def test_the_flow_model_sees_the_noisy_times_more_often():
-    even = torch.arange(4000) / 4000
-    t = flow.times(4000, common.generator(0))  # shifted by 2: the share below t is t / (2 - t)
-    torch.testing.assert_close((t < even[:, None]).float().mean(1), even / (2 - even), atol=1e-3, rtol=0)
+def test_the_flow_model_sees_the_clean_times_more_often():
+    even, shift = torch.arange(4000) / 4000, flow.NOISY
+    t = flow.times(4000, common.generator(0))  # shifted by s: the share below t is t / (s + (1 - s) t)
+    torch.testing.assert_close(
+        (t < even[:, None]).float().mean(1), even / (shift + (1 - shift) * even), atol=1e-3, rtol=0
+    )
+    assert (t < 0.5).float().mean() > 0.5
+
+
+def test_a_deeper_flow_transformer_says_the_same_at_first_and_learns_in_every_layer():
+    torch.manual_seed(0)
+    shallow = flow.build(3)
+    for p in shallow.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    given = {
+        "hidden_states": torch.randn(2, 4, 8, 8),
+        "encoder_hidden_states": torch.randn(2, 5, 256),
+        "pooled_projections": torch.randn(2, 256),
+        "timestep": torch.tensor([100.0, 700.0]),
+    }
+    deep = flow.deeper(shallow, 5)
+    assert len(deep.transformer_blocks) == deep.config["num_layers"] == 5
+    out = deep(**given).sample
+    torch.testing.assert_close(out, shallow(**given).sample)
+    out.square().mean().backward()
+    assert all(block.norm1.linear.weight.grad.abs().max() > 0 for block in deep.transformer_blocks)
+    assert flow.deeper(deep, 5) is deep
 
 
 def test_the_flow_model_is_given_what_the_stock_pipeline_makes_of_a_caption(monkeypatch):
