@@ -62,7 +62,11 @@ class Chapter:
 
 CHAPTERS = {
     "curves": Chapter(
-        "curves", "Learning curves on the shapes world", CURVES, " draft-4x has four times its recipe's updates."
+        "curves",
+        "Learning curves on the shapes world",
+        CURVES,
+        """ draft-4x has four times its recipe's updates; draft-1-4x and
+draft-1-16x follow the last step alone, with 4 and 16 times the updates of draft-1 [there](gradients.md).""",
     ),
     "preferences": Chapter(
         "preferences",

@@ -21,6 +21,8 @@ CURVES = {
     "ddpo": Method("ddpo/shapes"),
     "draft": Method("draft/shapes"),
     "draft-4x": Method("draft/shapes", ("train.num_updates=400",)),
+    "draft-1-4x": Method("draft/shapes", ("sampling.last_k=1", "train.num_updates=360")),
+    "draft-1-16x": Method("draft/shapes", ("sampling.last_k=1", "train.num_updates=1440")),
 }
 """Those whose learning is drawn: each as its recipe says."""
 PREFERENCES = {
