@@ -79,5 +79,6 @@ def test_what_is_remembered_is_counted_each_time():
         assert meter.current == meter.peak == 3 * 40
         del alive
         assert meter.current == 0
-        meta(4, 5) @ meta(5, 6), meta(4, 5) @ meta(5, 6)
+        for _ in range(2):
+            assert (meta(4, 5) @ meta(5, 6)).shape == (4, 6)
     assert meter.flops == 2 * (2 * 4 * 5 * 6)
