@@ -1,5 +1,5 @@
 """Operations on the meta device, of which each is asked once for its output's shape: a network repeats few of them many
-times, and to be told anew costs ten times as much as to remember."""
+times, and to be told anew costs far more than to remember."""
 
 from typing import Any, NamedTuple
 

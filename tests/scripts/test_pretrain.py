@@ -272,13 +272,18 @@ def test_both_models_denoising_is_compared_at_equal_noise(monkeypatch):
     latents, ids = torch.randn(512, 4, 8, 8, generator=g), torch.zeros(512, 3, dtype=torch.long)
     monkeypatch.setattr(denoising, "Pool", lambda *_, **__: SimpleNamespace(batch=lambda *_: (latents, ids, None)))
     parts = {"text_encoder": lambda ids: SimpleNamespace(last_hidden_state=None), "transformer": None}
-    unet = lambda x, k, _: SimpleNamespace(sample=(1 - signal[k[0]]).sqrt() * x)  # noqa: E731
+
+    def unet(x, k, _):
+        return SimpleNamespace(sample=(1 - signal[k[0]]).sqrt() * x)
+
+    def velocity(_, x, t, *__):
+        return x * ((2 * t - 1) / (t * t + (1 - t) ** 2))[:, None, None, None]
+
     for stage in (sd, flow):
         pipe = SimpleNamespace(unet=unet, **parts)
         pipe.to = lambda device, pipe=pipe: pipe
         monkeypatch.setattr(stage, "load", lambda pipe=pipe: pipe)
     monkeypatch.setattr(flow, "encode", lambda *_: (None, None, None))
-    velocity = lambda _, x, t, *__: x * ((2 * t - 1) / (t * t + (1 - t) ** 2))[:, None, None, None]  # noqa: E731
     monkeypatch.setattr(flow, "velocity", velocity)
     for t, pair in denoising.errors(512).items():
         expected = t * t / (t * t + (1 - t) ** 2)
