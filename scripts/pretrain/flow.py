@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers.models.attention import JointTransformerBlock
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
@@ -20,7 +21,7 @@ from scripts.pretrain import clip, sd, text, vae
 from scripts.pretrain.common import DEVICE, WORK, generator, parameters, record, train
 from scripts.pretrain.pool import Pool, right
 
-GUIDANCE, NOISY = 2.0, 0.8  # NOISY: shift of the times; below 1, cleaner ones more often: shapes are settled there
+GUIDANCE, NOISY = 2.0, 0.5  # NOISY: shift of the times; below 1, cleaner ones more often: shapes are settled there
 LAYERS, EXPECTED = 6, 0.3  # EXPECTED: loss of a level before any is measured
 EMPTY = 256  # zero tokens that the stock pipeline puts in place of the third encoder's
 SHRUNK = {"last_count": EMPTY}
@@ -108,9 +109,21 @@ def kept(folder: str | Path) -> tuple[SD3Transformer2DModel, CLIPTextModelWithPr
     return transformer, CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder")
 
 
+def attends_as(block: JointTransformerBlock, other: JointTransformerBlock) -> None:
+    """`block` takes over the attention of `other` with gates of zero: it adds nothing at first but knows where to look.
+    One that begins at random with such gates may look everywhere alike for good."""
+    block.attn.load_state_dict(other.attn.state_dict())
+    for name in ("norm1", "norm1_context"):
+        taken, given = getattr(block, name).linear, getattr(other, name).linear
+        with torch.no_grad():
+            for to, source in ((taken.weight, given.weight), (taken.bias, given.bias)):
+                shift, scale, gate, *_ = to.chunk(6)
+                shift.copy_(source.chunk(6)[0]), scale.copy_(source.chunk(6)[1]), gate.zero_()
+
+
 def deeper(transformer: SD3Transformer2DModel, layers: int = LAYERS) -> SD3Transformer2DModel:
-    """The same function of `layers` layers: what a shallower one lacks stands before its last layer, with gates of zero
-    (Peebles & Xie 2023, arXiv 2212.09748, section 3.2), so that it adds nothing at first."""
+    """The same function of `layers` layers: what a shallower one lacks stands before its last layer, attends as the one
+    before, and with gates of zero (Peebles & Xie 2023, arXiv 2212.09748, section 3.2) adds nothing at first."""
     last = transformer.config["num_layers"] - 1
     if last + 1 >= layers:
         return transformer
@@ -119,9 +132,11 @@ def deeper(transformer: SD3Transformer2DModel, layers: int = LAYERS) -> SD3Trans
         {k.replace(f"blocks.{last}.", f"blocks.{layers - 1}."): v for k, v in transformer.float().state_dict().items()},
         strict=False,
     )
-    for block in list(grown.transformer_blocks)[last:-1]:
+    blocks = list(grown.transformer_blocks)
+    for block in blocks[last:-1]:
         for gates in (block.norm1.linear, block.norm1_context.linear):
             torch.nn.init.zeros_(gates.weight), torch.nn.init.zeros_(gates.bias)
+        attends_as(block, blocks[last - 1])
     return grown
 
 

@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from align.shapes import embedded
 from align.shapes.captions import parse
 from align.shapes.judge import judge
 from align.shapes.scene import render_batch
-from scripts.pretrain import common, denoising, export, flow, flow_web, pick, pool, sd, text, web
+from scripts.pretrain import common, export, flow, flow_web, pick, pool, sd, text, web
 
 
 def run(steps_until: int, folder: Path, monkeypatch) -> nn.Linear:
@@ -264,27 +263,3 @@ def test_the_webs_stage_of_the_flow_compares_what_the_stock_pipeline_gives_its_t
         out = pipe.transformer(torch.lerp(x, noise, t[:, None, None, None]), states, pooled, t * 1000).sample
     assert states.shape == (2, 16 + 256, 256)
     torch.testing.assert_close(found["loss"], (out - (noise - x)).pow(2).mean(), atol=1e-5, rtol=1e-5)
-
-
-def test_both_models_denoising_is_compared_at_equal_noise(monkeypatch):
-    """Latents of unit variance, and models that know it: of both the error is sigma^2 / (1 + sigma^2)."""
-    g, signal = torch.Generator().manual_seed(0), sd.scheduler().alphas_cumprod
-    latents, ids = torch.randn(512, 4, 8, 8, generator=g), torch.zeros(512, 3, dtype=torch.long)
-    monkeypatch.setattr(denoising, "Pool", lambda *_, **__: SimpleNamespace(batch=lambda *_: (latents, ids, None)))
-    parts = {"text_encoder": lambda ids: SimpleNamespace(last_hidden_state=None), "transformer": None}
-
-    def unet(x, k, _):
-        return SimpleNamespace(sample=(1 - signal[k[0]]).sqrt() * x)
-
-    def velocity(_, x, t, *__):
-        return x * ((2 * t - 1) / (t * t + (1 - t) ** 2))[:, None, None, None]
-
-    for stage in (sd, flow):
-        pipe = SimpleNamespace(unet=unet, **parts)
-        pipe.to = lambda device, pipe=pipe: pipe
-        monkeypatch.setattr(stage, "load", lambda pipe=pipe: pipe)
-    monkeypatch.setattr(flow, "encode", lambda *_: (None, None, None))
-    monkeypatch.setattr(flow, "velocity", velocity)
-    for t, pair in denoising.errors(512).items():
-        expected = t * t / (t * t + (1 - t) ** 2)
-        assert pair == pytest.approx((expected, expected), rel=0.05)
