@@ -87,6 +87,8 @@ def test_a_deeper_flow_transformer_says_the_same_at_first_and_learns_in_every_la
     torch.testing.assert_close(out, shallow(**given).sample)
     out.square().mean().backward()
     assert all(block.norm1.linear.weight.grad.abs().max() > 0 for block in deep.transformer_blocks)
+    for name, p in deep.transformer_blocks[1].attn.named_parameters():  # where the layer before looks
+        assert all(torch.equal(deep.transformer_blocks[k].attn.get_parameter(name), p) for k in (2, 3))
     assert flow.deeper(deep, 5) is deep
 
 
