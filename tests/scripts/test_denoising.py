@@ -17,7 +17,8 @@ def exact(monkeypatch):
     def unet(x, step, _):
         low = int(step[0])
         share = float(step[0]) - low
-        ratio = torch.lerp(*(((1 - signal[k]) / signal[k]).log() / 2 for k in (low, min(low + 1, 999))), share).exp()
+        before, after = (((1 - signal[k]) / signal[k]).log() / 2 for k in (low, min(low + 1, 999)))
+        ratio = torch.lerp(before, after, share).exp()
         return SimpleNamespace(sample=x * ratio / (1 + ratio**2).sqrt())
 
     def velocity(_, x, t, *__):
