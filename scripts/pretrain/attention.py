@@ -1,6 +1,6 @@
 """Where the layers of stage flow look: what share of an image token's attention its neighbours have, the mean of the
-heads and the head where it is most. An even look at all tokens gives about as much in each head; a layer whose heads
-are all there has not learnt to look.
+heads and the head where it is most, beside what an even look at all tokens would give. A layer whose heads all look
+nearly evenly, and alike, has not learnt to look.
 """
 
 import math

@@ -33,7 +33,7 @@ class Models:
     def __init__(self) -> None:
         self.base, self.flow = sd.load().to(DEVICE), flow.load().to(DEVICE)
         signal = sd.scheduler().alphas_cumprod.to(DEVICE)
-        self.ratios = ((1 - signal) / signal).log() / 2
+        self.logs = ((1 - signal) / signal).log() / 2  # of noise / signal at each step of the base
 
     def velocity(self, name: str, x_t: Tensor, t: float, ids: Tensor) -> Tensor:
         """(B, 4, 8, 8) noise - x that `sd` or `flow` predicts at x_t = (1 - t) x + t noise for token ids (B, L)."""
@@ -42,8 +42,8 @@ class Models:
             states, pooled, _ = flow.encode(self.flow.text_encoder, ids)
             return flow.velocity(self.flow.transformer, x_t, times, states, pooled)
         ratio = t / (1 - t)
-        after = int(torch.searchsorted(self.ratios, math.log(ratio)).clamp(1, len(self.ratios) - 1))
-        low, high = self.ratios[after - 1].item(), self.ratios[after].item()
+        after = int(torch.searchsorted(self.logs, math.log(ratio)).clamp(1, len(self.logs) - 1))
+        low, high = self.logs[after - 1].item(), self.logs[after].item()
         step = after - 1 + min(1.0, max(0.0, (math.log(ratio) - low) / (high - low)))
         scaled = x_t / (1 - t)
         states = self.base.text_encoder(ids).last_hidden_state
@@ -97,13 +97,13 @@ def drawn(models: Models, who: Callable[[float], str], captions: list[str], seed
 
 def exchanged(models: Models, repeats: int = 3) -> Iterator[tuple[float, float, float]]:
     """(time of the change, strict judge of flow then sd, of sd then flow), `repeats` times each caption of two
-    objects; at 1 and 0 the models alone."""
+    objects; at 1 the second alone."""
     captions = [say(r) for r in requirements("two")] * repeats
 
     def right(who: Callable[[float], str]) -> float:
         return sum(v.strict for v in judge(drawn(models, who, captions), captions)) / len(captions)
 
-    for change in (1.0, *reversed(CHANGES), 0.0):
+    for change in (1.0, *reversed(CHANGES)):
         yield (
             change,
             right(lambda t, change=change: "flow" if t > change else "sd"),

@@ -89,6 +89,9 @@ def test_a_deeper_flow_transformer_says_the_same_at_first_and_learns_in_every_la
     assert all(block.norm1.linear.weight.grad.abs().max() > 0 for block in deep.transformer_blocks)
     for name, p in deep.transformer_blocks[1].attn.named_parameters():  # where the layer before looks
         assert all(torch.equal(deep.transformer_blocks[k].attn.get_parameter(name), p) for k in (2, 3))
+    for name in ("norm1.linear.weight", "norm1_context.linear.weight"):  # and how it shifts and scales what it looks at
+        shown = [block.get_parameter(name)[: 2 * 128] for block in list(deep.transformer_blocks)[1:4]]
+        assert torch.equal(shown[0], shown[1]) and torch.equal(shown[0], shown[2])
     assert flow.deeper(deep, 5) is deep
 
 
