@@ -95,6 +95,17 @@ def test_a_deeper_flow_transformer_says_the_same_at_first_and_learns_in_every_la
     assert flow.deeper(deep, 5) is deep
 
 
+def test_a_layer_that_looks_where_another_does_adds_nothing_by_it_and_keeps_the_rest():
+    layers = flow.build(3).transformer_blocks
+    for p in layers.parameters():
+        torch.nn.init.normal_(p)
+    before = layers[1].norm1.linear.weight.clone().chunk(6)
+    flow.attends_as(layers[1], layers[0])
+    after, other = layers[1].norm1.linear.weight.chunk(6), layers[0].norm1.linear.weight.chunk(6)
+    assert torch.equal(after[0], other[0]) and torch.equal(after[1], other[1]) and after[2].eq(0).all()
+    assert all(torch.equal(*pair) for pair in zip(after[3:], before[3:], strict=True))
+
+
 def test_the_flow_model_is_given_what_the_stock_pipeline_makes_of_a_caption(monkeypatch):
     folder = embedded.resolve("embedded:shapes-flow")
     pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None).to(torch.float32)
