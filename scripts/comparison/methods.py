@@ -3,6 +3,8 @@ their first run) has made."""
 
 from dataclasses import dataclass
 
+import align
+
 
 @dataclass(frozen=True)
 class Method:
@@ -10,6 +12,13 @@ class Method:
 
     recipe: str
     changes: tuple[str, ...] = ()
+
+
+def asks(method: Method) -> tuple[str, ...]:
+    """The rewards that its training asks: of its own images, or to order and label those that it is given."""
+    recipe = align.load_recipe(method.recipe, method.changes)
+    made = getattr(getattr(recipe.data, "make", None), "rewards", None) or {}
+    return tuple(dict.fromkeys((*recipe.rewards, *made)))
 
 
 PICK = "rewards={pick: {name: clip, model: embedded:shapes-pick, form: logit}}"
@@ -142,7 +151,7 @@ STUDENTS = {
         Method("nft/shapes", (*RL_OF_STUDENTS, "adapter.rank=32", f"adapter.targets={EVERY_LAYER}", "optim.lr=5e-4")),
         "tdm-4-ode",
     ),
-    "diff-instruct": Student(Method("diff_instruct/shapes"), "tdm-2"),
+    "diff-instruct": Student(Method("diff_instruct/shapes", ("hooks.guard=false",)), "tdm-2"),
 }
 OVEROPTIMISED = "draft/shapes_overoptimised"
 SLOWER, LONGER = "optim.lr=3e-3", "train.num_updates=320"

@@ -12,6 +12,7 @@ import align
 from scripts.comparison import kept
 from scripts.comparison.best import FOLDER
 from scripts.comparison.curves import CHAPTERS, JUDGED, over_seeds
+from scripts.comparison.methods import Method, asks
 
 KINDS = {"gradients": "a reward's gradient", "curves": "a reward", "preferences": "preferences"}
 PAGE = """# Results on the shapes world
@@ -26,11 +27,13 @@ Each method by its recipe or, of gradients, at equal network calls, drawn as it 
 guidance (npo's *before* has guidance), on report prompts at the same noise: the mean of the seeds with its 95 %
 t-interval over seeds, in brackets the seeds. *Seconds*: of the updates, on one thread of a machine that did other work
 beside. *Spikes*: the share of updates whose gradient's norm is above 5 times the run's median. Curves and settings:
-the pages of the last column.
+the pages of the last column. *Learns from*: with the rewards that training asks; what asks judge, judge_graded or gold
+is taught by the truth that it is measured by.
 
 {trained}
 
-## Best of n
+{below}"""
+BELOW = """## Best of n
 
 The base draws n images for each of {prompts} report prompts, {steps} network calls and {each:.2f} s each with decoder
 and score, and the rewards of `draft/shapes` (eye and pick) choose. Judge and gold are above one image at the same
@@ -53,6 +56,9 @@ seconds come again for the next {prompts} images, the training's do not.
 """
 
 
+BEST = "## Best of n\n"
+
+
 @dataclass(frozen=True)
 class Trained:
     """A row of a chapter's table."""
@@ -64,8 +70,12 @@ class Trained:
     @property
     def kind(self) -> str:
         """What it learns from: its chapter's, unless it follows a reward's gradient."""
-        objective = align.load_recipe(CHAPTERS[self.chapter].methods[self.name].recipe).objective
+        objective = align.load_recipe(self.method.recipe).objective
         return KINDS["gradients" if getattr(objective, "needs_gradient", False) else self.chapter]
+
+    @property
+    def method(self) -> Method:
+        return CHAPTERS[self.chapter].methods[self.name]
 
     @property
     def gain(self) -> float:
@@ -77,22 +87,30 @@ class Trained:
 
 
 def write(output: Path, page: Path) -> Path | None:
-    """Writes the page from the chapters beside it; None where best of n has not been measured."""
+    """Writes the page from the chapters beside it; None where best of n has not been measured. Measured elsewhere, it
+    stays as the page has it, and so does what it costs."""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((output / FOLDER).glob("seed-*.json"))]
     found = [
         Trained(kept.cells(row)[0], name, kept.cells(row))
         for name in CHAPTERS
         for row in kept.table(kept.text(page.with_name(f"{name}.md")))
     ]
-    if not runs or not found:
+    old = kept.text(page)
+    if not (runs or BEST in old) or not found:
         return None
     found.sort(key=lambda one: -one.gain)
-    numbers = [int(n) for n in runs[0]["best"]]
-    gains = {n: statistics.fmean(_gains(runs, n, "judge")) for n in numbers}
-    each = statistics.fmean(run["seconds"] for run in runs)
-    told = {"prompts": runs[0]["prompts"], "steps": runs[0]["steps"], "each": each, "verdict": _verdict(found, gains)}
-    told |= {"trained": _table(found), "best": _best(runs, numbers)}
-    told["costs"] = "\n".join(_cost(one, gains, each, runs[0]["prompts"]) for one in found)
+    if runs:
+        numbers = [int(n) for n in runs[0]["best"]]
+        gains = {n: statistics.fmean(_gains(runs, n, "judge")) for n in numbers}
+        each = statistics.fmean(run["seconds"] for run in runs)
+        told = {"prompts": runs[0]["prompts"], "steps": runs[0]["steps"], "each": each, "best": _best(runs, numbers)}
+        told["costs"] = "\n".join(_cost(one, gains, each, runs[0]["prompts"]) for one in found)
+        below = BELOW.format(**told)
+    else:
+        below = old[old.index(BEST) :]
+        rows = [kept.cells(row) for row in kept.table(below)]
+        gains = {int(n): kept.mean(judge) for n, _, _, judge, _ in rows if judge}
+    told = {"verdict": _verdict(found, gains), "trained": _table(found), "below": below}
     page.write_text(PAGE.format(**told), encoding="utf-8")
     return page
 
@@ -118,7 +136,8 @@ def _table(found: Sequence[Trained]) -> str:
     lines.append("|---" * 9 + "|")
     for one in found:
         name, updates, seconds, _, _, before, judge, gold, spikes = one.cells
-        cells = [name, one.kind, updates, seconds, before, judge, gold, spikes, f"[page]({one.chapter}.md)"]
+        learnt, more = f"{one.kind}: {' + '.join(asks(one.method))}", f"[page]({one.chapter}.md)"
+        cells = [name, learnt, updates, seconds, before, judge, gold, spikes, more]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -4,12 +4,15 @@ Finished runs are read, unfinished ones resumed. No seed is left out. The last r
 t-interval; the rows above have bootstrap intervals over report prompts.
 """
 
+import json
 import re
 import shlex
 import shutil
+import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from scipy import stats
@@ -39,6 +42,28 @@ def table(reports: dict[int, dict]) -> list[str]:
         scale = sum(scores[label].std_before for scores in reports.values()) / len(gains)
         cells.append(f"**{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]**, {mean / scale:+.2f} sd")
     return [*lines, "| mean | " + " | ".join(cells) + " |"]
+
+
+def by_skill(told: Sequence[Mapping[str, Any]], label: str = "judge") -> list[str]:
+    """Markdown lines of what the strict judge passes of each skill, the mean of the seeds' prompts, from their
+    scores.json; none for prompts that are not the embedded world's."""
+    from align.shapes.captions import SKILLS, parse, unreadable
+
+    if any(label not in one["scores"]["after"] for one in told) or any(unreadable(told[0]["prompts"])):
+        return []
+    lines = [f"| {label} | " + " | ".join(SKILLS) + " |", "|---" * (len(SKILLS) + 1) + "|"]
+    for when in ("before", "after"):
+        cells = []
+        for skill in SKILLS:
+            values = [
+                value
+                for one in told
+                for prompt, value in zip(one["prompts"], one["scores"][when][label], strict=True)
+                if parse(prompt).skill == skill
+            ]
+            cells.append(f"{100 * statistics.fmean(values):.0f} %" if values else "")
+        lines.append(f"| {when} | " + " | ".join(cells) + " |")
+    return ["", *lines]
 
 
 def verdict(rows: list[str], seeds: str) -> list[str]:
@@ -72,7 +97,7 @@ def main(
 ) -> None:
     """Train what is missing and write docs/lab/<recipe>-seeds.md, with slashes as hyphens."""
     import align
-    from align.training.evaluate import PICTURE
+    from align.training.evaluate import FOLDER, PICTURE, SCORES
     from align.versions import hardware
 
     changes = change or []
@@ -80,13 +105,14 @@ def main(
         name = "-".join(part for part in (*recipe.split("/"), suffix) if part)
         options = [f"--seeds={seeds}", *(f"--change={one}" for one in changes)]
         options += [f"--suffix={suffix}"] if suffix else []
-        reports, lines = {}, []
+        reports, lines, told = {}, [], []
         for seed in map(int, seeds.split(",")):
             wanted = align.load_recipe(recipe, [*changes, f"train.seed={seed}", f"output={output / name / str(seed)}"])
             run = finished(wanted) or align.train(wanted)
             if run.interrupted:
                 raise SystemExit(130)
             reports[seed] = run.report.scores
+            told.append(json.loads((run.output / FOLDER / SCORES).read_text(encoding="utf-8")))
             cost = run.report
             lines.append(f"Seed {seed}: {cost.num_updates} updates, {cost.seconds:.0f} s, chosen {cost.chosen_update}.")
         count = next(iter(next(iter(reports.values())).values())).num_prompts
@@ -101,6 +127,7 @@ def main(
             "sd: of the base model's images.",
             "",
             *rows,
+            *by_skill(told),
             "",
             *lines,
         ]

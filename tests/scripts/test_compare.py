@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from align.config import load_recipe
 from align.reports.summary import Summary
 from scripts.comparison import best, hacking, kept, methods, parts, results
+from scripts.comparison.curves import Chapter, _learnt
 
 TABLE = """# A chapter
 
@@ -67,7 +68,25 @@ def test_the_page_of_all_methods_is_the_chapters_and_best_of_n(tmp_path):
     assert "| drtune | +0.150 | best of 4 | 128 | n = 7.0: +0.260 |" in text
     assert "| spo | +0.300 | more than 8 |  | n = 7.0: +0.260 |" in text
     assert "| 4 | 24 | 40.0% | **+0.200** [+0.200, +0.200] (+0.200 +0.200) |" in text
-    assert text.index("| spo | preferences |") < text.index("| drtune | a reward's gradient |"), "best first"
+    drtune = "| drtune | a reward's gradient: eye + pick |"
+    assert text.index("| spo | preferences: pick |") < text.index(drtune), "best first"
+    (tmp_path / "gradients.md").write_text(TABLE.format(name="drtune", judge="+0.400"))
+    elsewhere = results.write(tmp_path / "none", tmp_path / "results.md").read_text()
+    assert (
+        "drtune +40.0 from a reward's gradient, spo +30.0 from preferences;\nbest of 2 +10.0, of 4 +20.0" in elsewhere
+    )
+    assert elsewhere[elsewhere.index("## Best of n") :] == text[text.index("## Best of n") :], "as the page has it"
+
+
+def test_a_row_says_what_its_training_asks_and_whether_that_knows_the_truth():
+    assert methods.asks(methods.CURVES["nft"]) == ("judge_graded",)
+    assert methods.asks(methods.PREFERENCES["kto"]) == ("judge",), "labels are made by it"
+    assert methods.asks(methods.PREFERENCES["online-dpo"]) == ("gold",), "the change counts"
+    rows = ["| draft | |", "| kto | |", "| dro | |"]
+    chapter = Chapter("any", "", {"draft": methods.CURVES["draft"]} | methods.PREFERENCES)
+    told = " ".join(_learnt(chapter, rows).split())
+    assert told.startswith("Rewards in training: draft: eye + pick; kto, dro: judge. What asks judge, ")
+    assert "truth" not in _learnt(chapter, rows[:1])
 
 
 def overoptimised(folder: Path) -> None:

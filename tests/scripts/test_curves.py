@@ -145,7 +145,8 @@ def _what_is_elsewhere_stays(folder: Path, told: str) -> None:
     last = next(line for line in told.splitlines() if line.startswith("| grpo"))
     expected = told.replace(last, f"{last}\n{awm}").replace("grpo least, by 21.0.", "awm least, by 10.0 (one seed).")
     expected += "\n*Drawn before the newest rows of the table, which are in the table alone.*\n"
-    assert text == f"{expected}\n## Below\n\n| more |\n" and figure.read_text() == "of all"
+    expected = expected.replace("nft, grpo: judge_graded", "nft, grpo, awm: judge_graded")  # its lines break anew
+    assert text.split() == f"{expected}\n## Below\n\n| more |\n".split() and figure.read_text() == "of all"
     page.write_text(text.replace("40 report prompts", "41 report prompts"))
     with pytest.raises(SystemExit, match="of 41 report prompts"):
         curves.write(folder, page)

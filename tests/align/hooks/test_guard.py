@@ -344,7 +344,10 @@ def test_every_recipe_that_differentiates_a_reward_is_guarded():
     guarded = {
         name: any(isinstance(hook, GuardConfig) for hook in recipe.hooks.values())
         for name, recipe in loaded.items()
-        if getattr(recipe.objective, "needs_gradient", False)
+        if (
+            getattr(recipe.objective, "needs_gradient", False)
+            or (recipe.objective.name == "diff_instruct" and recipe.rewards)
+        )
         and getattr(recipe.objective, "trains", "") != "noise"
         and recipe.objective.name != "soft_prompt"  # a guard's prompts have no such word
     }

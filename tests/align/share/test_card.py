@@ -9,7 +9,8 @@ from run_toys import summary
 import align
 from align.config import load_recipe
 from align.reports import summary as reports
-from align.share import card
+from align.sampling.solver import Solver
+from align.share import card, solver_card
 
 HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
@@ -127,3 +128,23 @@ def test_a_pipeline_without_a_lora_loader_is_told_another_way():
     assert "load_lora_weights(" not in code
     assert 'attach(pipeline.transformer, Path(snapshot_download("me/adapter")), component="transformer"' in code
     compile(code, "card", "exec")
+
+
+def test_a_solvers_card_draws_with_the_guidance_that_it_was_learned_for(tmp_path):
+    """Steps that were learned at guidance 2 and drawn at the default of 7.5 are for nobody's pictures."""
+    from align.sampling import SamplingConfig
+
+    Solver((1.0, 0.5, 0.0), (0.1,), 1.0, "epsilon", "any", "guidance 2").write(tmp_path)
+    block = {"scale": 2.0, "interval": [0.1, 0.9]}
+    for changes, wanted in (
+        ([], {"guidance_scale": 2.0}),
+        (["sampling.guidance_scale=7.5"], {"guidance_scale": 7.5}),
+        (["sampling={num_steps: 2, guidance: {scale: 2.0, interval: [0.1, 0.9]}}"], {"guidance": block}),
+    ):
+        text = solver_card.text(load_recipe("solver/shapes", changes), summary(), tmp_path)
+        told = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])["sampling"]
+        assert {key: told.get(key) for key in wanted} == wanted and told["num_steps"] == 2
+        assert told["solver"] == "PATH_OF/solver.json" and ("guidance_scale" in told) == ("guidance" not in told)
+        called = re.search(r"sampling = (SamplingConfig\(.*\))", text)[1]
+        drawn = eval(called, {"SamplingConfig": SamplingConfig})
+        assert drawn == SamplingConfig(**told) and drawn.num_steps == 2
