@@ -3,7 +3,6 @@ recipe was chosen by, and on the way there over seconds and over the images that
 
 import json
 import statistics
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from align.training.evaluate import FOLDER as REPORT
 from align.training.evaluate import SCORES
 from scripts.comparison import kept
 from scripts.comparison.figures import lines
-from scripts.comparison.methods import CALLS, CURVES, GRADIENTS, PREFERENCES, Method, asks
+from scripts.comparison.methods import CALLS, CURVES, GRADIENTS, PREFERENCES, Method, learnt
 
 SPIKE = 5.0
 """A gradient is one where its norm is above this many times the run's median."""
@@ -158,7 +157,8 @@ def write(
     prompts = first.report.scores["judge"].num_prompts
     steps = first.recipe.sampling.num_steps
     told = {"prompts": prompts, "steps": steps, "spike": SPIKE, "panel": panel, "verdict": _verdict(rows)}
-    told |= {"title": chapter.title, "more": chapter.more, "learnt": _learnt(chapter, rows)}
+    told |= {"title": chapter.title, "more": chapter.more}
+    told["learnt"] = learnt(chapter.methods, [kept.cells(row)[0] for row in rows])
     parts = [HEAD.format(**told), "\n".join((COLUMNS, "|---" * 9 + "|", *rows)) + "\n"]
     if elsewhere:
         kept.same_prompts(page, old, parts[0])
@@ -250,17 +250,6 @@ def _rows(found: Mapping[str, Sequence[Run]]) -> dict[str, str]:
             f"| {over_seeds(gains(runs, 'judge'))} | {over_seeds(gains(runs, 'gold'))} | {spikes(norms):.1%} |"
         )
     return rows
-
-
-def _learnt(chapter: Chapter, rows: Sequence[str]) -> str:
-    """Which rewards each row's training asked, in the table's order; with a word on those that know the truth."""
-    by: dict[str, list[str]] = {}
-    for name in (kept.cells(row)[0] for row in rows):
-        by.setdefault(" + ".join(asks(chapter.methods[name])), []).append(name)
-    told = "; ".join(f"{', '.join(names)}: {rewards}" for rewards, names in by.items())
-    known = any(set(LABELS) & set(asks(chapter.methods[kept.cells(row)[0]])) for row in rows)
-    more = " What asks judge, judge_graded or gold is taught by the truth that it is measured by." if known else ""
-    return textwrap.fill(f"Rewards in training: {told}.{more}", 118)
 
 
 def _curve(runs: Sequence[Run], place: Callable[[Recipe, Sequence[Mapping[str, Any]]], list[float]]) -> charts.Points:

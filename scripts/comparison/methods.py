@@ -1,6 +1,8 @@
 """What is compared: a method is a recipe and changes to it. Those of preferences read the pairs that `align pairs` (or
 their first run) has made."""
 
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import align
@@ -21,6 +23,19 @@ def asks(method: Method) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*recipe.rewards, *made)))
 
 
+def learnt(methods: Mapping[str, Method], names: Sequence[str]) -> str:
+    """Lines on the rewards that these methods ask in training, in their order; with a word on those that know the
+    truth."""
+    by: dict[str, list[str]] = {}
+    for name in names:
+        by.setdefault(" + ".join(asks(methods[name])), []).append(name)
+    told = "; ".join(f"{', '.join(asking)}: {rewards}" for rewards, asking in by.items())
+    known = any(set(TRUTH) & set(asks(methods[name])) for name in names)
+    more = " What asks judge, judge_graded or gold is taught by the truth that it is measured by." if known else ""
+    return textwrap.fill(f"Rewards in training: {told}.{more}", 118)
+
+
+TRUTH = ("judge", "judge_graded", "gold")
 PICK = "rewards={pick: {name: clip, model: embedded:shapes-pick, form: logit}}"
 CURVES = {
     "nft": Method("nft/shapes"),

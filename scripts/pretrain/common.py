@@ -5,12 +5,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -58,20 +60,21 @@ def train(
     save_every: int = 250,
     after: Callable[[int], None] | None = None,
     look: tuple[int, Callable[[int], None]] | None = None,
+    given: Mapping[str, Tensor] | None = None,
 ) -> dict:
     """Minimise loss(step) over the modules' parameters; leaves the averaged (EMA) weights in the modules.
 
-    Resumes from WORK/name; the same steps in two pieces give the same weights as in one. `after` is called after each
-    step with the live weights in place; `look`, (every so many steps, function), with the averaged ones.
-    Returns the figures: steps, seconds, last loss.
+    Resumes from WORK/name; the same steps in two pieces give the same weights as in one. A state of other first
+    weights or data `given` is refused. `after` is called after each step with the live weights in place;
+    `look`, (every so many steps, function), with the averaged ones. Returns the figures: steps, seconds, last loss.
     """
     live = {f"{m}.{k}": p for m, module in modules.items() for k, p in module.named_parameters() if p.requires_grad}
     mean = {k: p.detach().clone() for k, p in live.items()}
     optimiser = torch.optim.AdamW(live.values(), lr=lr, betas=betas, weight_decay=weight_decay)
-    folder = WORK / name
-    start, seconds = _restore(folder, live, mean, optimiser)
+    folder, begun = WORK / name, mark(live | dict(given or {}))
+    start, seconds, smooth = _restore(folder, live, mean, optimiser, begun)
     bar = tqdm(range(start, steps), desc=name, initial=start, total=steps, mininterval=5)
-    began, smooth = time.monotonic(), 0.0
+    began = time.monotonic()
     for step in bar:
         progress = (step - warmup) / max(1, steps - warmup)
         factor = (step + 1) / warmup if step < warmup else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
@@ -90,10 +93,11 @@ def train(
         if look is not None and (step + 1) % look[0] == 0:
             with torch.no_grad(), _swapped(live, mean):
                 look[1](step + 1)
-        smooth = value.item() if step == start else 0.98 * smooth + 0.02 * value.item()
+        smooth = value.item() if step == 0 else 0.98 * smooth + 0.02 * value.item()
         bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
         if (step + 1) % save_every == 0 or step + 1 == steps:
-            _save(folder, live, mean, optimiser, step + 1, seconds + time.monotonic() - began)
+            told = {"step": step + 1, "seconds": seconds + time.monotonic() - began, "loss": smooth, "begun": begun}
+            _save(folder, live, mean, optimiser, told)
     with torch.no_grad():
         for k, p in live.items():
             p.copy_(mean[k])
@@ -115,35 +119,58 @@ def _swapped(live: dict, mean: dict) -> Iterator[None]:
             p.data.copy_(kept[k])
 
 
-def _save(folder: Path, live: dict, mean: dict, optimiser: torch.optim.Optimizer, step: int, seconds: float) -> None:
+def mark(tensors: Mapping[str, Tensor]) -> str:
+    """What tells weights from others: a digest of their names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cached(file: Path, models: Iterable[nn.Module], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of a file that `make` made with these models; made anew where it is of others, or not there."""
+    of = " ".join(mark(model.state_dict()) for model in models)
+    if file.exists():
+        with safe_open(file, "pt") as f:
+            if (f.metadata() or {}).get("of") == of:
+                return load_file(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    save_file({k: t.contiguous() for k, t in make().items()}, part, metadata={"of": of})
+    part.replace(file)
+    return load_file(file)
+
+
+def _save(folder: Path, live: dict, mean: dict, optimiser: torch.optim.Optimizer, told: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"live.{k}": p.detach() for k, p in live.items()} | {f"mean.{k}": p for k, p in mean.items()}
     for k, p in live.items():
         state |= {f"adam.{k}.{n}": t for n, t in optimiser.state[p].items()}
     part = folder / "state.part"
-    meta = json.dumps({"step": step, "seconds": seconds})
-    save_file({k: t.contiguous().clone() for k, t in state.items()}, part, metadata={"progress": meta})
+    save_file({k: t.contiguous().clone() for k, t in state.items()}, part, metadata={"progress": json.dumps(told)})
     part.replace(folder / "state.safetensors")
 
 
-def _restore(folder: Path, live: dict, mean: dict, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
+def _restore(
+    folder: Path, live: dict, mean: dict, optimiser: torch.optim.Optimizer, begun: str
+) -> tuple[int, float, float]:
+    """Steps, seconds and loss of what was trained from `begun`, which is put in place; zeros where nothing was."""
     file = folder / "state.safetensors"
     if not file.exists():
-        return 0, 0.0
-    from safetensors import safe_open
-
+        return 0, 0.0, 0.0
     with safe_open(file, "pt") as f:
         progress = json.loads(f.metadata()["progress"])
+    if progress.get("begun", begun) != begun:
+        raise SystemExit(f"{file}: was begun from other weights or data than there are now. Remove it to begin anew.")
     state = load_file(file)
     with torch.no_grad():
         for k, p in live.items():
-            if f"live.{k}" not in state:  # a part that was added since
-                continue
             p.copy_(state[f"live.{k}"])
             mean[k].copy_(state[f"mean.{k}"])
             optimiser.state[p] = {n: state[f"adam.{k}.{n}"].to(p.device) for n in ("exp_avg", "exp_avg_sq")}
             optimiser.state[p]["step"] = state[f"adam.{k}.step"]
-    return progress["step"], progress["seconds"]
+    return progress["step"], progress["seconds"], progress.get("loss", 0.0)
 
 
 def parameters(modules: Iterable[nn.Module]) -> int:

@@ -82,7 +82,16 @@ def main(steps: int = 5000, batch: int = 32, seed: int = 0) -> None:
         print(step, figures_of(network, held_out, captions), "counts", counts_of(network), flush=True)
         network.train()
 
-    figures = train("detector", {"detector": network}, loss, steps=steps, lr=3e-3, ema=0.995, look=(500, look))
+    figures = train(
+        "detector",
+        {"detector": network},
+        loss,
+        steps=steps,
+        lr=3e-3,
+        ema=0.995,
+        look=(500, look),
+        given={"seen": images},
+    )
     network.save(WORK / "out" / "detector")
     figures |= {"parameters": parameters([network])} | figures_of(load(), held_out, captions)
     record("detector", figures | {"counts of drawings": counts_of(load())})

@@ -7,7 +7,6 @@ The target of a drawing is its scene, that of a sample what the judge reads in i
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,7 +17,7 @@ from align.shapes.judge import judge, read
 from align.shapes.prompts import prompts
 from align.shapes.scene import render_batch
 from scripts.pretrain import clip, samples, vae
-from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
+from scripts.pretrain.common import WORK, cached, draw, generator, parameters, record, train
 
 DRAWN, SAMPLED = 8_192, 4_096
 WAYS = ((10, 2.0), (6, 2.0), (10, 1.0), (8, 4.0))  # steps and guidance that samples are drawn with, in turn
@@ -33,17 +32,19 @@ def load() -> Eye:
 
 def sampled(split: str, count: int, seed: int) -> tuple[Tensor, list[str]]:
     """Pictures (count, 3, 32, 32) uint8 of the bases in turn for prompts of a set, in all WAYS; kept in WORK."""
-    captions, file = prompts(split, count, seed), WORK / f"eye-{split}-{seed}.safetensors"
-    if not file.exists():
-        pipes, out = samples.bases(), []
+    captions, pipes = prompts(split, count, seed), samples.bases()
+
+    def make() -> dict[str, Tensor]:
+        out = []
         for n, k in enumerate(tqdm(range(0, count, 128), desc=f"eye {split}", mininterval=5)):
             steps, guidance = WAYS[n % len(WAYS)]
             options = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt"}
             pipe = pipes[n % len(pipes)]
             images = pipe(prompt=captions[k : k + 128], generator=generator(seed, 32, k), **options).images
             out.append((images * 255).round().byte())
-        save_file({"images": torch.cat(out).contiguous()}, file)
-    return load_file(file)["images"], captions
+        return {"images": torch.cat(out)}
+
+    return cached(WORK / f"eye-{split}-{seed}.safetensors", samples.networks(pipes), make)["images"], captions
 
 
 def drawn(seed: int) -> tuple[Tensor, Tensor]:
@@ -112,6 +113,8 @@ def main(steps: int = 3000, batch: int = 32, seed: int = 0) -> None:
         print(step, figures_of(network.eval(), held_out, captions), flush=True)
         network.train()
 
-    figures = train("eye", {"eye": network}, loss, steps=steps, lr=3e-3, ema=0.995, look=(500, look))
+    figures = train(
+        "eye", {"eye": network}, loss, steps=steps, lr=3e-3, ema=0.995, look=(500, look), given={"seen": drawings}
+    )
     network.save(WORK / "out" / "eye")
     record("eye", figures | {"parameters": parameters([network])} | figures_of(load(), held_out, captions))

@@ -4,17 +4,16 @@ Every second batch is drawn by the base as the web left it, where that stage is 
 near the capable base, and what scores it must see well on the whole way.
 """
 
-import json
+from collections.abc import Iterable, Sequence
 
 import torch
-from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from align.shapes.prompts import prompts
 from scripts.pretrain import sd, text
-from scripts.pretrain.common import WORK, generator
+from scripts.pretrain.common import WORK, cached, generator
 
 COUNT, STEPS, BATCH = 8192, 10, 128
 
@@ -28,26 +27,30 @@ def bases() -> list[StableDiffusionPipeline]:
 
 def load(seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
     """(x_T, x_0, captions): noise and scaled latents (COUNT, 4, 8, 8); four samples of a prompt stand side by side."""
-    name = f"samples-{seed}" if seed else "samples"
-    file, words = WORK / f"{name}.safetensors", WORK / f"{name}.json"
-    if not words.exists():
-        pipes = bases()
-        captions = [c for c in prompts("train", COUNT // 4, seed) for _ in range(4)]
-        noise = torch.randn(COUNT, 4, 8, 8, generator=generator(seed, 8))
-        out = []
-        for k in tqdm(range(0, COUNT, BATCH), desc="samples", mininterval=5):
-            part = pipes[k // BATCH % len(pipes)](
-                prompt=captions[k : k + BATCH],
-                latents=noise[k : k + BATCH],
-                num_inference_steps=STEPS,
-                guidance_scale=sd.GUIDANCE,
-                output_type="latent",
-            )
-            out.append(part.images)
-        save_file({"x_T": noise, "x_0": torch.cat(out).contiguous()}, file)
-        words.write_text(json.dumps(captions))
-    data = load_file(file)
-    return data["x_T"], data["x_0"], json.loads(words.read_text())
+    captions, pipes = [c for c in prompts("train", COUNT // 4, seed) for _ in range(4)], bases()
+    file = WORK / (f"samples-{seed}.safetensors" if seed else "samples.safetensors")
+    data = cached(file, networks(pipes), lambda: _make(pipes, captions, seed))
+    return data["x_T"], data["x_0"], captions
+
+
+def networks(pipes: Iterable[DiffusionPipeline]) -> list[nn.Module]:
+    """What draws: denoisers and text encoders."""
+    parts = (getattr(pipe, name) for pipe in pipes for name in ("unet", "text_encoder"))
+    return [part for part in parts if part is not None]
+
+
+def _make(pipes: Sequence[DiffusionPipeline], captions: list[str], seed: int) -> dict[str, Tensor]:
+    noise, out = torch.randn(COUNT, 4, 8, 8, generator=generator(seed, 8)), []
+    for k in tqdm(range(0, COUNT, BATCH), desc="samples", mininterval=5):
+        part = pipes[k // BATCH % len(pipes)](
+            prompt=captions[k : k + BATCH],
+            latents=noise[k : k + BATCH],
+            num_inference_steps=STEPS,
+            guidance_scale=sd.GUIDANCE,
+            output_type="latent",
+        )
+        out.append(part.images)
+    return {"x_T": noise, "x_0": torch.cat(out)}
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def scheduler() -> DDIMScheduler:
 def pipeline(unet: UNet2DConditionModel, encoder: CLIPTextModel) -> StableDiffusionPipeline:
     """A stock pipeline around the trained parts."""
     pipe = StableDiffusionPipeline(
-        vae=vae.load(),
+        vae=vae.load().to(DEVICE),
         text_encoder=encoder,
         tokenizer=text.load(),
         unet=unet,

@@ -1,16 +1,13 @@
 """Guided trajectories of shapes-sd from pure noise, kept at the times where a student's steps begin and end."""
 
-import json
-
 import torch
-from diffusers import DDIMScheduler
-from safetensors.torch import load_file, save_file
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
 from align.shapes.prompts import prompts
 from scripts.pretrain import samples, sd, web
-from scripts.pretrain.common import WORK, generator
+from scripts.pretrain.common import WORK, cached, generator
 
 COUNT, STOPS, FINE, BATCH = 6144, 4, 3, 128  # trajectories, kept times, teacher's steps between two of them
 
@@ -24,17 +21,15 @@ def scheduler(prediction: str) -> DDIMScheduler:
 
 def load(seed: int = 0) -> tuple[Tensor, list[str]]:
     """(states (COUNT, STOPS + 1, 4, 8, 8), captions): from x_T at [:, 0] to x_0 at [:, -1]."""
-    file, words = WORK / "trajectories.safetensors", WORK / "trajectories.json"
-    if not words.exists():
-        captions = prompts("train", COUNT, seed + 2)
-        save_file({"states": _make(captions, seed).contiguous()}, file)
-        words.write_text(json.dumps(captions))
-    return load_file(file)["states"].float(), json.loads(words.read_text())
+    captions, pipe = prompts("train", COUNT, seed + 2), web.load()
+    file = WORK / (f"trajectories-{seed}.safetensors" if seed else "trajectories.safetensors")
+    data = cached(file, samples.networks([pipe]), lambda: {"states": _make(pipe, captions, seed)})
+    return data["states"].float(), captions
 
 
 @torch.no_grad()
-def _make(captions: list[str], seed: int) -> Tensor:
-    pipe, grid = web.load(), scheduler("epsilon")
+def _make(pipe: StableDiffusionPipeline, captions: list[str], seed: int) -> Tensor:
+    grid = scheduler("epsilon")
     unet = pipe.unet.to(memory_format=torch.channels_last)
     grid.set_timesteps(STOPS * FINE)
     states, rows = samples.embed(captions, pipe)

@@ -58,7 +58,9 @@ def main(steps: int = 1500, batch: int = 64, seed: int = 0) -> None:
         if (step + 1) % 300 == 0:
             print(step + 1, _judged(base, student, 192), flush=True)
 
-    figures = train("turbo", {"student": student}, loss, steps=steps, lr=1e-3, ema=0.99, after=look)
+    figures = train(
+        "turbo", {"student": student}, loss, steps=steps, lr=1e-3, ema=0.99, after=look, given={"states": states}
+    )
     layers = get_peft_model_state_dict(student)
     StableDiffusionPipeline.save_lora_weights(WORK / "out" / "turbo", unet_lora_layers=layers)
     figures |= {"parameters": sum(v.numel() for v in layers.values()), "denoising steps": NUM_STEPS}

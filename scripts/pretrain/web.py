@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from align.shapes.captions import alterations, say
-from align.shapes.scene import SIZE, Object, Scene, render_batch
+from align.shapes.scene import REACH, SIZE, Object, Scene, render_batch
 from align.shapes.taste import gold
 from scripts.pretrain import sd, text
 from scripts.pretrain.common import DEVICE, WORK, draw, generator, parameters, record, train
@@ -39,8 +39,9 @@ def _aside(scene: Scene, rng: np.random.Generator) -> tuple[Object, ...]:
     angle, reach = rng.uniform(0, 2 * math.pi), ASIDE
     dx, dy = math.cos(angle), math.sin(angle)
     for o in scene.objects:
-        room_x = (SIZE - o.x if dx > 0 else o.x) - o.radius
-        room_y = (SIZE - o.y if dy > 0 else o.y) - o.radius
+        margin = REACH[o.shape] * o.radius
+        room_x = (SIZE - o.x if dx > 0 else o.x) - margin
+        room_y = (SIZE - o.y if dy > 0 else o.y) - margin
         reach = min(reach, max(0.0, room_x) / max(abs(dx), 1e-6), max(0.0, room_y) / max(abs(dy), 1e-6))
     return tuple(replace(o, x=o.x + reach * dx, y=o.y + reach * dy) for o in scene.objects)
 

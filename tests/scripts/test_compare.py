@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from align.config import load_recipe
 from align.reports.summary import Summary
 from scripts.comparison import best, hacking, kept, methods, parts, results
-from scripts.comparison.curves import Chapter, _learnt
 
 TABLE = """# A chapter
 
@@ -82,11 +81,10 @@ def test_a_row_says_what_its_training_asks_and_whether_that_knows_the_truth():
     assert methods.asks(methods.CURVES["nft"]) == ("judge_graded",)
     assert methods.asks(methods.PREFERENCES["kto"]) == ("judge",), "labels are made by it"
     assert methods.asks(methods.PREFERENCES["online-dpo"]) == ("gold",), "the change counts"
-    rows = ["| draft | |", "| kto | |", "| dro | |"]
-    chapter = Chapter("any", "", {"draft": methods.CURVES["draft"]} | methods.PREFERENCES)
-    told = " ".join(_learnt(chapter, rows).split())
+    every = {"draft": methods.CURVES["draft"]} | methods.PREFERENCES
+    told = " ".join(methods.learnt(every, ["draft", "kto", "dro"]).split())
     assert told.startswith("Rewards in training: draft: eye + pick; kto, dro: judge. What asks judge, ")
-    assert "truth" not in _learnt(chapter, rows[:1])
+    assert "truth" not in methods.learnt(every, ["draft"])
 
 
 def overoptimised(folder: Path) -> None:
