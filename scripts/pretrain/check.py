@@ -27,6 +27,7 @@ from align.shapes.scene import render_batch
 from align.shapes.taste import gold
 from scripts.pretrain import clip, flow
 from scripts.pretrain.common import CHECKPOINTS, draw, generator
+from scripts.pretrain.restore import BASE, BASE_FLOW
 
 PROMPTS, SEED = 1024, 2026
 STEPS = {"shapes-sd": (20, 2.0), "shapes-turbo": (2, 1.0), "shapes-flow": (20, 2.0)}  # steps, guidance
@@ -128,6 +129,16 @@ def load_pipeline(name: str):
     return pipe.to(torch.float32)
 
 
+def teachers() -> dict[str, tuple[Any, dict[str, Any]]]:
+    """{name: (pipeline, options)} of the capable models that shapes-sd and shapes-flow are the spoilt ones of, fp32."""
+    base = StableDiffusionPipeline.from_pretrained(BASE, torch_dtype=torch.float32)
+    transformer, encoder = flow.kept(BASE_FLOW)
+    parts = {"transformer": transformer, "text_encoder": encoder, "text_encoder_2": encoder}
+    none: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
+    stock = StableDiffusion3Pipeline.from_pretrained(resolve(f"{PREFIX}shapes-flow"), **parts, **none)
+    return {"the base before stage web": (base, {}), "the flow before stage flow_web": (flow.ready(stock), flow.FAST)}
+
+
 def clip_rows(score, base: Tensor, captions: list[str]) -> list[str]:
     """Right caption against an altered one on renderings; AUC of judged right against wrong on samples."""
     wanted, scenes = draw(6000, SEED, 1)
@@ -202,6 +213,9 @@ def main() -> None:
         images[name] = sample(pipes[name], captions, num_inference_steps=count, guidance_scale=guidance, **fast)
         lines += model_rows(f"{name}, {count} step{'s' * (count > 1)}, guidance {guidance:g}", images[name], captions)
     base, options = images["shapes-sd"], {"num_inference_steps": 20, "guidance_scale": 2.0}
+    for name, (pipe, fast) in teachers().items():
+        verdicts = [v.strict for v in judge(sample(pipe.to(torch.float32), captions, **options, **fast), captions)]
+        lines.append(row(f"{name}, 20 steps, guidance 2 strict", split(verdicts, captions), verdicts))
     lines += clip_rows(score["shapes-clip"], base, captions)
     lines += eye_rows(base, captions)
     again = sample(pipes["shapes-sd"], captions, SEED + 1, **options)

@@ -69,8 +69,9 @@ def readme() -> str:
     lines = [
         "# The embedded checkpoints",
         "",
-        "Made by `python scripts/pretrain_shapes.py all` (seed 0) from nothing but this package; fp16 safetensors.",
-        "The stages and their figures, as they printed them (seconds are on 2 CPU cores shared with other work):",
+        "Made by the stages of `python scripts/pretrain_shapes.py` (seed 0) from nothing but this package, in fp16.",
+        "Figures are as the stages printed them when the files were made (seconds on 2 CPU cores, shared).",
+        "Updates and data by default may have changed since; clip, tune and pick saw the base before.",
         "",
         "| stage | command | figures |",
         "|---|---|---|",

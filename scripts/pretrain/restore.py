@@ -1,7 +1,8 @@
 """`restore`: the shipped checkpoints as the results of the stages, fp32, so that any single stage can be made again.
 
 What WORK already holds is left alone. Stages sd and flow are kept in scripts/pretrain/base and base_flow; stage web is
-shapes-sd, and flow_web shapes-flow; the base's text tower stands for the warmed-up one.
+shapes-sd, and flow_web shapes-flow; the base's text tower stands for the warmed-up one, and shapes-clip, which is tuned
+already, for stage clip's.
 """
 
 import shutil
