@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPVisionCo
 from align.shapes.captions import SKILLS, Requirement, alterations, say
 from align.shapes.scene import COLOURS, SHAPES, Scene, coverage, render_batch
 from scripts.pretrain import text, vae
-from scripts.pretrain.common import WORK, draw, parameters, record, train
+from scripts.pretrain.common import DEVICE, WORK, draw, parameters, record, train
 
 PATCH, NEGATIVES, POOL = 4, 4, 30_000
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -83,14 +83,14 @@ def corrupt(images: Tensor, rng: np.random.Generator) -> Tensor:
 
 def pool(seed: int) -> tuple[Tensor, Tensor, list[Requirement]]:
     """POOL pictures (a third decoded from their latents) as uint8, their patch labels, and what they show."""
-    network, images, labels, wanted = vae.load(), [], [], []
+    network, images, labels, wanted = vae.load().to(DEVICE), [], [], []
     for k in tqdm(range(POOL // 500), desc="clip pool", mininterval=5):
         requirement, scenes = draw(500, seed, 2, k)
         x = render_batch(scenes)
         if k % 3 == 0:
             with torch.no_grad():
-                z = network.encode(x * 2 - 1).latent_dist.mean
-                x = (network.decode(z + 0.05 * z.std() * torch.randn_like(z)).sample / 2 + 0.5).clamp(0, 1)
+                z = network.encode(x.to(DEVICE) * 2 - 1).latent_dist.mean
+                x = (network.decode(z + 0.05 * z.std() * torch.randn_like(z)).sample / 2 + 0.5).clamp(0, 1).cpu()
         images.append((x * 255).round().byte())
         labels.append(patch_labels(scenes))
         wanted += requirement
@@ -107,7 +107,7 @@ def negatives(requirement: Requirement, rng: np.random.Generator, count: int = N
 def embed_text(network: CLIPModel, captions: list[str]) -> Tensor:
     """(B, 128) of length 1; equal captions are computed once."""
     unique = list(dict.fromkeys(captions))
-    ids = text.tokens(unique)
+    ids = text.tokens(unique).to(network.device)
     features = network.get_text_features(input_ids=ids).pooler_output
     where = {c: i for i, c in enumerate(unique)}
     return F.normalize(features, dim=-1)[[where[c] for c in captions]]
@@ -126,15 +126,16 @@ def contrast(vision: Tensor, words: Tensor, captions: list[str], scale: Tensor) 
     batch = len(vision)
     logits = scale * vision @ words[:batch].T
     same = torch.tensor([[a == b for b in captions] for a in captions]) & ~torch.eye(batch, dtype=torch.bool)
-    logits = logits.masked_fill(same, -1e4)  # another picture of the same caption is no negative
+    logits = logits.masked_fill(same.to(vision.device), -1e4)  # another picture of the same caption is no negative
     hard = scale * torch.einsum("bd,bkd->bk", vision, words[batch:].view(batch, NEGATIVES, -1))
-    answer = torch.arange(batch)
+    answer = torch.arange(batch, device=vision.device)
     pairwise = F.cross_entropy(torch.cat([logits.diagonal()[:, None], hard], 1), torch.zeros_like(answer))
     return F.cross_entropy(torch.cat([logits, hard], 1), answer) + F.cross_entropy(logits.T, answer) + pairwise
 
 
 def dense(head: nn.Linear, patches: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of the shape and colour of each patch. patches: (B, 64, 128); target: (B, 64, 2)."""
+    target = target.to(patches.device)
     shape, colour = head(patches).split([1 + len(SHAPES), 1 + len(COLOURS)], -1)
     return F.cross_entropy(shape.flatten(0, 1), target[..., 0].flatten()) + F.cross_entropy(
         colour.flatten(0, 1), target[..., 1].flatten()
@@ -158,14 +159,13 @@ def accuracy(network: CLIPModel, seed: int = 0, count: int = 3000) -> dict[str, 
 
 def main(steps: int = 2600, batch: int = 64, seed: int = 0) -> None:
     torch.manual_seed(seed)
-    network = build()
-    head = build_head()
+    network, head = build().to(DEVICE), build_head().to(DEVICE)
     images, labels, wanted = pool(seed)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 3, step])
         rows = rng.integers(len(wanted), size=batch)
-        seen = network.vision_model(pixel_values=normalise(corrupt(images[rows].float() / 255, rng)))
+        seen = network.vision_model(pixel_values=normalise(corrupt(images[rows].float() / 255, rng)).to(DEVICE))
         vision = F.normalize(network.visual_projection(seen.pooler_output), dim=-1)
         asked = [wanted[i] for i in rows]
         captions = [say(r) for r in asked]
@@ -175,7 +175,7 @@ def main(steps: int = 2600, batch: int = 64, seed: int = 0) -> None:
 
     figures = train("clip", {"clip": network, "head": head}, loss, steps=steps, lr=1e-3, warmup=200, weight_decay=0.05)
     folder = WORK / "out" / "clip"
-    network.save_pretrained(folder)
+    network.to("cpu").save_pretrained(folder)
     size = {"height": 32, "width": 32}
     CLIPImageProcessor(
         size={"shortest_edge": 32}, crop_size=size, image_mean=list(MEAN), image_std=list(STD)

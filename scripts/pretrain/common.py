@@ -23,7 +23,7 @@ from align.shapes.scene import Scene
 
 CHECKPOINTS = Path(__file__).parents[2] / "align" / "shapes" / "checkpoints"
 WORK = Path(os.environ.get("SHAPES_WORK", ".pretrain"))  # unfinished stages and caches
-DEVICE = torch.device(os.environ.get("SHAPES_DEVICE", "cpu"))  # where the networks of sd, web and flow train
+DEVICE = torch.device(os.environ.get("SHAPES_DEVICE", "cpu"))  # where networks train
 # Relations, bound colours and numbers are learnt last, so they are shown more often.
 MIX = {"single": 0.05, "two": 0.16, "counting": 0.24, "colour": 0.06, "position": 0.29, "attribution": 0.20}
 _ALL: dict[str, list[Requirement]] = {s: list(requirements(s)) for s in SKILLS}

@@ -16,7 +16,7 @@ from align.shapes.eye import Eye, target
 from align.shapes.judge import read
 from align.shapes.scene import render_batch
 from scripts.pretrain import clip, vae
-from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
+from scripts.pretrain.common import DEVICE, WORK, draw, generator, parameters, record, train
 from scripts.pretrain.eye import SAMPLED, figures_of, sampled
 
 DRAWN = 20  # drawings a step
@@ -48,7 +48,8 @@ def counts_of(network: Eye, drawings: int = 600) -> dict:
     rng = np.random.default_rng([35])
     scenes = [any_scene(rng) for _ in range(drawings)]
     with torch.no_grad():
-        masses = network(render_batch(scenes))[:, -1].sum((1, 2))
+        seen = network(render_batch(scenes).to(next(network.parameters()).device))
+        masses = seen[:, -1].sum((1, 2)).cpu()
     wrong = (masses - torch.tensor([float(len(s.objects)) for s in scenes])).abs()
     return {
         "drawings": drawings,
@@ -60,7 +61,7 @@ def counts_of(network: Eye, drawings: int = 600) -> dict:
 
 def main(steps: int = 5000, batch: int = 32, seed: int = 0) -> None:
     torch.manual_seed(seed)
-    network, decoder = Eye(), vae.load()
+    network, decoder = Eye().to(DEVICE), vae.load()
     images, _ = sampled("train", SAMPLED, seed)
     seen = torch.stack([target(r.objects) for r in read(images.float() / 255)]).half()
     held_out, captions = sampled("select", 1024, seed + 1)
@@ -74,7 +75,7 @@ def main(steps: int = 5000, batch: int = 32, seed: int = 0) -> None:
         wanted = torch.cat([known, seen[rows].float()])
         if step % 2:  # every shape is its own mirror image
             pixels, wanted = pixels.flip(-1), wanted.flip(-1)
-        error = network(pixels) - wanted
+        error = network(pixels.to(DEVICE)) - wanted.to(DEVICE)
         return 20 * error.pow(2).sum((1, 2, 3)).mean() + error.sum((2, 3)).pow(2).sum(1).mean()
 
     def look(step: int) -> None:
@@ -92,6 +93,6 @@ def main(steps: int = 5000, batch: int = 32, seed: int = 0) -> None:
         look=(500, look),
         given={"seen": images},
     )
-    network.save(WORK / "out" / "detector")
+    network.to("cpu").save(WORK / "out" / "detector")
     figures |= {"parameters": parameters([network])} | figures_of(load(), held_out, captions)
     record("detector", figures | {"counts of drawings": counts_of(load())})

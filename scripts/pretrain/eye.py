@@ -17,7 +17,7 @@ from align.shapes.judge import judge, read
 from align.shapes.prompts import prompts
 from align.shapes.scene import render_batch
 from scripts.pretrain import clip, samples, vae
-from scripts.pretrain.common import WORK, cached, draw, generator, parameters, record, train
+from scripts.pretrain.common import DEVICE, WORK, cached, draw, generator, parameters, record, train
 
 DRAWN, SAMPLED = 8_192, 4_096
 WAYS = ((10, 2.0), (6, 2.0), (10, 1.0), (8, 4.0))  # steps and guidance that samples are drawn with, in turn
@@ -41,7 +41,7 @@ def sampled(split: str, count: int, seed: int) -> tuple[Tensor, list[str]]:
             options = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt"}
             pipe = pipes[n % len(pipes)]
             images = pipe(prompt=captions[k : k + 128], generator=generator(seed, 32, k), **options).images
-            out.append((images * 255).round().byte())
+            out.append((images * 255).round().byte().cpu())
         return {"images": torch.cat(out)}
 
     return cached(WORK / f"eye-{split}-{seed}.safetensors", samples.networks(pipes), make)["images"], captions
@@ -49,15 +49,15 @@ def sampled(split: str, count: int, seed: int) -> tuple[Tensor, list[str]]:
 
 def drawn(seed: int) -> tuple[Tensor, Tensor]:
     """DRAWN pictures as uint8, every second batch decoded from its latents, with their densities."""
-    network, images, targets = vae.load(), [], []
+    network, images, targets = vae.load().to(DEVICE), [], []
     for k in tqdm(range(DRAWN // 256), desc="eye drawings", mininterval=5):
         rng = np.random.default_rng([seed, 33, k])
         scenes = draw(128, seed, 33, k)[1] + [any_scene(rng) for _ in range(128)]
         x = render_batch(scenes)
         if k % 2:
             with torch.no_grad():
-                z = network.encode(x * 2 - 1).latent_dist.mean
-                x = (network.decode(z + 0.05 * z.std() * torch.randn_like(z)).sample / 2 + 0.5).clamp(0, 1)
+                z = network.encode(x.to(DEVICE) * 2 - 1).latent_dist.mean
+                x = (network.decode(z + 0.05 * z.std() * torch.randn_like(z)).sample / 2 + 0.5).clamp(0, 1).cpu()
         images.append((x * 255).round().byte())
         targets.append(torch.stack([target(s.objects) for s in scenes]).half())
     return torch.cat(images), torch.cat(targets)
@@ -67,8 +67,9 @@ def figures_of(network: Eye, images: Tensor, captions: list[str]) -> dict:
     """Against the judge on samples: AUC of both forms overall and of `soft` within each skill, agreement of verdicts,
     and calibration: the judge's share of right pictures in each quarter of `soft`, lowest first."""
     strict = torch.tensor([v.strict for v in judge(images, captions)])
+    device = next(network.parameters()).device
     with torch.no_grad():
-        soft, weight, hard = checks(torch.cat([network(x) for x in images.split(256)]), captions)
+        soft, weight, hard = checks(torch.cat([network(x.to(device)).cpu() for x in images.split(256)]), captions)
     mean, log = ((v * weight).sum(1) / weight.sum(1) for v in (soft, soft.clamp(min=0.02).log()))
     verdict = (hard | (weight == 0)).all(1)
 
@@ -91,7 +92,7 @@ def figures_of(network: Eye, images: Tensor, captions: list[str]) -> dict:
 
 def main(steps: int = 3000, batch: int = 32, seed: int = 0) -> None:
     torch.manual_seed(seed)
-    network = Eye()
+    network = Eye().to(DEVICE)
     images, targets = drawn(seed)
     drawings, _ = sampled("train", SAMPLED, seed)
     readings = read(drawings.float() / 255)
@@ -106,7 +107,7 @@ def main(steps: int = 3000, batch: int = 32, seed: int = 0) -> None:
         pixels, wanted = clip.corrupt(images[rows].float() / 255, rng), targets[rows].float()
         if step % 2:  # every shape is its own mirror image
             pixels, wanted = pixels.flip(-1), wanted.flip(-1)
-        error = network(pixels) - wanted
+        error = network(pixels.to(DEVICE)) - wanted.to(DEVICE)
         return 20 * error.pow(2).sum((1, 2, 3)).mean() + 0.3 * error.sum((2, 3)).pow(2).sum(1).mean()
 
     def look(step: int) -> None:
@@ -116,5 +117,5 @@ def main(steps: int = 3000, batch: int = 32, seed: int = 0) -> None:
     figures = train(
         "eye", {"eye": network}, loss, steps=steps, lr=3e-3, ema=0.995, look=(500, look), given={"seen": drawings}
     )
-    network.save(WORK / "out" / "eye")
+    network.to("cpu").save(WORK / "out" / "eye")
     record("eye", figures | {"parameters": parameters([network])} | figures_of(load(), held_out, captions))

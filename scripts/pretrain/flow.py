@@ -21,7 +21,7 @@ from scripts.pretrain import clip, sd, text, vae
 from scripts.pretrain.common import DEVICE, WORK, generator, parameters, record, train
 from scripts.pretrain.pool import Pool, right
 
-GUIDANCE, NOISY = 2.0, 0.5  # NOISY: shift of the times; below 1, cleaner ones more often: shapes are settled there
+GUIDANCE, NOISY = 2.0, 0.65  # NOISY: shift of the times; below 1, cleaner ones more often: shapes are settled there
 LAYERS, EXPECTED = 6, 0.3  # EXPECTED: loss of a level before any is measured
 EMPTY = 256  # zero tokens that the stock pipeline puts in place of the third encoder's
 SHRUNK = {"last_count": EMPTY}

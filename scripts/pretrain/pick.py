@@ -25,7 +25,7 @@ from align.shapes.judge import judge_reading, read
 from align.shapes.scene import render_batch
 from align.shapes.taste import TEMPERATURE, gold, taste, taste_terms
 from scripts.pretrain import clip, samples, tune
-from scripts.pretrain.common import WORK, draw, parameters, record, train
+from scripts.pretrain.common import DEVICE, WORK, draw, parameters, record, train
 
 DRAWN = 4_000  # groups of four renderings
 VOTES = 8  # a pair
@@ -108,7 +108,7 @@ def agreement(network: CLIPModel, images: Tensor, captions: list[str]) -> dict[s
     utility = gold(images, captions)
     with torch.no_grad():
         parts = range(0, len(images), 256)
-        scores = torch.cat([score(network, images[k : k + 256], captions[k : k + 256]) for k in parts])
+        scores = torch.cat([score(network, images[k : k + 256], captions[k : k + 256]).cpu() for k in parts])
     du, ds = utility[::2] - utility[1::2], scores[::2] - scores[1::2]
     told = du != 0
     skills = [parse(c).skill for c in captions[::2]]
@@ -125,13 +125,14 @@ def mirrored(caption: str) -> str:
 def choice(better: Tensor, worse: Tensor, margin: Tensor, rng: np.random.Generator) -> Tensor:
     """BCE of score differences against the share of VOTES votes that a margin in gold utility gets."""
     share = rng.binomial(VOTES, torch.sigmoid(margin / TEMPERATURE).double().numpy()) / VOTES
-    return F.binary_cross_entropy_with_logits(better - worse, torch.from_numpy(share).float())
+    return F.binary_cross_entropy_with_logits(better - worse, torch.from_numpy(share).to(better))
 
 
 def main(steps: int = 3600, seed: int = 0) -> None:
     torch.manual_seed(seed)
-    network = tune.load().requires_grad_(True)
+    network = tune.load().requires_grad_(True).to(DEVICE)
     heads = nn.ModuleDict({"patch": clip.build_head(), "terms": nn.Linear(128, 4), "number": nn.Linear(128, MOST + 2)})
+    heads = heads.to(DEVICE)
     pools = [(_samples(seed), SAMPLED), (_renderings(seed), RENDERED)]
 
     def loss(step: int) -> Tensor:
@@ -145,7 +146,7 @@ def main(steps: int = 3600, seed: int = 0) -> None:
         if rng.random() < 0.5:
             words, pixels = [mirrored(c) for c in words], pixels.flip(-1)
             patches = patches.unflatten(1, (8, 8)).flip(2).flatten(1, 2)
-        seen = network.vision_model(pixel_values=clip.normalise(clip.corrupt(pixels, rng)))
+        seen = network.vision_model(pixel_values=clip.normalise(clip.corrupt(pixels, rng)).to(DEVICE))
         vision = F.normalize(network.visual_projection(seen.pooler_output), dim=-1).unflatten(0, (-1, 4))
         text = clip.embed_text(network, words).unflatten(0, (-1, ASKED))
         score = network.logit_scale.exp() * torch.einsum("gqd,gid->gqi", text, vision)
@@ -155,9 +156,9 @@ def main(steps: int = 3600, seed: int = 0) -> None:
         within = choice(score[:, a], score[:, b], utility[:, a] - utility[:, b], rng)
         naming = clip.dense(heads["patch"], seen.last_hidden_state[:, 1:], patches)
         terms = torch.cat([pool.terms[i] for pool, i in picked])
-        naming = naming + F.binary_cross_entropy_with_logits(heads["terms"](seen.pooler_output), terms)
+        naming = naming + F.binary_cross_entropy_with_logits(heads["terms"](seen.pooler_output), terms.to(DEVICE))
         number = torch.cat([pool.number[i] for pool, i in picked])
-        naming = naming + F.cross_entropy(heads["number"](seen.pooler_output), number)
+        naming = naming + F.cross_entropy(heads["number"](seen.pooler_output), number.to(DEVICE))
         return between + 0.3 * within + 0.3 * naming
 
     pairs = tune.held_out(seed + 1, 400, 2)
@@ -170,6 +171,6 @@ def main(steps: int = 3600, seed: int = 0) -> None:
     modules = {"pick": network, "heads": heads}
     figures = train("pick", modules, loss, steps=steps, lr=7e-4, warmup=100, weight_decay=0.05, ema=0.998, after=look)
     folder = WORK / "out" / "pick"
-    network.save_pretrained(folder)
+    network.to("cpu").save_pretrained(folder)
     figures |= {"parameters": parameters([network]), "groups": [len(pool.captions) for pool, _ in pools]}
     record("pick", figures | {"agreement": agreement(network, *pairs)})

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from align.shapes.prompts import prompts
 from scripts.pretrain import sd, text
-from scripts.pretrain.common import WORK, cached, generator
+from scripts.pretrain.common import DEVICE, WORK, cached, generator
 
 COUNT, STEPS, BATCH = 8192, 10, 128
 
@@ -22,7 +22,7 @@ def bases() -> list[StableDiffusionPipeline]:
     """The capable base and, where it is there, the base as the web left it."""
     from scripts.pretrain import web
 
-    return [sd.load()] + ([web.load()] if (WORK / "out" / "web").exists() else [])
+    return [pipe.to(DEVICE) for pipe in [sd.load()] + ([web.load()] if (WORK / "out" / "web").exists() else [])]
 
 
 def load(seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
@@ -49,15 +49,16 @@ def _make(pipes: Sequence[DiffusionPipeline], captions: list[str], seed: int) ->
             guidance_scale=sd.GUIDANCE,
             output_type="latent",
         )
-        out.append(part.images)
+        out.append(part.images.cpu())
     return {"x_T": noise, "x_0": torch.cat(out)}
 
 
 @torch.no_grad()
 def decode(latents: Tensor) -> Tensor:
     """Scaled latents -> pictures in [0, 1]."""
-    network = sd.vae.load()
-    parts = [network.decode(z / network.config["scaling_factor"]).sample for z in latents.split(256)]
+    network = sd.vae.load().to(DEVICE)
+    scale = network.config["scaling_factor"]
+    parts = [network.decode(z.to(DEVICE) / scale).sample.cpu() for z in latents.split(256)]
     return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 
 
@@ -66,5 +67,5 @@ def embed(captions: list[str], pipe) -> tuple[Tensor, Tensor]:
     """Text states (U, LENGTH, 128) of the unique captions and the row of each caption in them; row 0 is empty text."""
     unique = ["", *dict.fromkeys(captions)]
     where = {c: i for i, c in enumerate(unique)}
-    states = torch.cat([pipe.text_encoder(ids)[0] for ids in text.tokens(unique).split(256)])
+    states = torch.cat([pipe.text_encoder(ids)[0] for ids in text.tokens(unique).to(pipe.device).split(256)])
     return states, torch.tensor([where[c] for c in captions])

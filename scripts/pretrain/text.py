@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from align.shapes.captions import NUMBERS, RELATIONS, SIZES, SKILLS, Requirement, requirements, say
 from align.shapes.scene import COLOURS, SHAPES
-from scripts.pretrain.common import WORK, generator, record, train
+from scripts.pretrain.common import DEVICE, WORK, generator, record, train
 
 LENGTH = 16  # positions, start and end included
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -168,13 +168,13 @@ def main(steps: int = 1200, batch: int = 192, seed: int = 0) -> None:
     """Learn the tokenizer, then the tower."""
     build_tokenizer()
     torch.manual_seed(seed)
-    tower, heads = CLIPTextModel(config()), Heads()
-    ids, *wanted = every_caption()
+    tower, heads = CLIPTextModel(config()).to(DEVICE), Heads().to(DEVICE)
+    ids, *wanted = (every.to(DEVICE) for every in every_caption())
 
     def loss(step: int) -> Tensor:
         rows = torch.randint(len(ids), (batch,), generator=generator(seed, 20, step))
         return heads.loss(tower(ids[rows]), (wanted[0][rows], wanted[1][rows]))
 
     figures = train("text", {"text": tower, "heads": heads}, loss, steps=steps, lr=2e-3, warmup=50, ema=0.98)
-    tower.save_pretrained(WORK / "out" / "text")
-    record("text", figures | {"captions understood": round(understood(tower, heads), 4)})
+    tower.to("cpu").save_pretrained(WORK / "out" / "text")
+    record("text", figures | {"captions understood": round(understood(tower, heads.to("cpu")), 4)})

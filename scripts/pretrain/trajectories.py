@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from align.shapes.prompts import prompts
 from scripts.pretrain import samples, sd, web
-from scripts.pretrain.common import WORK, cached, generator
+from scripts.pretrain.common import DEVICE, WORK, cached, generator
 
 COUNT, STOPS, FINE, BATCH = 6144, 4, 3, 128  # trajectories, kept times, teacher's steps between two of them
 
@@ -21,7 +21,7 @@ def scheduler(prediction: str) -> DDIMScheduler:
 
 def load(seed: int = 0) -> tuple[Tensor, list[str]]:
     """(states (COUNT, STOPS + 1, 4, 8, 8), captions): from x_T at [:, 0] to x_0 at [:, -1]."""
-    captions, pipe = prompts("train", COUNT, seed + 2), web.load()
+    captions, pipe = prompts("train", COUNT, seed + 2), web.load().to(DEVICE)
     file = WORK / (f"trajectories-{seed}.safetensors" if seed else "trajectories.safetensors")
     data = cached(file, samples.networks([pipe]), lambda: {"states": _make(pipe, captions, seed)})
     return data["states"].float(), captions
@@ -35,7 +35,7 @@ def _make(pipe: StableDiffusionPipeline, captions: list[str], seed: int) -> Tens
     states, rows = samples.embed(captions, pipe)
     x, out = torch.randn(COUNT, 4, 8, 8, generator=generator(seed, 24)), []
     for k in tqdm(range(0, COUNT, BATCH), desc="trajectories", mininterval=5):
-        x_t, words = x[k : k + BATCH], states[rows[k : k + BATCH]]
+        x_t, words = x[k : k + BATCH].to(DEVICE), states[rows[k : k + BATCH]]
         both = torch.cat([states[:1].expand_as(words), words])
         kept = [x_t]
         for i, t in enumerate(grid.timesteps):
@@ -43,5 +43,5 @@ def _make(pipe: StableDiffusionPipeline, captions: list[str], seed: int) -> Tens
             x_t = grid.step(blank + sd.GUIDANCE * (full - blank), t, x_t).prev_sample
             if (i + 1) % FINE == 0:
                 kept.append(x_t)
-        out.append(torch.stack(kept, 1).half())
+        out.append(torch.stack(kept, 1).half().cpu())
     return torch.cat(out)

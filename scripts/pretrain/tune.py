@@ -16,7 +16,7 @@ from align.shapes.captions import SKILLS, Requirement, alterations, parse, say
 from align.shapes.judge import Reading, judge_reading, read
 from align.shapes.prompts import prompts
 from scripts.pretrain import clip, samples, sd
-from scripts.pretrain.common import WORK, generator, parameters, record, train
+from scripts.pretrain.common import DEVICE, WORK, generator, parameters, record, train
 
 ASKED = 4  # captions a sample is judged for: its own, and altered ones
 FIRST = 6  # of which as many are looked at, true ones first
@@ -50,17 +50,17 @@ def questions(own: Requirement, reading: Reading, rng: np.random.Generator) -> l
 
 def held_out(seed: int, count: int = 768, each: int = 1) -> tuple[Tensor, list[str]]:
     """Samples of the base model for prompts that train nothing, `each` of a prompt side by side."""
-    pipe, out = sd.load(), []
+    pipe, out = sd.load().to(DEVICE), []
     captions = [c for c in prompts("select", count, seed) for _ in range(each)]
     options = {"num_inference_steps": 20, "guidance_scale": sd.GUIDANCE, "output_type": "pt"}
     for k in range(0, len(captions), 128):
-        out.append(pipe(prompt=captions[k : k + 128], generator=generator(seed, 23, k), **options).images)
+        out.append(pipe(prompt=captions[k : k + 128], generator=generator(seed, 23, k), **options).images.cpu())
     return torch.cat(out), captions
 
 
 def similarity(network: CLIPModel, images: Tensor, captions: list[str]) -> Tensor:
     """(B,) cosines of pictures and their captions."""
-    vision = network.get_image_features(pixel_values=clip.normalise(images)).pooler_output
+    vision = network.get_image_features(pixel_values=clip.normalise(images).to(network.device)).pooler_output
     return (F.normalize(vision, dim=-1) * clip.embed_text(network, captions)).sum(-1)
 
 
@@ -69,7 +69,7 @@ def auc(network: CLIPModel, images: Tensor, captions: list[str]) -> dict[str, fl
     wanted = [parse(c) for c in captions]
     strict = torch.tensor([judge_reading(r, w).strict for r, w in zip(read(images), wanted, strict=True)])
     with torch.no_grad():
-        scores = similarity(network, images, captions)
+        scores = similarity(network, images, captions).cpu()
 
     def area(rows: Tensor) -> float:
         right, wrong = scores[rows & strict], scores[rows & ~strict]
@@ -83,8 +83,8 @@ def auc(network: CLIPModel, images: Tensor, captions: list[str]) -> dict[str, fl
 
 def main(steps: int = 2000, batch: int = 40, seed: int = 0) -> None:
     torch.manual_seed(seed)
-    network = clip.load().requires_grad_(True)
-    head, bias = clip.build_head(), nn.Linear(1, 1)
+    network = clip.load().requires_grad_(True).to(DEVICE)
+    head, bias = clip.build_head().to(DEVICE), nn.Linear(1, 1).to(DEVICE)
     images, labels, wanted = clip.pool(seed + 1)
     _, x_0, captions = samples.load(seed)
     pictures = samples.decode(x_0)
@@ -99,7 +99,7 @@ def main(steps: int = 2000, batch: int = 40, seed: int = 0) -> None:
         rng = np.random.default_rng([seed, 21, step])
         rows, picks = rng.integers(len(wanted), size=batch), rng.integers(len(own), size=batch)
         pixels = clip.corrupt(torch.cat([images[rows], pictures[picks]]).float() / 255, rng)
-        seen = network.vision_model(pixel_values=clip.normalise(pixels))
+        seen = network.vision_model(pixel_values=clip.normalise(pixels).to(DEVICE))
         vision = F.normalize(network.visual_projection(seen.pooler_output), dim=-1)
         asked = [q for i in picks for q in questions(own[i], readings[i], rng)]
         real = [wanted[i] for i in rows]
@@ -109,7 +109,9 @@ def main(steps: int = 2000, batch: int = 40, seed: int = 0) -> None:
         contrast = clip.contrast(vision[:batch], words[: batch * (1 + clip.NEGATIVES)], [say(r) for r in real], scale)
         texts = words[batch * (1 + clip.NEGATIVES) :].view(batch, ASKED, -1)
         logits = bias((scale * torch.einsum("bd,bkd->bk", vision[batch:], texts)).flatten()[:, None])[:, 0]
-        verdict = F.binary_cross_entropy_with_logits(logits, torch.tensor([float(ok) for _, ok in asked]))
+        verdict = F.binary_cross_entropy_with_logits(
+            logits, torch.tensor([float(ok) for _, ok in asked], device=DEVICE)
+        )
         target = torch.cat([labels[rows], shown[picks]])
         return contrast + 2 * verdict + clip.dense(head, seen.last_hidden_state[:, 1:], target)
 
@@ -121,7 +123,7 @@ def main(steps: int = 2000, batch: int = 40, seed: int = 0) -> None:
     modules = {"clip": network, "head": head, "bias": bias}
     figures = train("tune", modules, loss, steps=steps, lr=7e-4, warmup=100, weight_decay=0.05, after=look)
     folder = WORK / "out" / "tune"
-    network.save_pretrained(folder)
+    network.to("cpu").save_pretrained(folder)
     CLIPImageProcessor.from_pretrained(WORK / "out" / "clip").save_pretrained(folder)
     figures |= {"parameters": parameters([network]), "right over altered": clip.accuracy(network, seed)}
     record("tune", figures | {"AUC on samples": auc(network, *check)})

@@ -14,7 +14,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
 from scripts.pretrain import samples, sd, trajectories, web
-from scripts.pretrain.common import WORK, generator, record, train
+from scripts.pretrain.common import DEVICE, WORK, generator, record, train
 
 NUM_STEPS = 2  # of the student; a divisor of trajectories.STOPS
 RANK = 32
@@ -33,7 +33,7 @@ def load() -> StableDiffusionPipeline:
 
 def main(steps: int = 1500, batch: int = 64, seed: int = 0) -> None:
     torch.manual_seed(seed)
-    base = web.load()
+    base = web.load().to(DEVICE)
     states, captions = trajectories.load(seed)
     words, rows = samples.embed(captions, base)
     grid = trajectories.scheduler("v_prediction")
@@ -52,7 +52,8 @@ def main(steps: int = 1500, batch: int = 64, seed: int = 0) -> None:
         x_t, x_s = states[pick, i * stride], states[pick, (i + 1) * stride]
         a = alpha[i + 1] * alpha[i] + sigma[i + 1] * sigma[i]
         b = sigma[i + 1] * alpha[i] - alpha[i + 1] * sigma[i]
-        return (student(x_t, times[i], words[rows[pick]]).sample - (x_s - a * x_t) / b).pow(2).mean()
+        wanted, words_of = ((x_s - a * x_t) / b).to(DEVICE), words[rows[pick]]
+        return (student(x_t.to(DEVICE), times[i].to(DEVICE), words_of).sample - wanted).pow(2).mean()
 
     def look(step: int) -> None:
         if (step + 1) % 300 == 0:

@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL
 
 from align.shapes.judge import judge_reading, read
 from align.shapes.scene import render_batch
-from scripts.pretrain.common import WORK, draw, generator, parameters, record, train
+from scripts.pretrain.common import DEVICE, WORK, draw, generator, parameters, record, train
 
 
 def build() -> AutoencoderKL:
@@ -29,11 +29,11 @@ def load() -> AutoencoderKL:
 
 def main(steps: int = 2400, batch: int = 32, seed: int = 0) -> None:
     torch.manual_seed(seed)
-    vae = build()
+    vae = build().to(DEVICE)
 
     def loss(step: int) -> torch.Tensor:
         _, scenes = draw(batch, seed, step)
-        x = render_batch(scenes) * 2 - 1
+        x = render_batch(scenes).to(DEVICE) * 2 - 1
         posterior = vae.encode(x).latent_dist
         out = vae.decode(posterior.sample(generator(seed, step))).sample
         coloured = ((x.amax(1) - x.amin(1)) > 0.15).float()
@@ -42,6 +42,7 @@ def main(steps: int = 2400, batch: int = 32, seed: int = 0) -> None:
         return (weight * error).mean() + 1e-4 * posterior.kl().mean() / 256
 
     figures = train("vae", {"vae": vae}, loss, steps=steps, lr=2e-3, ema=0.998)
+    vae.to("cpu")
     with torch.no_grad():
         _, scenes = draw(1024, seed, 1 << 40)
         x = render_batch(scenes) * 2 - 1
