@@ -1,5 +1,5 @@
 """Every stage's loss where its networks are not on the CPU. There is no other device on most machines, so it is the one
-that holds no numbers: like a GPU, it refuses tensors that were left behind."""
+that holds no numbers: like a GPU, it refuses tensors that were left behind, but for the ids of an embedding."""
 
 import importlib
 import sys
@@ -68,3 +68,12 @@ def test_what_a_step_reads_is_where_its_networks_are(stage, work, monkeypatch):
         monkeypatch.setattr(module, "sampled", lambda split, count, seed: (_images(16), captions))
     with pytest.raises(Reached):
         importlib.import_module(f"scripts.pretrain.{stage}").main(seed=0)
+
+
+def test_what_looks_draw_with_is_in_one_place(work, monkeypatch):
+    """The autoencoder stayed on the CPU, and a stage would have ended at its first look."""
+    _everywhere(monkeypatch, "WORK", work)
+    _everywhere(monkeypatch, "DEVICE", META)
+    source = sd.load()
+    for pipe in (sd.pipeline(source.unet.to(META), source.text_encoder.to(META)), *samples.bases()):
+        assert {pipe.vae.device, pipe.unet.device, pipe.text_encoder.device} == {META}
