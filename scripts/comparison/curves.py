@@ -68,7 +68,8 @@ CHAPTERS = {
         "Learning curves on the shapes world",
         CURVES,
         """ draft-4x has four times its recipe's updates; draft-1-4x and
-draft-1-16x follow the last step alone, with 4 and 16 times the updates of draft-1 [there](gradients.md).""",
+draft-1-16x follow the last step alone, with 4 and 16 times the updates of draft-1 [there](gradients.md). Draft's prompts
+are in equal shares of the skills; of the others each caption comes once, which is 47 % places and 36 % two colours.""",
     ),
     "preferences": Chapter(
         "preferences",
@@ -80,7 +81,8 @@ Learnt from images of the base model that were drawn beforehand, at no cost in t
 once they are inverted, inversion-dpo from pairs that gold's noisy voters ordered, kto and dro from thumbs of the
 strict judge. online-dpo draws its own images for gold's voters, with so many updates that it passes the network as
 often as diffusion-dpo and its pairs do; spo and tailorpo ask the embedded preference reward. npo's row is the base
-drawn against the negative, at guidance 2, and its *before* the base at guidance 2.""",
+drawn against the negative, at guidance 2, and its *before* the base at guidance 2. Of spo, tailorpo and online-dpo each
+caption comes once (47 % places, 36 % two colours); of the others the skills have equal shares.""",
     ),
     "gradients": Chapter(
         "gradients",
@@ -90,7 +92,7 @@ drawn against the negative, at guidance 2, and its *before* the base at guidance
 
 All with the rewards, rate and batch of `draft/shapes` and six steps without guidance, each for as many updates as
 spend {CALLS} network calls times the batch, a forward counted 1 and a backward 2; decoder and rewards come on top,
-and with them more of draft-1's many updates.""",
+and with them more of draft-1's many updates. draft-1 is `draft/shapes` with the last step's gradient alone.""",
     ),
 }
 

@@ -46,7 +46,8 @@ noise.
 ## Which costs less
 
 *As good as*: the least n whose mean gain by the judge is the method's. *Images*: drawn so often, the method's updates
-are paid for by what best of n spends on choosing, in seconds. *At its cost*: what best of n gains for the {prompts}
+are paid for by what best of n spends on choosing, in seconds; what pairs and thumbs cost to draw is not counted. *At
+its cost*: what best of n gains for the {prompts}
 prompts where choosing may cost them together as many seconds as the training, on the line between two n; its own
 seconds come again for the next {prompts} images, the training's do not.
 
@@ -57,6 +58,7 @@ seconds come again for the next {prompts} images, the training's do not.
 
 
 BEST = "## Best of n\n"
+LATER = "\n*Methods that are missing here were measured later, elsewhere.*\n"
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,11 @@ def write(output: Path, page: Path) -> Path | None:
         told["costs"] = "\n".join(_cost(one, gains, each, runs[0]["prompts"]) for one in found)
         below = BELOW.format(**told)
     else:
-        below = old[old.index(BEST) :]
+        below = old[old.index(BEST) :].removesuffix(LATER)
         rows = [kept.cells(row) for row in kept.table(below)]
         gains = {int(n): kept.mean(judge) for n, _, _, judge, _ in rows if judge}
-    told = {"verdict": _verdict(found, gains), "trained": _table(found), "below": below}
+        below += "" if all(f"\n| {one.name} |" in below for one in found) else LATER
+    told = {"verdict": f"{_verdict(found, gains)} {_chosen(below)}", "trained": _table(found), "below": below}
     page.write_text(PAGE.format(**told), encoding="utf-8")
     return page
 
@@ -129,6 +132,13 @@ def _verdict(found: Sequence[Trained], gains: Mapping[int, float]) -> str:
     best = ", ".join(f"of {n} {100 * gain:+.1f}" for n, gain in gains.items() if n > 1)
     first = f"**Verdict.** Points of the strict judge, the most of each kind: {told};"
     return f"{first}\nbest {best}, paid for each image anew."
+
+
+def _chosen(below: str) -> str:
+    """In how many rows of the table of costs choosing gained more at the method's cost, of those that have a figure."""
+    rows = [kept.cells(row) for row in below.splitlines() if row.startswith("| ") and ": +" in row]
+    more = sum(float(row[-1].rpartition(" ")[2]) > float(row[1]) for row in rows)
+    return f"At a training's cost choosing gains more in {more} of {len(rows)} measured." if rows else ""
 
 
 def _table(found: Sequence[Trained]) -> str:

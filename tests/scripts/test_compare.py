@@ -64,6 +64,7 @@ def test_the_page_of_all_methods_is_the_chapters_and_best_of_n(tmp_path):
         (tmp_path / "runs" / "best-of-n" / f"seed-{seed}.json").write_text(json.dumps(run))
     text = results.write(tmp_path / "runs", tmp_path / "results.md").read_text()
     assert "drtune +15.0 from a reward's gradient, spo +30.0 from preferences;\nbest of 2 +10.0, of 4 +20.0" in text
+    assert "anew. At a training's cost choosing gains more in 1 of 2 measured." in text, "0.260 is between the two"
     assert "| drtune | +0.150 | best of 4 | 128 | n = 7.0: +0.260 |" in text
     assert "| spo | +0.300 | more than 8 |  | n = 7.0: +0.260 |" in text
     assert "| 4 | 24 | 40.0% | **+0.200** [+0.200, +0.200] (+0.200 +0.200) |" in text
@@ -75,6 +76,10 @@ def test_the_page_of_all_methods_is_the_chapters_and_best_of_n(tmp_path):
         "drtune +40.0 from a reward's gradient, spo +30.0 from preferences;\nbest of 2 +10.0, of 4 +20.0" in elsewhere
     )
     assert elsewhere[elsewhere.index("## Best of n") :] == text[text.index("## Best of n") :], "as the page has it"
+    (tmp_path / "curves.md").write_text(TABLE.format(name="draft", judge="+0.450"))
+    for _ in range(2):
+        later = results.write(tmp_path / "none", tmp_path / "results.md").read_text()
+        assert "draft +45.0" in later and later.endswith(f"{text[-40:]}{results.LATER}"), "said once"
 
 
 def test_a_row_says_what_its_training_asks_and_whether_that_knows_the_truth():
