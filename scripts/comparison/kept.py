@@ -5,7 +5,7 @@ import re
 from collections.abc import Container
 from pathlib import Path
 
-FIGURE = "\n*Drawn before the newest rows of the table, which are in the table alone.*\n"
+FIGURE = "\n*Drawn before the newest rows of the table: some are in the table alone, some have moved since.*\n"
 """Below a figure that could not be drawn anew."""
 COUNTED = re.compile(r"([\d,]+) ((?:report|select) prompts)")
 

@@ -144,7 +144,7 @@ def _what_is_elsewhere_stays(folder: Path, told: str) -> None:
     text = curves.write(folder, page).read_text()
     last = next(line for line in told.splitlines() if line.startswith("| grpo"))
     expected = told.replace(last, f"{last}\n{awm}").replace("grpo least, by 21.0.", "awm least, by 10.0 (one seed).")
-    expected += "\n*Drawn before the newest rows of the table, which are in the table alone.*\n"
+    expected += "\n*Drawn before the newest rows of the table: some are in the table alone, some have moved since.*\n"
     expected = expected.replace("nft, grpo: judge_graded", "nft, grpo, awm: judge_graded")  # its lines break anew
     assert text.split() == f"{expected}\n## Below\n\n| more |\n".split() and figure.read_text() == "of all"
     page.write_text(text.replace("40 report prompts", "41 report prompts"))
