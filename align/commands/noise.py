@@ -71,6 +71,7 @@ def reno(
             raise UserError(f"--oracle {oracle}: names a reward, and so does --reward. Give one of the two.")
         reward = [named] if named else reward
         changes["objective.ranks.oracle"] = "reward" if named is not None else oracle
+        changes["objective.num_starts"] = 1
     loaded = assembled(recipe, model, prompts, file, count, reward, changes, change)
     from align.noise import report as reno_report
     from align.noise import table as reno_table

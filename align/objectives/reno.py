@@ -77,6 +77,8 @@ class RenoConfig(ComponentConfig):
         return self.ranks is None
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        if self.ranks is not None and self.num_starts > 1:
+            yield ".num_starts", f"is {self.num_starts}, and by ranks noise is climbed from the first. Set it to 1."
         combine, rewards = recipe.get("combine"), recipe.get("rewards", {})
         if combine is not None and combine.normalise != "none" and set(combine.statistics) != set(rewards):
             yield (

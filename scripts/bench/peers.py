@@ -62,7 +62,7 @@ SETTINGS = {
         **SAMPLING, lr=RATES["alignprop"]
     ),
     "dpo": f"Beta {BETA:g}, batch 16, rate {RATES['dpo']:g}",
-    "reno": "Settings of reno/shapes",
+    "reno": "Settings of reno/shapes, from one noise",
 }
 
 
@@ -207,7 +207,7 @@ def noise(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     gold = build(REWARDS, REWARDS.config_class("gold")())
     rows = [Row(i, prompt) for i, prompt in enumerate(prompts)]
     for count in arguments.iterations:
-        studio = Studio(load_recipe("reno/shapes", {"train.num_updates": count}))
+        studio = Studio(load_recipe("reno/shapes", {"train.num_updates": count, "objective.num_starts": 1}))
         bench = reno.Bench(studio, time.process_time, count)
         optimise(studio, rows[:1], say=lambda _: None)  # warms up
         for turn in range(0, len(rows), 4):

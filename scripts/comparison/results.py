@@ -58,7 +58,7 @@ seconds come again for the next {prompts} images, the training's do not.
 
 
 BEST = "## Best of n\n"
-LATER = "\n*Methods that are missing here were measured later, elsewhere.*\n"
+LATER = "\n*Methods that are missing here, or have another gain above, were measured later, elsewhere.*\n"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def write(output: Path, page: Path) -> Path | None:
         below = old[old.index(BEST) :].removesuffix(LATER)
         rows = [kept.cells(row) for row in kept.table(below)]
         gains = {int(n): kept.mean(judge) for n, _, _, judge, _ in rows if judge}
-        below += "" if all(f"\n| {one.name} |" in below for one in found) else LATER
+        below += "" if all(f"\n| {one.name} | {one.gain:+.3f} |" in below for one in found) else LATER
     told = {"verdict": f"{_verdict(found, gains)} {_chosen(below)}", "trained": _table(found), "below": below}
     page.write_text(PAGE.format(**told), encoding="utf-8")
     return page

@@ -1,7 +1,7 @@
 """Draw a folder of `align reno` as start and end side by side: python scripts/figures/reno_sheet.py FOLDER OUT.png
 
 docs/img/reno.png shows all twelve of
-    align reno "a red circle left of a blue square" "two yellow stars" "a red circle and a blue square" --seeds 4 --seed 1
+    align reno "a red circle left of a blue square" "two yellow stars" "a red circle and a blue square" --seed 1
 """
 
 import json

@@ -23,7 +23,7 @@ from align.shapes.scene import Scene
 
 CHECKPOINTS = Path(__file__).parents[2] / "align" / "shapes" / "checkpoints"
 WORK = Path(os.environ.get("SHAPES_WORK", ".pretrain"))  # unfinished stages and caches
-DEVICE = torch.device(os.environ.get("SHAPES_DEVICE", "cpu"))  # where networks train
+DEVICE = torch.device(os.environ.get("SHAPES_DEVICE", "cpu"))  # where networks train, but latent's head
 # Relations, bound colours and numbers are learnt last, so they are shown more often.
 MIX = {"single": 0.05, "two": 0.16, "counting": 0.24, "colour": 0.06, "position": 0.29, "attribution": 0.20}
 _ALL: dict[str, list[Requirement]] = {s: list(requirements(s)) for s in SKILLS}
@@ -93,7 +93,7 @@ def train(
         if look is not None and (step + 1) % look[0] == 0:
             with torch.no_grad(), _swapped(live, mean):
                 look[1](step + 1)
-        smooth = value.item() if step == 0 else 0.98 * smooth + 0.02 * value.item()
+        smooth = value.item() if smooth is None else 0.98 * smooth + 0.02 * value.item()
         bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
         if (step + 1) % save_every == 0 or step + 1 == steps:
             told = {"step": step + 1, "seconds": seconds + time.monotonic() - began, "loss": smooth, "begun": begun}
@@ -103,7 +103,11 @@ def train(
             p.copy_(mean[k])
     for module in modules.values():
         module.eval()
-    return {"steps": steps, "seconds": round(seconds + time.monotonic() - began), "loss": round(smooth, 4)}
+    return {
+        "steps": steps,
+        "seconds": round(seconds + time.monotonic() - began),
+        "loss": None if smooth is None else round(smooth, 4),
+    }
 
 
 @contextmanager
@@ -128,9 +132,13 @@ def mark(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def cached(file: Path, models: Iterable[nn.Module], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of a file that `make` made with these models; made anew where it is of others, or not there."""
-    of = " ".join(mark(model.state_dict()) for model in models)
+def cached(
+    file: Path, models: Iterable[nn.Module], settings: object, make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The tensors of a file that `make` made with these models and settings (whose repr tells them from others); made
+    anew where it is of others, or not there."""
+    said = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+    of = " ".join((said, *(mark(model.state_dict()) for model in models)))
     if file.exists():
         with safe_open(file, "pt") as f:
             if (f.metadata() or {}).get("of") == of:
@@ -154,11 +162,12 @@ def _save(folder: Path, live: dict, mean: dict, optimiser: torch.optim.Optimizer
 
 def _restore(
     folder: Path, live: dict, mean: dict, optimiser: torch.optim.Optimizer, begun: str
-) -> tuple[int, float, float]:
-    """Steps, seconds and loss of what was trained from `begun`, which is put in place; zeros where nothing was."""
+) -> tuple[int, float, float | None]:
+    """Steps, seconds and loss of what was trained from `begun`, which is put in place; a state that does not say what
+    it began from is taken."""
     file = folder / "state.safetensors"
     if not file.exists():
-        return 0, 0.0, 0.0
+        return 0, 0.0, None
     with safe_open(file, "pt") as f:
         progress = json.loads(f.metadata()["progress"])
     if progress.get("begun", begun) != begun:
@@ -170,7 +179,7 @@ def _restore(
             mean[k].copy_(state[f"mean.{k}"])
             optimiser.state[p] = {n: state[f"adam.{k}.{n}"].to(p.device) for n in ("exp_avg", "exp_avg_sq")}
             optimiser.state[p]["step"] = state[f"adam.{k}.step"]
-    return progress["step"], progress["seconds"], progress.get("loss", 0.0)
+    return progress["step"], progress["seconds"], progress.get("loss")
 
 
 def parameters(modules: Iterable[nn.Module]) -> int:

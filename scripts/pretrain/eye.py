@@ -44,7 +44,9 @@ def sampled(split: str, count: int, seed: int) -> tuple[Tensor, list[str]]:
             out.append((images * 255).round().byte().cpu())
         return {"images": torch.cat(out)}
 
-    return cached(WORK / f"eye-{split}-{seed}.safetensors", samples.networks(pipes), make)["images"], captions
+    return cached(
+        WORK / f"eye-{split}-{seed}.safetensors", [*samples.networks(pipes), pipes[0].vae], (captions, WAYS), make
+    )["images"], captions
 
 
 def drawn(seed: int) -> tuple[Tensor, Tensor]:

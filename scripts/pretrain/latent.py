@@ -108,7 +108,7 @@ def main(steps: int = 1500, seed: int = 0) -> None:
         text = cond[[words[captions[k]] for k in rows]]
         return (scored(model, features, head, x0[rows], text, t, g) - liked[rows]).square().mean()
 
-    figures = train("latent", {"head": head}, loss, steps=steps, lr=2e-3, given={"latents": latents})
+    figures = train("latent", {"head": head}, loss, steps=steps, lr=2e-3, given=model.network.state_dict())
     figures["parameters"] = parameters([head])
     write(head, figures | figures_of(model, features, head, seed))
 

@@ -169,7 +169,9 @@ def main(steps: int = 3600, seed: int = 0) -> None:
             network.train()
 
     modules = {"pick": network, "heads": heads}
-    figures = train("pick", modules, loss, steps=steps, lr=7e-4, warmup=100, weight_decay=0.05, ema=0.998, after=look)
+    given = {f"x_0 {k}": samples.load(k)[1] for k in (seed, seed + 1)}
+    settings = {"lr": 7e-4, "warmup": 100, "weight_decay": 0.05, "ema": 0.998, "given": given}
+    figures = train("pick", modules, loss, steps=steps, after=look, **settings)
     folder = WORK / "out" / "pick"
     network.to("cpu").save_pretrained(folder)
     figures |= {"parameters": parameters([network]), "groups": [len(pool.captions) for pool, _ in pools]}

@@ -29,7 +29,7 @@ def load(seed: int = 0) -> tuple[Tensor, Tensor, list[str]]:
     """(x_T, x_0, captions): noise and scaled latents (COUNT, 4, 8, 8); four samples of a prompt stand side by side."""
     captions, pipes = [c for c in prompts("train", COUNT // 4, seed) for _ in range(4)], bases()
     file = WORK / (f"samples-{seed}.safetensors" if seed else "samples.safetensors")
-    data = cached(file, networks(pipes), lambda: _make(pipes, captions, seed))
+    data = cached(file, networks(pipes), (captions, STEPS, BATCH, sd.GUIDANCE), lambda: _make(pipes, captions, seed))
     return data["x_T"], data["x_0"], captions
 
 

@@ -23,7 +23,12 @@ def load(seed: int = 0) -> tuple[Tensor, list[str]]:
     """(states (COUNT, STOPS + 1, 4, 8, 8), captions): from x_T at [:, 0] to x_0 at [:, -1]."""
     captions, pipe = prompts("train", COUNT, seed + 2), web.load().to(DEVICE)
     file = WORK / (f"trajectories-{seed}.safetensors" if seed else "trajectories.safetensors")
-    data = cached(file, samples.networks([pipe]), lambda: {"states": _make(pipe, captions, seed)})
+    data = cached(
+        file,
+        samples.networks([pipe]),
+        (captions, STOPS, FINE, sd.GUIDANCE),
+        lambda: {"states": _make(pipe, captions, seed)},
+    )
     return data["states"].float(), captions
 
 

@@ -83,7 +83,7 @@ def auc(network: CLIPModel, images: Tensor, captions: list[str]) -> dict[str, fl
 
 def main(steps: int = 2000, batch: int = 40, seed: int = 0) -> None:
     torch.manual_seed(seed)
-    network = clip.load().requires_grad_(True).to(DEVICE)
+    network = clip.load()
     head, bias = clip.build_head().to(DEVICE), nn.Linear(1, 1).to(DEVICE)
     images, labels, wanted = clip.pool(seed + 1)
     _, x_0, captions = samples.load(seed)
@@ -91,9 +91,11 @@ def main(steps: int = 2000, batch: int = 40, seed: int = 0) -> None:
     readings, own = read(pictures), [parse(c) for c in captions]
     pictures, shown = (pictures * 255).round().byte(), patch_labels(readings)
     check = held_out(seed)
-    with torch.no_grad():  # the border between right and wrong starts at the mean score of samples
+    with torch.no_grad():  # the border between right and wrong starts at the mean score of samples, but for last bits
         bias.weight.fill_(0.5)
-        bias.bias.fill_(-0.5 * network.logit_scale.exp() * similarity(network, *check).mean())
+        border = 0.5 * network.logit_scale.exp() * similarity(network, *check).mean()
+        bias.bias.fill_(-round(float(border), 2))
+    network = network.requires_grad_(True).to(DEVICE)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 21, step])
@@ -121,7 +123,8 @@ def main(steps: int = 2000, batch: int = 40, seed: int = 0) -> None:
             network.train()
 
     modules = {"clip": network, "head": head, "bias": bias}
-    figures = train("tune", modules, loss, steps=steps, lr=7e-4, warmup=100, weight_decay=0.05, after=look)
+    settings = {"lr": 7e-4, "warmup": 100, "weight_decay": 0.05, "given": {"x_0": x_0}}
+    figures = train("tune", modules, loss, steps=steps, after=look, **settings)
     folder = WORK / "out" / "tune"
     network.to("cpu").save_pretrained(folder)
     CLIPImageProcessor.from_pretrained(WORK / "out" / "clip").save_pretrained(folder)

@@ -75,7 +75,10 @@ def test_the_page_of_all_methods_is_the_chapters_and_best_of_n(tmp_path):
     assert (
         "drtune +40.0 from a reward's gradient, spo +30.0 from preferences;\nbest of 2 +10.0, of 4 +20.0" in elsewhere
     )
-    assert elsewhere[elsewhere.index("## Best of n") :] == text[text.index("## Best of n") :], "as the page has it"
+    below = text[text.index("## Best of n") :]
+    assert elsewhere[elsewhere.index("## Best of n") :] == below + results.LATER, "as the page has it, and another gain"
+    (tmp_path / "gradients.md").write_text(TABLE.format(name="drtune", judge="+0.150"))
+    assert results.write(tmp_path / "none", tmp_path / "results.md").read_text() == text, "nothing is new"
     (tmp_path / "curves.md").write_text(TABLE.format(name="draft", judge="+0.450"))
     for _ in range(2):
         later = results.write(tmp_path / "none", tmp_path / "results.md").read_text()

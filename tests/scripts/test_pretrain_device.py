@@ -1,5 +1,6 @@
-"""Every stage's loss where its networks are not on the CPU. There is no other device on most machines, so it is the one
-that holds no numbers: like a GPU, it refuses tensors that were left behind, but for the ids of an embedding."""
+"""Every stage's loss, but that of latent, which stays on the CPU, where its networks are elsewhere. There is no other
+device on most machines, so it is the one that holds no numbers: like a GPU, it refuses tensors that were left behind,
+but for the ids of an embedding."""
 
 import importlib
 import sys

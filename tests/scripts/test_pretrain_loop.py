@@ -62,7 +62,8 @@ def test_what_is_kept_is_of_these_models(tmp_path):
         return {"n": torch.tensor([made[-1]])}
 
     file = tmp_path / "samples.safetensors"
-    assert [int(common.cached(file, [net], make)["n"]) for _ in range(2)] == [0, 0]
+    assert [int(common.cached(file, [net], (6, "steps"), make)["n"]) for _ in range(2)] == [0, 0]
     with torch.no_grad():
         net.weight.add_(1)
-    assert int(common.cached(file, [net], make)["n"]) == 1 and made == [0, 1]
+    assert int(common.cached(file, [net], (6, "steps"), make)["n"]) == 1
+    assert int(common.cached(file, [net], (7, "steps"), make)["n"]) == 2 and made == [0, 1, 2], "of other settings"
