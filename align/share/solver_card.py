@@ -1,8 +1,9 @@
 """The card of a learned solver: what it is, for which model, how it is used, what it was."""
 
+import json
 from pathlib import Path
 
-import yaml
+from markupsafe import Markup
 
 from align.config import Recipe
 from align.figures import pages
@@ -24,8 +25,8 @@ def text(recipe: Recipe, found: Summary, folder: Path) -> str:
     return pages.page(
         "solver_card.md",
         learned=learned,
-        call=", ".join(f"{key}={value!r}" for key, value in settings.items()),
-        block=yaml.safe_dump({"sampling": settings}, sort_keys=False).strip(),
+        call=Markup(", ".join(f"{key}={value!r}" for key, value in settings.items())),
+        block=Markup("\n".join(f"  {key}: {json.dumps(value)}" for key, value in settings.items())),  # a line each
         base=getattr(recipe.model, "checkpoint", ""),
         found=found,
         batch_size=recipe.train.batch_size,

@@ -139,10 +139,11 @@ def test_a_solvers_card_draws_with_the_guidance_that_it_was_learned_for(tmp_path
     for changes, wanted in (
         ([], {"guidance_scale": 2.0}),
         (["sampling.guidance_scale=7.5"], {"guidance_scale": 7.5}),
+        (['sampling.negative_prompt="a\\n```\\n<b>"'], {"negative_prompt": "a\n```\n<b>"}),
         (["sampling={num_steps: 2, guidance: {scale: 2.0, interval: [0.1, 0.9]}}"], {"guidance": block}),
     ):
         text = solver_card.text(load_recipe("solver/shapes", changes), summary(), tmp_path)
-        told = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])["sampling"]
+        told = yaml.safe_load(re.search(r"```yaml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[1])["sampling"]
         assert {key: told.get(key) for key in wanted} == wanted and told["num_steps"] == 2
         assert told["solver"] == "PATH_OF/solver.json" and ("guidance_scale" in told) == ("guidance" not in told)
         called = re.search(r"sampling = (SamplingConfig\(.*\))", text)[1]
