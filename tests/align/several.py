@@ -15,8 +15,8 @@ from align.run import Run
 LIMITS = {"adjoint_matching": 1e-3, "fairness": 1e-3, "d3po": 1e-3}
 """Of metrics and gradient norms, where 1e-4 is too little: adjoint matching's second update regresses on what the first
 left, which is small; fairness's likeness, 1 - cos of pictures that are still almost the base's own, is rounding there
-(at preserve 0 the norms are equal to all digits); D3PO's images of a group share their noise, and advantages are
-divided by their spread: five images whose brightness rounds by 5e-7 differ by 3e-4 there. The first updates' are equal."""
+(at preserve 0 the norms are equal to all digits); D3PO's images of a group share their noise, and advantages are over
+their spread: five images whose brightness rounds by 5e-7 differ by 3e-4 there. The first updates' are equal."""
 WORKER = Path(__file__).with_name("preference_worker.py")
 
 
