@@ -67,8 +67,8 @@ CHAPTERS = {
         "curves",
         "Learning curves on the shapes world",
         CURVES,
-        """ draft-4x has four times its recipe's updates; draft-1-4x (-16x)
-follows the last step alone, with 4 (16) times the updates of draft-1 [there](gradients.md). Draft's
+        """ draft-4x has four times its recipe's updates; draft-1-Nx follow the
+last step alone, with N times the updates of draft-1 [there](gradients.md). Draft's
 prompts are in equal shares of the skills; of the others each caption comes once: 47 % places, 36 % two colours.""",
     ),
     "preferences": Chapter(

@@ -15,7 +15,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from align.shapes import eye
-from align.shapes.judge import judge
 from align.shapes.prompts import prompts
 from scripts.pretrain.common import CHECKPOINTS, generator
 from scripts.pretrain.detector import counts_of
@@ -36,22 +35,13 @@ def drawn(captions: list[str], run: Path | None = None) -> Tensor:
     return torch.cat(images)
 
 
-def taken_in(reader: eye.Eye, images: Tensor, captions: list[str]) -> str:
-    """How often its verdict is the judge's, and what share of what it passes the judge refuses."""
-    strict = torch.tensor([v.strict for v in judge(images, captions)])
-    with torch.no_grad():
-        _, weight, hard = eye.checks(reader(images), captions)
-    passed = (hard | (weight == 0)).all(1)
-    return f"agrees {(passed == strict).float().mean():.3f}, passes wrongly {(~strict[passed]).float().mean():.3f}"
-
-
 def main() -> None:
     captions, runs = prompts("select", COUNT, SEED), [Path(name) for name in sys.argv[1:]]
     readers = {name: eye.load(CHECKPOINTS / name) for name in ("shapes-eye", "shapes-detector")}
     for run in (None, *runs):
         images = drawn(captions, run)
         for name, reader in readers.items():
-            print(run or "base", name, figures_of(reader, images, captions), taken_in(reader, images, captions))
+            print(run or "base", name, figures_of(reader, images, captions))
     for name, reader in readers.items():
         print(name, counts_of(reader))
 

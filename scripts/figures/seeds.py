@@ -47,21 +47,16 @@ def table(reports: dict[int, dict]) -> list[str]:
 def by_skill(told: Sequence[Mapping[str, Any]], label: str = "judge") -> list[str]:
     """Markdown lines of what the strict judge passes of each skill, the mean of the seeds' prompts, from their
     scores.json; none for prompts that are not the embedded world's."""
-    from align.shapes.captions import SKILLS, parse, unreadable
+    from align.shapes.captions import SKILLS, unreadable
+    from scripts.pretrain.check import split
 
     if any(label not in one["scores"]["after"] for one in told) or any(unreadable(told[0]["prompts"])):
         return []
     lines = [f"| {label} | " + " | ".join(SKILLS) + " |", "|---" * (len(SKILLS) + 1) + "|"]
     for when in ("before", "after"):
-        cells = []
-        for skill in SKILLS:
-            values = [
-                value
-                for one in told
-                for prompt, value in zip(one["prompts"], one["scores"][when][label], strict=True)
-                if parse(prompt).skill == skill
-            ]
-            cells.append(f"{100 * statistics.fmean(values):.0f} %" if values else "")
+        each = [split(one["scores"][when][label], one["prompts"]) for one in told]
+        values = {skill: [value for found in each for value in found[skill]] for skill in SKILLS}
+        cells = [f"{100 * statistics.fmean(values[skill]):.0f} %" if values[skill] else "" for skill in SKILLS]
         lines.append(f"| {when} | " + " | ".join(cells) + " |")
     return ["", *lines]
 

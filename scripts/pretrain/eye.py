@@ -67,7 +67,8 @@ def drawn(seed: int) -> tuple[Tensor, Tensor]:
 
 def figures_of(network: Eye, images: Tensor, captions: list[str]) -> dict:
     """Against the judge on samples: AUC of both forms overall and of `soft` within each skill, agreement of verdicts,
-    and calibration: the judge's share of right pictures in each quarter of `soft`, lowest first."""
+    the share of what it passes that the judge refuses, and calibration: the judge's share of right pictures in each
+    quarter of `soft`, lowest first."""
     strict = torch.tensor([v.strict for v in judge(images, captions)])
     device = next(network.parameters()).device
     with torch.no_grad():
@@ -88,6 +89,7 @@ def figures_of(network: Eye, images: Tensor, captions: list[str]) -> dict:
         "AUC": {"soft": area(mean, every), "log": area(log, every)}
         | {s: area(mean, torch.from_numpy(skills == s)) for s in SKILLS},
         "verdicts agree": round((verdict == strict).float().mean().item(), 4),
+        "passed wrongly": round((~strict[verdict]).float().mean().item(), 4) if verdict.any() else None,
         "right by quarters of soft": quarters,
     }
 
