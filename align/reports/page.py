@@ -34,9 +34,7 @@ def write(output: Path) -> Path:
         title=f"{found.method} on {found.model}",
         run=output.name,
         facts=_facts(found),
-        note=" ".join(
-            f"{why}." for why in (found.stopped and f"Ended early: {found.stopped}", summary.unmoved(found)) if why
-        ),
+        note=" ".join(f"{why}." for why in _notes(found) if why),
         scores=list(_scores(found)),
         said_of_scores=_said(found),
         pairs=list(_pairs(output, told)),
@@ -51,6 +49,12 @@ def write(output: Path) -> Path:
         recipe=(output / "recipe.yaml").read_text(encoding="utf-8"),
     )
     return write_file(output / FILE_NAME, text)
+
+
+def _notes(found: Summary) -> Iterator[str]:
+    yield f"Ended early: {found.stopped}" if found.stopped else ""
+    yield summary.unmoved(found)
+    yield found.fell[:1].upper() + found.fell[1:]
 
 
 def _facts(found: Summary) -> dict[str, str]:

@@ -20,6 +20,7 @@ from align.hooks._base import State
 from align.policy import adapter_file, soft_prompt
 from align.policy.roles import Calls
 from align.registry import called
+from align.reports import course
 from align.training.evaluate import PICTURE
 from align.versions import hardware, versions
 from rewards._numerals import counted
@@ -58,6 +59,8 @@ class Summary(BaseModel):
     95 % intervals, and the paired difference."""
     findings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """What the hooks concluded, by their labels: the guard's events, its sweep of strengths, the one it recommends."""
+    fell: str = ""
+    """Where the trained reward had fallen back at chosen_update, from where and what to do; else ""."""
     trained_on: list[str]
     """The labels among the scores that training has maximised."""
     adapters: dict[str, str] = Field(default_factory=dict)
@@ -105,7 +108,10 @@ def write(
     report_seen: dict[str, int] | None = None,
 ) -> Summary:
     """Writes the summary of a run that ended in `state`, from the recipe, its metrics and its network calls."""
-    seconds = [record["seconds"] for record in metrics.read(output / metrics.FILE_NAME) if "seconds" in record]
+    records = metrics.read(output / metrics.FILE_NAME)
+    seconds = [record["seconds"] for record in records if "seconds" in record]
+    chosen = state.chosen.step if state.chosen else state.step
+    aimed = getattr(recipe.objective, "target", None) is not None  # at a value: the reward may fall to it
     written = Summary(
         method=recipe.objective.name,  # type: ignore[attr-defined]  # every component has one
         model=called(recipe.model),
@@ -113,12 +119,13 @@ def write(
         num_processes=num_processes,
         num_updates=state.step,
         stopped=state.stop,
-        chosen_update=state.chosen.step if state.chosen else state.step,
+        chosen_update=chosen,
         report_prompts=_named(recipe.evaluate.prompts) if recipe.evaluate else None,
         report_seen=report_seen or {},
         strength=recommended_strength(findings),
         scores=scores,
         findings=findings,
+        fell=str((not aimed and course.fall(records, chosen)) or ""),
         trained_on=list(recipe.rewards),
         adapters=adapters or {},
         seconds=sum(seconds),
@@ -206,6 +213,8 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
         yield "give evaluate.prompts that are not trained on"
     if why := unmoved(summary):
         yield why
+    if summary.fell:
+        yield summary.fell
     if summary.stopped:
         yield f"ended early: {summary.stopped}"
     for label, found in summary.findings.items():

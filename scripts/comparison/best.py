@@ -18,7 +18,7 @@ from align.policy.painter import Painter
 from scripts.comparison.parts import composite, judges, policy
 
 FOLDER, RECIPE = "best-of-n", "draft/shapes"
-NUMBERS = (1, 2, 4, 8, 16)
+NUMBERS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def measure(output: Path, seed: int, *, prompts: int) -> None:

@@ -144,8 +144,8 @@ def reported(run: Run, recipe: Recipe) -> bool:
 def write(
     output: Path, page: Path, chapter: Chapter = CHAPTERS["curves"], more: Callable[[Path], str] | None = None
 ) -> Path | None:
-    """Writes the page and docs/lab/img/NAME-*.svg from the runs that have ended, and what `more` says
-    below; None where there are none. Rows whose runs are not here stay as they are, and with them the figures."""
+    """Writes the page and docs/lab/img/NAME-*.svg from the runs that have ended, and what `more` says below; None where
+    there are none. Rows whose runs are not here stay, and so do their lines, whose points are in NAME-lines.json."""
     found = {name: runs for name in chapter.methods if (runs := ended(output / chapter.name / name))}
     if not found:
         return None
@@ -164,15 +164,19 @@ def write(
     parts = [HEAD.format(**told), "\n".join((COLUMNS, "|---" * 9 + "|", *rows)) + "\n"]
     if elsewhere:
         kept.same_prompts(page, old, parts[0])
+    memory = images / f"{chapter.name}-lines.json"
+    drawn = kept.lines(memory, elsewhere)
     for axis, label, place in (("seconds", "seconds in updates", _seconds), ("asked", "images asked about", asked)):
+        series = drawn.get(axis, {}) | {name: line for name, runs in found.items() if (line := _curve(runs, place))}
+        if not series:
+            continue
+        drawn[axis] = {name: series[name] for name in chapter.methods if name in series}
         figure = images / f"{chapter.name}-{axis}.svg"
-        if not (elsewhere and figure.is_file()):
-            series = {name: line for name, runs in found.items() if (line := _curve(runs, place))}
-            if not series:
-                continue
-            figure.write_text(lines(series, label, {}), encoding="utf-8")
+        figure.write_text(lines(drawn[axis], label, {}), encoding="utf-8")
         parts.append(f"![Share that the judge passes, over {label}](img/{figure.name})\n")
-    parts += [kept.FIGURE.lstrip()] if elsewhere and len(parts) > 2 else []
+    memory.write_text(json.dumps(drawn) + "\n", encoding="utf-8")
+    if drawn and (without := [name for name in elsewhere if name not in drawn.get("seconds", {})]):
+        parts.append(f"*Without the lines of {', '.join(without)}, which were measured elsewhere.*\n")
     below = (more(output) if more else "") or "".join(f"\n{part}\n" for part in kept.sections(old).values())
     page.write_text("\n".join(parts) + below, encoding="utf-8")
     return page
@@ -265,7 +269,7 @@ def _curve(runs: Sequence[Run], place: Callable[[Recipe, Sequence[Mapping[str, A
             if "panel/judge" in record
         ])  # fmt: skip
     together = torch.tensor([line[: min(map(len, lines))] for line in lines]).double()
-    return [(float(x), float(y)) for x, y in together.mean(0)] if together.ndim == 3 else []
+    return [(round(float(x), 1), round(float(y), 4)) for x, y in together.mean(0)] if together.ndim == 3 else []
 
 
 def _seconds(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[float]:

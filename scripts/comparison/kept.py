@@ -1,8 +1,9 @@
 """What a page keeps of itself where the runs that it was written from are on another machine: rows of its table,
 sections, and their parts of the verdict."""
 
+import json
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 FIGURE = "\n*Drawn before the newest rows of the table: some are in the table alone, some have moved since.*\n"
@@ -30,6 +31,15 @@ def rows(told: str, known: Container[str], renewed: Container[str]) -> dict[str,
     """{first cell: row} of the first table's rows that are of a known name and are not renewed."""
     named = {cells(row)[0]: row for row in table(told)}
     return {name: row for name, row in named.items() if name in known and name not in renewed}
+
+
+def lines(file: Path, names: Container[str]) -> dict[str, dict[str, Sequence[tuple[float, float]]]]:
+    """{axis: {name: points}} of these names, from a file of what was drawn before; empty where there is none."""
+    told = json.loads(text(file) or "{}")
+    return {
+        axis: {name: [(x, y) for x, y in points] for name, points in series.items() if name in names}
+        for axis, series in told.items()
+    }
 
 
 def mean(cell: str) -> float:

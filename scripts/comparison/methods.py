@@ -60,6 +60,7 @@ PREFERENCES = {
     "npo": Method("npo/shapes"),
     "spo": Method("spo/shapes"),
     "tailorpo": Method("tailorpo/shapes"),
+    "d3po": Method("d3po/shapes"),
 }
 """Those that learn from pairs and thumbs, likewise; online-dpo has the judge of diffusion-dpo's pairs, and passes the
 network about as often as making those pairs and 200 updates do."""
@@ -74,9 +75,10 @@ EACH = {
     "leapalign": 6 + 2 * 3,
     "alignprop": 6 + 3 * 2,
     "refl": 5 + 2,
+    "adjusted-dft": 6 + 6 * 2,
 }
 """What one image costs in one update: six steps, then those that carry the gradient; drtune ends after 5 or 6,
-alignprop has 1 to 5 that do, refl ends after 4, 5 or 6."""
+alignprop has 1 to 5 that do, refl ends after 4, 5 or 6, of adjusted-dft all do."""
 GRADIENTS = {
     "draft-1": Method("draft/shapes", ("sampling.last_k=1", f"train.num_updates={round(CALLS / EACH['draft-1'])}")),
     "draft-lv": Method("draft/shapes_lv"),
@@ -85,8 +87,9 @@ GRADIENTS = {
     "leapalign": Method("leapalign/shapes"),
     "alignprop": Method("alignprop/shapes"),
     "refl": Method("refl/shapes"),
+    "adjusted-dft": Method("adjusted_dft/shapes"),
 }
-"""Those that send a reward's gradient to few network calls, with as many calls each; the rewards, rate
+"""Those that send a reward's gradient to network calls, with as many calls each; the rewards, rate
 and batch are those of draft/shapes."""
 EQUAL = {
     "adjoint_matching": Method(

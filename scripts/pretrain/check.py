@@ -136,7 +136,11 @@ def teachers() -> dict[str, tuple[Any, dict[str, Any]]]:
     parts = {"transformer": transformer, "text_encoder": encoder, "text_encoder_2": encoder}
     none: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
     stock = StableDiffusion3Pipeline.from_pretrained(resolve(f"{PREFIX}shapes-flow"), **parts, **none)
-    return {"the base before stage web": (base, {}), "the flow before stage flow_web": (flow.ready(stock), flow.FAST)}
+    return {
+        "the base before stage web": (base, {}),
+        "the flow before stage flow_web": (flow.ready(stock), flow.FAST),
+        "the same flow, fresh noise at each step,": (flow.stochastic(stock), flow.FAST),
+    }
 
 
 def clip_rows(score, base: Tensor, captions: list[str]) -> list[str]:

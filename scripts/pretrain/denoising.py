@@ -3,7 +3,8 @@
 First table: E |x^ - x|^2 at time t = noise / (noise + signal), x^ = x_t - t v, of cells that an object covers, of
 those beside one (where outlines are) and of the rest. Much noise leaves the layout open, less of it the shapes.
 Second: the strict judge of two objects, drawn by one model down to a time and by the other from there. Where the other
-model mends it, there the fault is.
+model mends it, there the fault is. Third: the same pictures along the ODE and with fresh noise at each step, and how
+many show one of the two shapes twice.
 """
 
 import math
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from align.shapes.captions import requirements, say
-from align.shapes.judge import judge
+from align.shapes.judge import judge, read
 from scripts.pretrain import flow, sd, text, vae
 from scripts.pretrain.common import DEVICE, generator
 from scripts.pretrain.pool import Pool
@@ -82,15 +83,21 @@ def errors(models: Models, count: int = 1024, seed: int = 999) -> Iterator[tuple
 
 
 @torch.no_grad()
-def drawn(models: Models, who: Callable[[float], str], captions: list[str], seed: int = 7) -> Tensor:
-    """(N, 3, 32, 32) in [0, 1]: Euler steps at the flow's guidance, at each time by the model that `who` names."""
+def drawn(
+    models: Models, who: Callable[[float], str], captions: list[str], seed: int = 7, *, fresh: bool = False
+) -> Tensor:
+    """(N, 3, 32, 32) in [0, 1]: Euler steps at the flow's guidance, at each time by the model that `who` names;
+    `fresh`: each ends in noise drawn anew, as `flow.stochastic` has it."""
+    g = generator(seed, 42)
     ids, autoencoder, pictures = text.tokens(captions).to(DEVICE), vae.load().to(DEVICE), []
     noise = torch.randn(len(ids), 4, 8, 8, generator=generator(seed, 41)).to(DEVICE)
     times = [*torch.linspace(1, 1e-3, STEPS).tolist(), 0.0]
     for x, words in zip(noise.split(PART), ids.split(PART), strict=True):
         for t, after in pairwise(times):
             name = "flow" if t > NOISIEST else who(t)
-            x = x + (after - t) * models.guided(name, x, t, words, flow.GUIDANCE)
+            v = models.guided(name, x, t, words, flow.GUIDANCE)
+            x, e = x - t * v, torch.randn(x.shape, generator=g).to(DEVICE) if fresh else x + (1 - t) * v
+            x = torch.lerp(x, e, after)
         pictures.append(autoencoder.decode(x / autoencoder.config["scaling_factor"]).sample)
     return (torch.cat(pictures) / 2 + 0.5).clamp(0, 1)
 
@@ -111,6 +118,19 @@ def exchanged(models: Models, repeats: int = 3) -> Iterator[tuple[float, float, 
         )
 
 
+def mistakes(models: Models, repeats: int = 3) -> Iterator[tuple[str, str, float, float]]:
+    """(name, how, strict judge, share that shows two objects of one shape) of each caption of two objects, `repeats`
+    times."""
+    captions = [say(r) for r in requirements("two")] * repeats
+    for name in ("sd", "flow"):
+        for fresh in (False, True):
+            images = drawn(models, lambda t, name=name: name, captions, fresh=fresh)
+            seen = [[o.shape for o in reading.objects] for reading in read(images)]
+            twice = sum(len(shapes) == 2 and shapes[0] == shapes[1] is not None for shapes in seen)
+            right = sum(v.strict for v in judge(images, captions))
+            yield name, "fresh noise" if fresh else "ODE", right / len(captions), twice / len(captions)
+
+
 def main() -> None:
     """Print the tables."""
     models = Models()
@@ -120,3 +140,6 @@ def main() -> None:
     print("\n| change at | flow, then sd | sd, then flow |\n|---|---|---|")
     for change, flow_first, base_first in exchanged(models):
         print(f"| {change:.2f} | {100 * flow_first:.0f} % | {100 * base_first:.0f} % |", flush=True)
+    print("\n| model | drawn by | right | one shape twice |\n|---|---|---|---|")
+    for name, how, right, twice in mistakes(models):
+        print(f"| {name} | {how} | {100 * right:.0f} % | {100 * twice:.0f} % |", flush=True)

@@ -86,6 +86,14 @@ def load(stage: str = "flow") -> StableDiffusion3Pipeline:
     return ready(StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None))
 
 
+def stochastic(pipe: StableDiffusion3Pipeline) -> StableDiffusion3Pipeline:
+    """The same models, each step ending in fresh noise (diffusers' `stochastic_sampling`, the multistep rule of Song et
+    al. 2023, arXiv 2303.01469, algorithm 1): what an earlier step got wrong is open again, where the probability-flow
+    ODE carries it to the end."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=True)
+    return ready(StableDiffusion3Pipeline(**(pipe.components | {"scheduler": scheduler})))
+
+
 def times(batch: int, g: torch.Generator) -> Tensor:
     """(B,) stratified times in [0, 1], shifted by NOISY towards noise (Esser et al. 2024, arXiv 2403.03206)."""
     even = (torch.arange(batch) + torch.rand(batch, generator=g)) / batch

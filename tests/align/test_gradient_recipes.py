@@ -10,7 +10,7 @@ from align.config import load_recipe
 from align.plan import Rehearsal, rehearse
 
 CALLS = {
-    "adjusted_dft/shapes": 10,
+    "adjusted_dft/shapes": 6,
     "adjusted_dft/sd15": 8,
     "leapalign/shapes": 2,
     "leapalign/flux": 2,

@@ -1,5 +1,6 @@
 """Learning curves: what is counted, by hand, and a section of the page from runs that have ended."""
 
+import json
 import sys
 import xml.dom.minidom
 from dataclasses import replace
@@ -133,22 +134,27 @@ def test_the_page_is_of_runs_that_have_ended(tmp_path, monkeypatch):
 
 
 def _what_is_elsewhere_stays(folder: Path, told: str) -> None:
-    """awm has no runs here: its row, which is the least now, the figures and what stands below the page's own."""
-    page, figure = folder / "curves.md", folder / "img" / "curves-asked.svg"
+    """awm has no runs here: its row, which is the least now, its lines and what stands below the page's own."""
+    page, figure, memory = folder / "curves.md", folder / "img" / "curves-asked.svg", folder / "img/curves-lines.json"
     awm = (
         "| awm | 9 | 30 | 1.0 + 0.5 + 2.5 | 288 | 25.0% | +0.100 (+0.100) | **+0.2** [+0.1, +0.3] (+0.1 +0.3) | 0.0% |"
     )
     nft = next(line for line in told.splitlines() if line.startswith("| nft"))
     page.write_text(told.replace(nft, "\n".join((awm, nft.replace("0.4", "0.9")))) + "\n## Below\n\n| more |\n")
-    figure.write_text("of all")
     text = curves.write(folder, page).read_text()
     last = next(line for line in told.splitlines() if line.startswith("| grpo"))
     expected = told.replace(last, f"{last}\n{awm}").replace("grpo least, by 21.0.", "awm least, by 10.0 (one seed).")
-    expected += "\n*Drawn before the newest rows of the table: some are in the table alone, some have moved since.*\n"
+    expected += "\n*Without the lines of awm, which were measured elsewhere.*\n"
     expected = expected.replace("nft, grpo: judge_graded", "nft, grpo, awm: judge_graded")  # its lines break anew
-    assert text.split() == f"{expected}\n## Below\n\n| more |\n".split() and figure.read_text() == "of all"
+    assert text.split() == f"{expected}\n## Below\n\n| more |\n".split() and ">awm<" not in figure.read_text()
+    drawn = json.loads(memory.read_text())
+    line = [[0.0, 0.2], [288.0, 0.3]]
+    memory.write_text(json.dumps(drawn | {"seconds": drawn["seconds"] | {"awm": line, "gone": line}}))
+    assert "*Without" not in curves.write(folder, page).read_text()
+    assert ">awm<" in figure.with_name("curves-seconds.svg").read_text() and ">awm<" not in figure.read_text()
+    assert json.loads(memory.read_text()) == drawn | {"seconds": drawn["seconds"] | {"awm": line}}
     page.write_text(text.replace("40 report prompts", "41 report prompts"))
     with pytest.raises(SystemExit, match="of 41 report prompts"):
         curves.write(folder, page)
     page.unlink()
-    assert curves.write(folder, page).read_text() == told and "<svg" in figure.read_text()
+    assert curves.write(folder, page).read_text() == told and json.loads(memory.read_text()) == drawn
