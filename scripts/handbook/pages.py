@@ -197,7 +197,8 @@ def recipes_page() -> str:
     ]
     lines += table(("model", *(f"`{m}`" for m in methods)), matrix)
     rest = [f"`{n}`" for n in MODELS.names() if f"`{n}`" not in cells]
-    lines += [f"No recipe names {', '.join(rest)} yet: take one of another family and set its `model`.", ""]
+    if rest:
+        lines += [f"No recipe names {', '.join(rest)} yet: take one of another family and set its `model`.", ""]
     lines += ["## Each", "", *table(("recipe", "model", "updates x rows", ""), rows)]
     return text(lines)
 
