@@ -139,7 +139,7 @@ def teachers() -> dict[str, tuple[Any, dict[str, Any]]]:
     return {
         "the base before stage web": (base, {}),
         "the flow before stage flow_web": (flow.ready(stock), flow.FAST),
-        "the same flow, fresh noise at each step,": (flow.stochastic(stock), flow.FAST),
+        "the same flow with fresh noise at each step": (flow.stochastic(stock), flow.FAST),
     }
 
 
