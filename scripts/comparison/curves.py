@@ -68,7 +68,7 @@ CHAPTERS = {
         "Learning curves on the shapes world",
         CURVES,
         """ draft-4x has four times its recipe's updates; draft-1-Nx follow the
-last step alone, with N times the updates of draft-1 [there](gradients.md), -slower at a third of the rate. Draft's
+last step alone, with N times the updates of draft-1 [there](gradients.md). Draft's
 prompts are in equal shares of the skills; of the others each caption comes once: 47 % places, 36 % two colours.""",
     ),
     "preferences": Chapter(

@@ -47,7 +47,6 @@ CURVES = {
     "draft-4x": Method("draft/shapes", ("train.num_updates=400",)),
     "draft-1-4x": Method("draft/shapes", ("sampling.last_k=1", "train.num_updates=360")),
     "draft-1-16x": Method("draft/shapes", ("sampling.last_k=1", "train.num_updates=1440")),
-    "draft-1-16x-slower": Method("draft/shapes", ("sampling.last_k=1", "train.num_updates=1440", "optim.lr=1e-3")),
 }
 """Those whose learning is drawn: each as its recipe says."""
 PREFERENCES = {
