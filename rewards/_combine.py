@@ -11,7 +11,7 @@ programme of GEM, Lopez-Paz & Ranzato 2017, arXiv 1706.08840).
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -38,6 +38,15 @@ class CombineConfig(ComponentConfig):
     gradients: Literal["sum", "normalised", "pcgrad"] = "sum"
     """How the rewards' gradients at the pixels are put together: as they are, each scaled to its weight's share, or
     without the parts in which one works against another (PCGrad)."""
+
+    def unmeasured(self, labels: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """What is wrong with it where nothing measures the scales of these rewards on the way."""
+        if self.normalise != "none" and not (self.normalise == "fixed" and self.statistics.keys() >= set(labels)):
+            yield (
+                "combine.normalise",
+                f"is {self.normalise}, and nothing measures the rewards' scales here. Remove it, or set "
+                "combine.normalise=fixed with the mean and standard deviation of each reward in combine.statistics.",
+            )
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if self.statistics and self.normalise != "fixed":

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,13 @@ class Composite(nn.Module):
         self.config = config or CombineConfig()
         self.weights = {label: reward.config.weight for label, reward in rewards.items()}
         self.normaliser = Normaliser(self.config, list(rewards))
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As nn.Module's, of the rewards that stay where they are put: an off-loaded one comes when it is asked."""
+        for reward in self.rewards.values():
+            if not reward.config.offload:  # type: ignore[union-attr]
+                reward.to(*args, **kwargs)
+        return self
 
     @property
     def differentiable(self) -> bool:

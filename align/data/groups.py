@@ -117,6 +117,10 @@ class Groups:
         self._around: Workplace | None = None
         self._roll: Callable[[Plan], Rollout] | None = None
 
+    def all_prompts(self) -> list[str]:
+        """All that it draws images for."""
+        return self.source.all_prompts()
+
     def prepare(self, around: Workplace) -> None:
         """Remembers whom to ask."""
         self._around, self.wanted = around, around.wanted or Wanted()

@@ -60,6 +60,8 @@ class OnlinePairsConfig(ComponentConfig):
         yield from problems(self.prompts, ".prompts", self.count, scoring(recipe))
         if not recipe.get("rewards", True):
             yield "rewards", "are missing: they are the judge. Add one, such as `rewards: {clip: {}}`."
+        if (combine := recipe.get("combine")) is not None:
+            yield from combine.unmeasured(recipe.get("rewards", ()))
 
     def num_prompts(self, batch_size: int) -> int:
         """Prompts of a rollout."""

@@ -77,6 +77,8 @@ class RolloutsConfig(ComponentConfig):
             yield ".first_step", f"{self.first_step} is none of the {sampling.num_steps} steps. Lower it."
         if self.spm is None and not recipe.get("rewards"):
             yield ".spm", "is not set and the recipe has no rewards: there is no judge. Set one of the two."
+        if (combine := recipe.get("combine")) is not None:
+            yield from combine.unmeasured(recipe.get("rewards", ()))
         if self.guide and self.spm is not None:
             yield ".guide", "follows the gradient of rewards, and the judge is data.spm. Set one of the two."
 

@@ -129,9 +129,11 @@ def _seen(trainings: Sequence[Recipe], items: Sequence[Item]) -> int:
     known: set[str] = set()
     for training in trainings:
         data: Any = training.data
-        if (named := getattr(data, "prompts", None)) is not None:
-            with suppress(UserError):
-                known |= {*map(words, load_prompts(named, count=getattr(data, "count", None), key="data.prompts"))}
+        made: Any = getattr(data, "make", None)  # pairs and labels of images that the run draws itself
+        for block, number in ((data, "count"), (made, "num_prompts")):
+            if (named := getattr(block, "prompts", None)) is not None:
+                with suppress(UserError):
+                    known |= {*map(words, load_prompts(named, count=getattr(block, number, None), key="data.prompts"))}
     return sum(words(item.prompt) in known for item in items)
 
 

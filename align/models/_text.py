@@ -23,6 +23,7 @@ class CachedTextEncoder:
         self.offloaded = False
         self.stays = False  # off-loaded for good: they encode where they are
         self.target: torch.device | None = None  # where off-loaded encoders encode, and their results are wanted
+        self.trained = False  # a part of them is: nothing is cached, since a fused optimiser changes it without a trace
         self._cache: OrderedDict[tuple[str, str], dict[str, Tensor]] = OrderedDict()
         self._bytes = 0
         self._hashed: tuple[tuple[int, ...], str] | None = None
@@ -43,8 +44,12 @@ class CachedTextEncoder:
         """
         if grad:
             return TensorCond(self.embed(prompts))
-        weights = self.fingerprint()
         device = self.target or self.device
+        if self.trained:
+            with self._loaded(True), torch.no_grad():
+                rows = [self.embed([prompt]) for prompt in prompts]
+            return TensorCond({name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]})
+        weights = self.fingerprint()
         with self._loaded(any((weights, prompt) not in self._cache for prompt in prompts)):
             rows = [self._cached(weights, prompt) for prompt in prompts]
         return TensorCond({name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]})

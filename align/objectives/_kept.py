@@ -30,7 +30,7 @@ class Kept:
             first = micro_batches[0][0:1]
             then, now = self.of(first.indices), begun(first)
             assert then is not None
-            self._stale = ((now - then).norm() / now.norm())[None]
+            self._stale = ((now - then.to(now)).norm() / now.norm())[None]
 
     def of(self, indices: Sequence[int]) -> Tensor | None:
         """The states of rows by their sample indices; None where nothing is kept."""

@@ -15,6 +15,7 @@ from samplers import Transition, noisy, split
 from samplers.guidance import CfgGrad
 
 Gather = Callable[[Tensor], Tensor]
+EXACT, HALF = 1e-4, 0.02  # what rounding explains of a log-probability, by the network's precision
 
 
 def conflicts(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -59,14 +60,24 @@ class Steps:
         self._apart.append((log_prob.detach() - stored).abs().max())
         return log_prob.detach(), step.mean.detach()
 
+    @property
+    def tolerance(self) -> float:
+        """The config's; by default what rounding explains: rollout and update draw other numbers of rows at once, by
+        which last bits differ, in half precision by more."""
+        if self.config.tolerance is not None:
+            return self.config.tolerance
+        exact = all(p.dtype in (torch.float32, torch.float64) for p in self.model.network.parameters())
+        return EXACT if exact else HALF
+
     def after_update(self, gather: Gather) -> None:
         """The same on every process; called before the optimiser moves."""
         device = next(self.model.network.parameters()).device
         apart, self._apart = self._apart or [torch.zeros((), device=device)], []
         worst = float(gather(torch.stack(apart).amax().float()[None]).amax())
-        if not worst <= self.config.tolerance:
+        tolerance = self.tolerance
+        if not worst <= tolerance:
             raise UserError(
                 f"objective: at the first update after a rollout the log-probabilities are {worst:.1e} from those that "
-                f"were drawn (tolerance {self.config.tolerance:g}): rollout and training do not see the same network. "
-                "Look for dropout, another guidance or another precision; for bf16 set objective.tolerance to 0.02."
+                f"were drawn (tolerance {tolerance:g}): rollout and training do not see the same network. "
+                "Look for dropout, another guidance or another precision, or raise objective.tolerance."
             )

@@ -32,8 +32,9 @@ class DDPOConfig(ComponentConfig):
     """c"""
     cfg_grad: CfgGrad = "both"
     """Branches of a guided output that carry gradient; cond and none spare the unconditional one."""
-    tolerance: float = Field(default=1e-4, gt=0)
-    """Largest gap between a step's log-probability at the rollout and at the first update after it."""
+    tolerance: float | None = Field(default=None, gt=0)
+    """Largest gap between a step's log-probability at the rollout and at the first update after it. Default: 1e-4, of a
+    network in half precision or quantised 0.02."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from _transitions.conflicts(recipe)

@@ -41,8 +41,9 @@ class GRPOConfig(ComponentConfig):
     """DPPO's bound (1e-6), beside or in place of the clip."""
     cfg_grad: CfgGrad = "cond"
     """Branches of a guided output that carry gradient (Flow-GRPO: cond); sampling.guidance_scale 1 has but one."""
-    tolerance: float = Field(default=1e-4, gt=0)
-    """Largest gap between a step's log-probability at the rollout and at the first update after it."""
+    tolerance: float | None = Field(default=None, gt=0)
+    """Largest gap between a step's log-probability at the rollout and at the first update after it. Default: 1e-4, of a
+    network in half precision or quantised 0.02."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from _transitions.conflicts(recipe)

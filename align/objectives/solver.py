@@ -70,6 +70,8 @@ class SolverConfig(ComponentConfig):
                 yield ".teacher_steps", f"is {self.teacher_steps}; set it well above num_steps={sampling.num_steps}."
         if self.loss == "reward" and not recipe.get("rewards"):
             yield "rewards", "are missing: loss=reward maximises one. Add it, or take loss=distance."
+        if self.loss == "reward" and (combine := recipe.get("combine")) is not None:
+            yield from combine.unmeasured(recipe.get("rewards", ()))
         if getattr(optim, "weight_decay", 0):
             yield "optim.weight_decay", "pulls the numbers to 0, and they are no weights. Set it to 0."
 
@@ -93,6 +95,11 @@ class SolverSearch:
     """The objective: prompts in; what it trains is its own."""
 
     Config = SolverConfig
+
+    @property
+    def selects(self) -> bool:
+        """Whether it moves by selection, with a gradient of 0."""
+        return self.evolution is not None
 
     def __init__(self, config: SolverConfig, parts: Parts):
         self.config, self.model, self.seed, self.rewards = config, parts.model, parts.seed, parts.rewards

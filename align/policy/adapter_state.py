@@ -19,7 +19,8 @@ def read_state(path: Path, component: str | None) -> AdapterFile:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         recipe: dict[str, Any] = meta["recipe"]
-        result = meta.get("result") or {"part": "trainable", "name": "default", "adapter": recipe["adapter"]}
+        name = recipe["objective"].get("train", "default")  # a run that trains a negative, and nothing beside
+        result = meta.get("result") or {"part": "trainable", "name": name, "adapter": recipe["adapter"]}
         tensors = load_file(folder / f"{result['part']}.safetensors")
         average = folder / "ema.safetensors"
         if average.is_file():

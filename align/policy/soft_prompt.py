@@ -74,7 +74,7 @@ class SoftPrompt:
             )
         tokenizer.add_tokens(names)
         first = int(tokenizer.convert_tokens_to_ids(placeholder))
-        self.placeholder, self.text = placeholder, text
+        self.placeholder, self.text, text.trained = placeholder, text, True
         self.embedding = _Beside(inner, rows.float().clone().to(inner.weight.device), first)
         text.text_model.set_input_embeddings(self.embedding)
         text.tokenizer = _Expanding(text.tokenizer, placeholder, names)

@@ -169,7 +169,8 @@ class Trainer:
                     follower.advance(state.step + 1)
                 state.step += 1
                 state.metrics = {**done.metrics, "outcome": done.outcome, "seconds": time.perf_counter() - started}
-                self._watch(done, batches, state, rowwise=trainable.rowwise)
+                selects = getattr(objective, "selects", False)
+                self._watch(done, batches, state, by_gradient=not (trainable.rowwise or selects))
                 growth.watch(state.step)
                 if done.outcome == "applied" and (watch := getattr(objective, "watch", None)) is not None:
                     watch(done.metrics)
@@ -212,11 +213,11 @@ class Trainer:
             outcomes.append(done.outcome)
         return Update(metrics, next((outcome for outcome in outcomes if outcome != "applied"), "applied"))
 
-    def _watch(self, done: Update, batches: BatchSource, state: State, *, rowwise: bool) -> None:
+    def _watch(self, done: Update, batches: BatchSource, state: State, *, by_gradient: bool) -> None:
         scales = [mover.scaler.get_scale() for mover in self.movers if mover.scaler is not None]
         scale, why_empty = min(scales, default=None), getattr(batches, "why_empty", None)
         self.failures.watch(done, state.step, scale=scale, why_empty=why_empty)
-        if state.step == self.config.num_updates and not rowwise:  # each row has a result of its own
+        if state.step == self.config.num_updates and by_gradient:  # else rows have results of their own, or compete
             self.failures.finish(state.step, why_empty)
 
     def _save(self, parts: dict[str, Any], policy: Policy, state: State) -> None:

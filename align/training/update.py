@@ -20,12 +20,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from align.errors import UserError
 from align.objectives._base import Loss, Objective
 from align.policy.roles import Policy
 from align.policy.trainable import Trainable
 from align.processes import gather_object
 from align.training.memory import Shortage, shortage
 from align.training.surgery import Held
+
+NO_GRAPH = (
+    "train: the loss depends on nothing that is trained: no step that carries its gradient is the policy's. Widen "
+    "sampling.last_k or the window, or let sampling.roles give these steps to train."
+)
 
 
 class Update(NamedTuple):
@@ -76,6 +82,8 @@ def update(
             torch.manual_seed(hash((*seed, number, accelerator.process_index)) % 2**63)
             loss = objective(policy, batch, context)
             weighted = (loss.weight * loss.per_sample).sum()
+            if not weighted.requires_grad:
+                raise UserError(NO_GRAPH)
             with policy.backward():
                 if loss.kept is not None:
                     held.add((loss.weight * loss.kept).sum(), scaler)

@@ -85,6 +85,14 @@ def test_offload_scores_the_same_and_moves_the_weights_back():
     assert places == ["cpu", "cpu"], "to the images' device for the call, to the CPU after it"
 
 
+def test_an_offloaded_reward_does_not_come_with_the_others():
+    """Before it is asked for the first time it takes no memory of the device."""
+    both = Composite({"on": Counted(), "off": Counted(offload=True)})
+    assert both.to("meta") is both
+    devices = {name: {p.device.type for p in reward.parameters()} for name, reward in both.rewards.items()}
+    assert devices == {"on": {"meta"}, "off": {"cpu"}}
+
+
 def test_offload_moves_the_weights_back_after_an_error():
     reward = Counted(offload=True)
     places = []

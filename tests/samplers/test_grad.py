@@ -53,6 +53,16 @@ def test_bernoulli_keeps_step_i_with_probability_i_plus_1_over_n_plus_1():
     assert abs(float(pairs)) < 4 * 0.25 / math.sqrt(len(kept))
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+def test_bernoulli_keeps_a_step_of_few_too(num_steps):
+    """Of two steps none is kept in 2!/3^2 of the draws: there the last one is."""
+    kept = draws(bernoulli(), num_steps=num_steps)
+    assert bool(kept.any(1).all())
+    if num_steps == 2:
+        share = float((kept == torch.tensor([False, True])).all(1).double().mean())
+        assert share == pytest.approx(4 / 9 + 2 / 9, abs=4 * (2 / 9 / len(kept)) ** 0.5)
+
+
 def test_normal_is_a_tail_from_a_rounded_down_normal_within_the_trajectory():
     kept = draws(normal(42, 5))
     assert bool((kept[:, 1:] >= kept[:, :-1]).all())

@@ -90,6 +90,8 @@ def test_prompts_of_the_training_are_counted_and_said(tmp_path):
     trained = load_recipe("draft/shapes", {"data": {"name": "prompts", "prompts": str(tmp_path / "mine.txt")}})
     items = [Item(prompt) for prompt in ("a blue star", "a green square", "a red circle")]
     assert plan._seen([trained], items) == 2 and plan._seen([], items) == 0
+    made = [f"data.make.prompts={tmp_path / 'mine.txt'}", "data.make.num_prompts=1"]
+    assert plan._seen([load_recipe("diffusion_dpo/shapes", made)], items) == 1, "of pairs that the run makes"
     (tmp_path / "mine.txt").unlink()
     assert plan._seen([trained], items) == 0, "as far as they are there"
     told = {"num_prompts": 3, "seen": 2}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pair_toys import policy_on
 
+import align
 from align.config import load_recipe
 from align.data.prompts import Prompts, PromptsConfig
 from align.errors import UserError
@@ -128,6 +129,14 @@ def test_a_generation_is_an_update_without_gradient(policy):
     after = torch.cat([p.detach() for p in objective.trainable.parameters()])
     assert not torch.equal(before, after) or objective.evolution.generation == 1
     assert float(objective(policy, batch()).per_sample.mean()) <= first + 1e-6  # the same images again
+
+
+def test_a_run_by_evolution_comes_to_its_end(tmp_path):
+    """Though none of its updates has a gradient."""
+    changes = {"objective.search": "evolution", "objective.population": 4, "objective.teacher_steps": 6}
+    changes |= {"sampling.num_steps": 2, "train.num_updates": 1, "train.batch_size": 2, "evaluate": None, "hooks": {}}
+    run = align.train("solver/shapes", **changes, output=str(tmp_path))
+    assert run.report.num_updates == 1 and (tmp_path / "solver.json").is_file()
 
 
 def test_what_cannot_work_is_one_line(tmp_path):

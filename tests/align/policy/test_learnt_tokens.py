@@ -34,6 +34,9 @@ def test_a_trained_token_moves_and_no_other_row_does(model, num_tokens, tmp_path
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
     assert torch.equal(table.weight, table.inner.weight)
     assert torch.equal(model.text.encode(PROMPTS[1:]).tensors["text"], plain)  # what has no token in it, and the uncond
+    then = model.text.encode(PROMPTS[:1]).tensors["text"]
+    torch.optim.AdamW(tokens.parameters(), lr=0.1, fused=True).step()  # it leaves no trace in the tensor's version
+    assert not torch.equal(model.text.encode(PROMPTS[:1]).tensors["text"], then), "an encoding of before"
     tokens.export(tmp_path)
     assert load_file(tmp_path / FILE_NAME)["<thing>"].shape == (num_tokens, table.weight.shape[1])
 

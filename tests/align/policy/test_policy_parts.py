@@ -1,11 +1,13 @@
 """Small parts of the policy by themselves: followers, roles, shares of prompts, files that are not there."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from align_toys import ToyNetwork, toy_policy
+from safetensors.torch import save_file
 from torch import nn
 
 from align.errors import UserError
@@ -84,6 +86,18 @@ def test_an_adapter_of_an_update_that_was_not_kept(tmp_path):
         at_step(tmp_path, 60)
     with pytest.raises(UserError, match="there is no such folder"):
         at_step(tmp_path / "none", 50)
+
+
+def test_a_checkpoint_of_a_negative_alone_is_read(tmp_path):
+    """It trains the adapter `negative`, and nothing is handed over beside it."""
+    recipe = {"model": {"name": "sd", "checkpoint": "tiny"}, "adapter": {"rank": 2, "alpha": 4, "rslora": False}}
+    for objective, name in (({"train": "negative"}, "negative"), ({}, "default")):
+        (tmp_path / "meta.json").write_text(json.dumps({"recipe": recipe | {"objective": objective}}))
+        save_file(
+            {f"/down.to_q.lora_{end}.{name}.weight": torch.ones(2, 2) for end in "AB"},
+            tmp_path / "trainable.safetensors",
+        )
+        assert list(read_state(tmp_path / "trainable.safetensors", None).layers) == ["down.to_q"]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"recipe": {}}'])

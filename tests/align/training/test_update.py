@@ -9,6 +9,7 @@ from align_toys import Regression, toy_policy, weights
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from align.data.prompts import PromptBatch
+from align.errors import UserError
 from align.objectives._base import Loss
 from align.training.ema import EMA
 from align.training.memory import Shortage
@@ -37,6 +38,16 @@ def test_the_step_is_along_the_gradient_of_the_weighted_mean():
     torch.testing.assert_close(moved, -0.1 * torch.cat([g.flatten() for g in gradient]), rtol=1e-4, atol=1e-7)
     assert done.metrics["loss"] == pytest.approx(float(loss.per_sample[loss.weight > 0].mean().detach()))
     assert done.metrics["error"] == pytest.approx(float(loss.per_sample.mean().detach()))  # metrics are over all rows
+
+
+def test_a_loss_that_no_trained_step_reaches_is_said_in_one_line():
+    """Such as roles that give the steps with gradient to the base: not autograd's own words."""
+
+    def constant(policy, batch, context):
+        return Loss(torch.ones(len(batch)), torch.ones(len(batch)))
+
+    with pytest.raises(UserError, match=r"depends on nothing that is trained.*Widen sampling\.last_k"):
+        step(constant)
 
 
 def test_a_scaled_update_equals_the_plain_one():
