@@ -23,7 +23,6 @@ from align.data._make_labels import as_labels
 from align.data._readable import looked_at
 from align.data._repeated import repeated
 from align.data._workplace import Workplace
-from align.data.prompts import load_prompts
 from align.errors import UserError
 from align.figures.statistics import Comparison
 from align.files import code
@@ -275,8 +274,7 @@ class _Session:
         judges = self._together({**trained, **watched})
         sampling = config.sampling or self.recipe.sampling
         painter = Painter(policy, sampling, self.accelerator, seed=self.recipe.train.seed, batch_size=config.batch_size)
-        number = len(load_prompts(config.prompts, count=config.num_prompts, key="evaluate.prompts"))
-        self.say(f"report: {number} {summary.held_out(seen)}, before and after")
+        self.say(f"report: {evaluate.asked(config)} {summary.held_out(seen)}, before and after")
         with Interrupt(self.accelerator) as interrupt:
             return evaluate.evaluate(config, painter, judges, self.output, poll=interrupt.check)
 

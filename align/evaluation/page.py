@@ -28,7 +28,7 @@ def page(found: Evaluation, measured: Sequence[Measured], items: Sequence[Item],
         title=_title(found),
         kicker="; ".join([f"{found.prompts} on {found.model}", found.sampling, *seen(found)]),
         facts={
-            "prompts": f"{found.num_prompts:,}",
+            "prompts": f"{found.num_prompts:,}{_distinct(found)}",
             "images of each": str(found.num_images),
             "seed": str(found.seed),
             "categories": str(len(found.categories) or "none"),
@@ -44,6 +44,10 @@ def page(found: Evaluation, measured: Sequence[Measured], items: Sequence[Item],
         made=_made(found),
         **grid(measured, items, folder, verdict),
     )
+
+
+def _distinct(found: Evaluation) -> str:
+    return "" if found.num_distinct in (None, found.num_prompts) else f" ({found.num_distinct:,} distinct)"
 
 
 def _title(found: Evaluation) -> str:
@@ -122,8 +126,8 @@ def _short(arm: ArmResult) -> str:
 def _made(found: Evaluation) -> dict[str, str]:
     return {
         "adapters": ", ".join(dict.fromkeys(adapter for arm in found.arms for adapter in arm.adapters)) or "none",
-        "intervals": "95 % over prompts: Student's t for means, exact or Wilson's for rates; differences paired by "
-        "prompt and seed",
+        "intervals": "95 % over distinct prompts: Student's t for means, exact or Wilson's for rates; differences "
+        "paired by prompt and seed",
         "machine": found.hardware,
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
     }

@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from align.data.prompts import words
 from align.evaluation.arms import Arm
 from align.evaluation.benchmarks import Item
 from align.evaluation.statistics import Gain, gains, intervals, means
@@ -72,6 +73,8 @@ class Evaluation(Known):
     seed: int
     prompts: str
     num_prompts: int
+    num_distinct: int | None = None
+    """Distinct prompts among them, over which the intervals are; null of evaluations that have not counted them."""
     num_images: int
     """Of each prompt."""
     categories: dict[str, int]
@@ -110,15 +113,23 @@ def groups(items: Sequence[Item]) -> dict[str, Tensor]:
     return {category: torch.tensor(places) for category, places in found.items()}
 
 
+def asked(items: Sequence[Item], rows: Tensor | None = None) -> list[str]:
+    """The words of each prompt, or of those in places `rows` (n,), by which repeated ones are known."""
+    places = range(len(items)) if rows is None else rows.tolist()
+    return [words(items[place].prompt) for place in places]
+
+
 def baseline(measured: Measured, items: Sequence[Item]) -> Baseline:
     """The baseline by itself."""
     diverse = _diversity(measured.small)
     return Baseline(
         label=measured.arm.label,
         slug=measured.arm.slug,
-        scores=means(measured.scores),
-        categories={name: means(_of(measured.scores, rows)) for name, rows in groups(items).items()},
-        diversity=None if diverse is None else intervals(diverse)[0],
+        scores=means(measured.scores, asked(items)),
+        categories={
+            name: means(_of(measured.scores, rows), asked(items, rows)) for name, rows in groups(items).items()
+        },
+        diversity=None if diverse is None else intervals(diverse, asked(items))[0],
     )
 
 
@@ -126,7 +137,7 @@ def against(before: Measured, after: Measured, items: Sequence[Item]) -> ArmResu
     """`after` held against `before`."""
     old, new = _diversity(before.small), _diversity(after.small)
     moved = (after.small - before.small).double().square().mean((2, 3, 4)).sqrt().mean(1)
-    arm = after.arm
+    arm, prompts = after.arm, asked(items)
     return ArmResult(
         label=arm.label,
         slug=arm.slug,
@@ -134,12 +145,13 @@ def against(before: Measured, after: Measured, items: Sequence[Item]) -> ArmResu
         negative=None if arm.negative is None else dict(arm.negative),
         noise=arm.noise,
         count=arm.count,
-        scores=gains(before.scores, after.scores),
+        scores=gains(before.scores, after.scores, prompts),
         categories={
-            name: gains(_of(before.scores, rows), _of(after.scores, rows)) for name, rows in groups(items).items()
+            name: gains(_of(before.scores, rows), _of(after.scores, rows), asked(items, rows))
+            for name, rows in groups(items).items()
         },
-        diversity=None if old is None or new is None else gains({"": old}, {"": new})[""],
-        change=intervals(moved[:, None])[0],
+        diversity=None if old is None or new is None else gains({"": old}, {"": new}, prompts)[""],
+        change=intervals(moved[:, None], prompts)[0],
         drift=after.drift,
     )
 
@@ -209,7 +221,9 @@ def seen(found: Evaluation) -> Iterator[str]:
 def lines(found: Evaluation) -> Iterator[str]:
     """What a user reads at the end."""
     width = max(map(len, found.baseline.scores))
-    yield f"{counted(found.num_prompts, 'prompt')} of {found.prompts}, {counted(found.num_images, 'image')} each"
+    repeated = "" if found.num_distinct in (None, found.num_prompts) else f" ({found.num_distinct} distinct)"
+    prompts = f"{counted(found.num_prompts, 'prompt')}{repeated} of {found.prompts}"
+    yield f"{prompts}, {counted(found.num_images, 'image')} each"
     yield f"{found.model}, {found.sampling}, seed {found.seed}"
     yield from seen(found)
     yield f"{found.baseline.label}:"

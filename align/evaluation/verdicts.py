@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from align.data.prompts import words
 from align.errors import UserError
 from align.evaluation.questions import Asked, Examination, Rule
 from align.evaluation.statistics import Gain, gains, means
@@ -98,6 +99,11 @@ def rows(found: Sequence[Tensor], exam: Examination) -> dict[str, Tensor]:
     return stacked
 
 
+def _has(one: Asked, row: str) -> bool:
+    """Whether a prompt stands in a row of the table."""
+    return row == SCORE or any(question.skill == row for question in one.questions)
+
+
 def _counts(asked: Sequence[Asked], row: str) -> Tensor:
     """(P',): a prompt's number of questions in a row, by which the mean over prompts counts each question alike; 1 on
     the average."""
@@ -117,17 +123,18 @@ def examined(exam: Examination, judge: str, base: Sequence[Tensor], arms: Mappin
     before = rows(base, exam)
     count = {row: sum(q.skill == row for one in exam.asked for q in one.questions) for row in before}
     count[SCORE] = sum(len(one.questions) for one in exam.asked)
+    asked = {row: [words(one.prompt) for one in exam.asked if _has(one, row)] for row in before}
     against = {}
     for label, found in arms.items():
         after = rows(found, exam)
-        against[label] = {row: gains({row: before[row]}, {row: after[row]})[row] for row in before}
+        against[label] = {row: gains({row: before[row]}, {row: after[row]}, asked[row])[row] for row in before}
     return Examined(
         name=exam.name,
         rule=exam.rule,
         judge=judge,
         questions=count,
         prompts={row: len(values) for row, values in before.items()},
-        baseline={row: means({row: values})[row] for row, values in before.items()},
+        baseline={row: means({row: values}, asked[row])[row] for row, values in before.items()},
         arms=against,
     )
 

@@ -3,8 +3,9 @@
 Intervals are of 95 % and hold that at every number of prompts (tests/align/figures/test_coverage.py). Means: Student's
 t over prompts. Rates, and scores that say 0 or 1: exact (Clopper & Pearson 1934) below 24 trials, Wilson's (1927) from
 there, which are narrower. Differences of two such scores: Agresti & Min's (2005). Several seeds: both seeds and prompts
-are drawn (Cochran & Cox 1957). Below 4 prompts there is none. A difference is taken prompt by prompt first: what the
-two share (a hard prompt, an unlucky noise) cancels.
+are drawn (Cochran & Cox 1957). Below 4 prompts there is none. A difference is taken image by image first: what the two
+share (a hard prompt, an unlucky noise) cancels. Means are over images; where several are of one prompt, intervals and p
+are over the distinct prompts (align/figures/repeats.py).
 """
 
 import math
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+
+from align.figures.repeats import Asked, Repeats, repeats, told
 
 LEAST = 4
 """Prompts below which no interval is given."""
@@ -55,14 +58,21 @@ class Comparison(BaseModel):
     difference: Interval
     """After - before, paired."""
     win_rate: float
-    """Share of prompts on which after is higher; ties count half."""
+    """Share of images on which after is higher; ties count half."""
     ties: float | None = None
-    """Share of prompts on which both are the same; null of runs that have not counted them."""
+    """Share of images on which both are the same; null of runs that have not counted them."""
     std_before: float
     """Standard deviation of the score over the reference's images: the scale of a difference."""
     num_prompts: int
+    """Rows: a prompt that stands there twice counts twice."""
+    num_distinct: int | None = None
+    """Distinct prompts among them, over which intervals and p are; null of runs that have not counted them."""
     p: float | None = None
     """How often a difference at least as large comes about by chance where there is none; null below 4 prompts."""
+
+    def asked(self) -> str:
+        """How many prompts, to stand before the word prompts: "256", or "1024 images of 383" where some repeat."""
+        return told(self.num_prompts, self.num_distinct)
 
     def shares(self, form: str = "{:.0f}, {:.0f} %") -> str:
         """On how many after is higher, and on how many it is lower, in per cent."""
@@ -77,62 +87,87 @@ def better(found: Comparison) -> str:
     return "the same on all" if found.ties == 1 else f"better on {found.shares('{:.0f} %, worse on {:.0f} %')}"
 
 
-def compare(before: Tensor, after: Tensor) -> Comparison:
-    """Scores (n,) of the same n prompts in the same order -> their comparison."""
+def compare(before: Tensor, after: Tensor, asked: Asked = None) -> Comparison:
+    """Scores (n,) of the same n prompts in the same order -> their comparison; rows that are `asked` the same are of
+    one prompt."""
     before, after = before.double().cpu(), after.double().cpu()
     difference = after - before
     wins = (difference > 0).double() + 0.5 * (difference == 0).double()
     return Comparison(
-        before=interval(before),
-        after=interval(after),
-        difference=paired(difference),
+        before=interval(before, asked),
+        after=interval(after, asked),
+        difference=paired(difference, asked),
         win_rate=float(wins.mean()),
         ties=float((difference == 0).double().mean()),
         std_before=float(before.std(correction=0)),
         num_prompts=len(before),
-        p=chance(difference),
+        num_distinct=distinct(asked, len(before)),
+        p=chance(difference, asked),
     )
 
 
-def paired(differences: Tensor) -> Interval:
-    """Differences (n,) prompt by prompt, or distances -> their mean and its interval; none at all is exactly none."""
+def distinct(asked: Asked, number: int) -> int:
+    """How many prompts `number` rows have."""
+    return number if asked is None else len(set(asked))
+
+
+def paired(differences: Tensor, asked: Asked = None) -> Interval:
+    """Differences (n,) image by image, or distances -> their mean and its interval; none at all is exactly none."""
     differences = differences.double().cpu()
     answers = torch.tensor([-1.0, 0.0, 1.0], dtype=differences.dtype)
-    if len(differences) >= LEAST and differences.any() and bool(torch.isin(differences, answers).all()):
-        return _of_two_rates(differences)
-    return _mean(differences)
+    shared = repeats(asked, len(differences))
+    enough = len(differences if shared is None else shared) >= LEAST
+    if enough and differences.any() and bool(torch.isin(differences, answers).all()):
+        return _of_two_rates(differences, shared)
+    return _mean(differences, shared)
 
 
-def interval(values: Tensor) -> Interval:
+def interval(values: Tensor, asked: Asked = None) -> Interval:
     """Scores (n,) -> their mean and its interval; those that say 0 or 1 are a rate."""
     values = values.double().cpu()
-    return rate(values[:, None]) if bool(((values == 0) | (values == 1)).all()) else _mean(values)
+    if bool(((values == 0) | (values == 1)).all()):
+        return rate(values[:, None], asked)
+    return _mean(values, repeats(asked, len(values)))
 
 
-def _mean(values: Tensor) -> Interval:
-    number, mean = len(values), float(values.mean())
-    if number < LEAST:
+def _mean(values: Tensor, shared: Repeats | None) -> Interval:
+    mean = float(values.mean())
+    if len(values if shared is None else shared) < LEAST:
         return Interval(mean=mean, low=None, high=None)
+    if shared is not None:
+        half = _t(shared.freedom) * math.sqrt(shared.variance(values))
+        return Interval(mean=mean, low=mean - half, high=mean + half)
     from scipy.stats import ttest_1samp
 
     low, high = ttest_1samp(values.numpy(), 0.0).confidence_interval(1 - ALPHA) if values.std() > 0 else (mean, mean)
     return Interval(mean=mean, low=float(low), high=float(high))
 
 
-def rate(wins: Tensor) -> Interval:
+def rate(wins: Tensor, asked: Asked = None) -> Interval:
     """Shares (P, K) of P prompts with K images each, in [0, 1] -> the mean rate. Images of one prompt are alike: they
     count as fewer than P K trials, by how much their prompts differ (Kish's effective number)."""
     wins = wins.double().cpu()
-    prompts, images = wins.shape
-    mean = float(wins.mean())
-    if prompts < LEAST:
+    mean, shared = float(wins.mean()), repeats(asked, len(wins))
+    if len(wins if shared is None else shared) < LEAST:
         return Interval(mean=mean, low=None, high=None)
-    between = float(wins.mean(1).var(correction=0)) / prompts
-    trials = mean * (1 - mean) / between if between > 0 else prompts
-    if images > 1:  # the number is itself an estimate, of few prompts an unsure one (Korn & Graubard 1998)
-        trials *= (_z() / _t(prompts - 1)) ** 2
-    low, high = _binomial(mean, min(max(trials, prompts), prompts * images))
+    low, high = _binomial(mean, _trials(wins, mean * (1 - mean), shared))
     return Interval(mean=mean, low=low, high=high)
+
+
+def _trials(values: Tensor, variance: float, shared: Repeats | None) -> float:
+    """As many independent answers, each of `variance`, say as much as values (P, K) of P rows with K images each: at
+    least the (effective) prompts, at most all images."""
+    prompts, images = values.shape
+    means = values.mean(1)
+    if shared is None:
+        least, freedom, between = float(prompts), prompts - 1.0, float(means.var(correction=0)) / prompts
+    else:
+        least, freedom = shared.effective, shared.freedom
+        between = shared.variance(means) * (1 - 1 / least)
+    trials = variance / between if between > 0 else least
+    if images > 1 or shared is not None:  # it is itself an estimate, of few prompts unsure (Korn & Graubard 1998)
+        trials *= (_z() / _t(freedom)) ** 2
+    return min(max(trials, least), prompts * images)
 
 
 def over_seeds(values: Tensor) -> Interval:
@@ -154,20 +189,26 @@ def over_seeds(values: Tensor) -> Interval:
     return Interval(mean=mean, low=mean - half, high=mean + half)
 
 
-def chance(differences: Tensor) -> float | None:
+def chance(differences: Tensor, asked: Asked = None) -> float | None:
     """The two-sided p of paired differences (n,): Student's, and never below what turning signs could give, 2^(1-m) of
-    m that are not 0 (a few equal ones have no spread, and prove little)."""
-    from scipy.stats import ttest_1samp
-
+    m prompts whose sum is not 0 (a few equal ones have no spread, and prove little)."""
     differences = differences.double().cpu()
-    if len(differences) < LEAST:
+    shared = repeats(asked, len(differences))
+    totals = differences if shared is None else shared.totals(differences)
+    if len(totals) < LEAST:
         return None
-    moved = int(differences.count_nonzero())
-    if moved == 0:
-        return 1.0
-    tested: Any = ttest_1samp(differences.numpy(), 0.0) if float(differences.std()) > 0 else None
-    by_t = float(tested.pvalue) if tested is not None else 0.0
-    return max(by_t, 2.0 ** (1 - moved))
+    moved = int(totals.count_nonzero())
+    return 1.0 if moved == 0 else max(_by_t(differences, shared), 2.0 ** (1 - moved))
+
+
+def _by_t(differences: Tensor, shared: Repeats | None) -> float:
+    from scipy.stats import t, ttest_1samp
+
+    if shared is None:
+        tested: Any = ttest_1samp(differences.numpy(), 0.0) if float(differences.std()) > 0 else None
+        return float(tested.pvalue) if tested is not None else 0.0
+    error = math.sqrt(shared.variance(differences))
+    return 2 * float(t.sf(abs(float(differences.mean())) / error, shared.freedom)) if error > 0 else 0.0
 
 
 def survivors(chances: Sequence[float | None]) -> float:
@@ -209,10 +250,12 @@ def _binomial(mean: float, trials: float) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def _of_two_rates(differences: Tensor) -> Interval:
+def _of_two_rates(differences: Tensor, shared: Repeats | None) -> Interval:
     """Of paired answers 0 or 1: half an observation is added to each of the four ways in which two can fall."""
-    better, worse = float((differences > 0).sum()) + 0.5, float((differences < 0).sum()) + 0.5
-    number = len(differences) + 2
+    count = len(differences)
+    trials = count if shared is None else _trials(differences[:, None], float(differences.var(correction=0)), shared)
+    better, worse = (float(side.sum()) * (trials / count) + 0.5 for side in (differences > 0, differences < 0))
+    number = trials + 2
     middle = (better - worse) / number
     half = _z() * math.sqrt(better + worse - (better - worse) ** 2 / number) / number
     return Interval(mean=float(differences.mean()), low=max(middle - half, -1.0), high=min(middle + half, 1.0))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from align.data.prompts import words
 from align.figures.statistics import interval, paired
 from align.files.output import write as write_file
 from align.noise.files import Outcome
@@ -24,8 +25,8 @@ class Compared(NamedTuple):
     """What is said of images that best-of has followed."""
 
     tables: list[list[list[str]]]
-    """The rows of each, its head first: the mean of every score with its 95 % interval; then ReNO less each other
-    column, paired by image."""
+    """The rows of each, its head first: the mean of every score with its 95 % interval over distinct prompts; then
+    ReNO less each other column, paired by image."""
     note: str
 
 
@@ -40,14 +41,16 @@ def compared(outcomes: Sequence[Outcome]) -> Compared | None:
         for column in COLUMNS
     }
     drawn = {name: sum(o.baselines[name]["candidates"] for o in found) / len(found) for name in ("seconds", "forwards")}
+    asked = [words(outcome.prompt) for outcome in found]
     others = list(COLUMNS)[:-1]
-    means = [[k, *(str(interval(values[c][k])) for c in COLUMNS)] for k in labels]
-    less = [[k, *(str(paired(values["best"][k] - values[c][k])) for c in others)] for k in labels]
+    means = [[k, *(str(interval(values[c][k], asked)) for c in COLUMNS)] for k in labels]
+    less = [[k, *(str(paired(values["best"][k] - values[c][k], asked)) for c in others)] for k in labels]
     note = (
-        f"{counted(len(found), 'image')}, {counted(found[0].iterations, 'iteration')}; total is what was maximised "
+        f"{counted(len(found), 'image')} of {counted(len(set(asked)), 'prompt')}, "
+        f"{counted(found[0].iterations, 'iteration')}; total is what was maximised "
         f"({', '.join(f'{label} x {weight:g}' for label, weight in found[0].rewards.items())}). Best of n drew "
         f"{drawn['seconds']:.0f} candidates an image in the same seconds and {drawn['forwards']:.0f} at the same "
-        "forward-equivalents. Brackets: 95 % intervals over images; differences are paired."
+        "forward-equivalents. Brackets: 95 % intervals over prompts; differences are paired by image."
     )
     heads = ["score", *COLUMNS.values()], ["ReNO less", *(COLUMNS[column] for column in others)]
     return Compared([[heads[0], *means], [heads[1], *less]], note)

@@ -92,7 +92,7 @@ def _scores(found: Summary) -> Iterator[dict[str, Any]]:
 
 
 def _said(found: Summary) -> str:
-    number = next((score.num_prompts for score in found.scores.values()), 0)
+    number = next((score.asked() for score in found.scores.values()), "0")
     return (
         f"{number} {summary.held_out(found.report_seen)} ({found.report_prompts}); the same seeds before and after, "
         f"the adapter at strength {found.strength:g}."

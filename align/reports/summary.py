@@ -148,7 +148,7 @@ def recommended_strength(findings: Mapping[str, Mapping[str, Any]]) -> float:
 
 
 def seen(recipe: Recipe, trained: Sequence[str]) -> dict[str, int]:
-    """How many of the report prompts training (on the prompts `trained`) or a hook has seen, by their words."""
+    """How many distinct report prompts training (on the prompts `trained`) or a hook has seen, by their words."""
     if recipe.evaluate is None:
         return {}
     chosen: list[str] = []
@@ -158,9 +158,9 @@ def seen(recipe: Recipe, trained: Sequence[str]) -> dict[str, int]:
             number = source.num_prompts + getattr(source, "num_sweep_prompts", 0)
             chosen += load_prompts(source.prompts, count=number, key="hooks")
     report = load_prompts(recipe.evaluate.prompts, count=recipe.evaluate.num_prompts, key="evaluate.prompts")
+    told = set(map(words, report))
     counts = {
-        how: sum(words(prompt) in known for prompt in report)
-        for how, known in (("trained on", set(map(words, trained))), ("chosen on", set(map(words, chosen))))
+        how: len(told & set(map(words, known))) for how, known in (("trained on", trained), ("chosen on", chosen))
     }
     return {how: number for how, number in counts.items() if number}
 

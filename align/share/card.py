@@ -107,9 +107,11 @@ def metadata(
     if shown.images:
         said["widget"] = [{"text": prompt, "output": {"url": path}} for path, prompt in shown.images.items()]
     if found.scores:
-        number = next(iter(found.scores.values())).num_prompts
-        prompts = str(found.report_prompts)
-        prompts += "" if prompts.startswith(counted(number, "prompt")) else f", {counted(number, 'prompt')}"
+        score = next(iter(found.scores.values()))
+        prompts, number = str(found.report_prompts), counted(score.num_prompts, "prompt")
+        if score.asked() != str(score.num_prompts):  # some repeat
+            number = f"{score.asked()} prompts"
+        prompts += "" if prompts.startswith(number) else f", {number}"
         result = {
             "task": {"type": "text-to-image"},
             "dataset": {"type": str(found.report_prompts), "name": prompts},

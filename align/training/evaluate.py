@@ -15,8 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from align.data._readable import readers
-from align.data.prompts import load_prompts, problems
+from align.data.prompts import load_prompts, problems, words
 from align.figures.picture import Cell, sheet, to_pil
+from align.figures.repeats import told
 from align.figures.statistics import Comparison, compare
 from align.files.output import write, write_picture
 from align.policy.painter import Painter
@@ -53,6 +54,12 @@ class EvaluateConfig(ComponentConfig):
             yield ".verdict", f"is {self.verdict}, which is no reward here. Choose one of {', '.join(labels)}."
 
 
+def asked(config: EvaluateConfig) -> str:
+    """How many prompts, to stand before the word prompts: "256", or "1024 images of 383" where some repeat."""
+    prompts = load_prompts(config.prompts, count=config.num_prompts, key="evaluate.prompts")
+    return told(len(prompts), len(set(map(words, prompts))))
+
+
 def evaluate(
     config: EvaluateConfig, painter: Painter, rewards: Any, output: Path, *, poll: Callable[[], None]
 ) -> dict[str, Comparison]:
@@ -72,7 +79,8 @@ def evaluate(
         judged = [(scores[name][label], images[name]) for name in ("before", "after")]
         write_picture(output / PICTURE, before_after(label, prompts, *judged))
         _write(output, label, prompts, scores, images)
-    return {label: compare(scores["before"][label], scores["after"][label]) for label in scores["after"]}
+    rows = [words(prompt) for prompt in prompts]
+    return {label: compare(scores["before"][label], scores["after"][label], rows) for label in scores["after"]}
 
 
 def _write(

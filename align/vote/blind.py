@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from align.data.prompts import words
 from align.evaluation.arms import Arm
 from align.evaluation.benchmarks import Item
 from align.evaluation.files import Folder
@@ -68,9 +69,9 @@ def rates(ballots: Mapping[str, Sequence[Ballot]], given: Mapping[str, Vote]) ->
     """What was chosen, by arm."""
     found = []
     for label, some in ballots.items():
-        choices = [given[ballot.key].choice for ballot in some if ballot.key in given]
-        made = [choice for choice in choices if choice is not None]
-        share = rate(torch.tensor(made, dtype=torch.float64)[:, None]) if made else None
+        choices = [(words(ballot.prompt), given[ballot.key].choice) for ballot in some if ballot.key in given]
+        prompts, made = [p for p, choice in choices if choice is not None], [c for _, c in choices if c is not None]
+        share = rate(torch.tensor(made, dtype=torch.float64)[:, None], prompts) if made else None
         found.append(Rate(label, sum(made), len(made), len(choices) - len(made), share))
     return found
 

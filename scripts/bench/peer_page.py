@@ -10,6 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from comparison.figures import lines  # type: ignore[import-not-found]  # found by the line above
 
+from align.data.prompts import load_prompts, words
 from align.figures.statistics import compare
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "lab" / "performance.md"
@@ -59,9 +60,10 @@ def by_images(rows: Rows) -> list[dict[str, Any]]:
     for count in sorted({row["iterations"] for row in rows}):
         own = [row for row in rows if row["iterations"] == count]
         scores = {side: torch.tensor([x for row in own for x in row[side]]) for side in ("base", "ours", "theirs")}
+        asked = [words(p) for p in load_prompts("shapes:report", count=len(scores["base"]), key="prompts")]
         seconds = torch.tensor([row["seconds"] for row in own]).sum(0) / len(scores["base"])
         for side, spent in zip(("ours", "theirs"), seconds.tolist(), strict=True):
-            change = compare(scores["base"], scores[side]).difference
+            change = compare(scores["base"], scores[side], asked).difference
             told = {"change": [change.mean, *change.edges], "turn": count, "seed": 0}
             found.append({"side": side, "seconds": spent, "iterations": count, **told})
     return found

@@ -33,7 +33,7 @@ import reno  # type: ignore[import-not-found]
 import align
 from align.config import load_recipe
 from align.data._pairs import read_pairs
-from align.data.prompts import load_prompts
+from align.data.prompts import load_prompts, words
 from align.figures.statistics import compare
 from align.hooks._base import Hook, State, Surroundings
 from align.noise.optimise import optimise
@@ -217,11 +217,11 @@ def noise(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             middle = time.process_time()
             alone = torch.cat([bench.alone(row) for row in part])
             ended = time.process_time()
-            words = [row.prompt for row in part]
+            captions = [row.prompt for row in part]
             first, together = (studio.draw(part, x) for x in (studio.noise(part), best))
             images = {"base": first, "ours": together, "theirs": alone}
             with torch.no_grad():
-                found = {side: gold(seen, words).tolist() for side, seen in images.items()}
+                found = {side: gold(seen, captions).tolist() for side, seen in images.items()}
             spent = [middle - started, ended - middle]
             yield {"method": "reno", "seconds": spent, "iterations": count, **found}
 
@@ -238,7 +238,8 @@ def measured(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 if judge is None:
                     judge = Judge(arguments.prompts)
                     before = judge(None)
-                change = compare(before, judge(row["folder"])).difference
+                asked = [words(prompt) for prompt in judge.prompts]
+                change = compare(before, judge(row["folder"]), asked).difference
                 yield row | {"change": [change.mean, *change.edges]}
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import align
-from align.data.prompts import load_prompts
+from align.data.prompts import load_prompts, words
 from align.figures.statistics import compare
 from align.files.output import write as write_text
 from align.noise.studio import Row, Studio
@@ -247,21 +247,21 @@ def write(output: Path, page: Path) -> Path | None:
     named = {place(output, name).stem: name for name in arms(first["w"], Path())}
     order = [stem for stem in named if stem in found]
     order += sorted((stem for stem in found if stem not in named), key=lambda stem: found[stem]["calls"])
+    asked = [words(p) for p in load_prompts("shapes:report", count=len(first["judge"]), key="prompts")]
     rows, gains = [], {}
     for stem in order:
         said, name = found[stem], named.get(stem) or stem.replace("-", " ")
         other = beside(name, said["calls"])
         reference = None if other == name else found.get(place(output, other).stem)
-        judged, gold = "", ""
+        held, judged, gold = "", "", ""
         if reference is not None:
-            judge, liked = (compare(torch.tensor(reference[k]), torch.tensor(said[k])).difference for k in LABELS)
-            low, high = judge.edges
+            judge, liked = (compare(*torch.tensor([reference[k], said[k]]), asked).difference for k in LABELS)
+            held, (low, high) = other, judge.edges
             judged = f"{100 * judge.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
             gold = f"{liked.mean:+.3f} [{liked.within('+.3f')}]"
             gains[name] = judge
         passed = sum(said["judge"]) / len(said["judge"])
         away = f"{sum(said['distance']) / len(said['distance']):.3f}" if "distance" in said else ""
-        held = other if reference is not None else ""
         rows.append(
             f"| {name} | {said['calls']:.1f} | {held} | {passed:.1%} | {judged} | {gold} | {away} "
             f"| {said['seconds']:.3f} |"

@@ -110,7 +110,7 @@ def main(
             told.append(json.loads((run.output / FOLDER / SCORES).read_text(encoding="utf-8")))
             cost = run.report
             lines.append(f"Seed {seed}: {cost.num_updates} updates, {cost.seconds:.0f} s, chosen {cost.chosen_update}.")
-        count = next(iter(next(iter(reports.values())).values())).num_prompts
+        count = next(iter(next(iter(reports.values())).values())).asked()
         rows = table(reports)
         text = [
             " ".join([f"# {recipe}", *changes, f"on seeds {seeds}"]),

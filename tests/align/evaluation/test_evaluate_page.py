@@ -14,7 +14,8 @@ from align.evaluation.benchmarks import Item
 from align.evaluation.charts import Mark, by_strength, fidelity
 from align.evaluation.files import Chunk, Folder
 from align.evaluation.page import PAGE, _sweeps, page
-from align.evaluation.results import Evaluation, Measured, against, baseline
+from align.evaluation.results import Evaluation, Measured, against, baseline, lines
+from align.evaluation.statistics import gains
 from align.figures.statistics import Interval
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -190,3 +191,20 @@ def test_one_strength_and_a_negative_of_its_own_are_no_sweep(tmp_path):
     beside = whole.model_copy(update={"adapters": {"mine": 1.0}, "negative": {"other": 1.0}})
     for arms in ([whole], [whole, whole], [whole, beside]):
         assert list(_sweeps(found.model_copy(update={"arms": arms}))) == []
+
+
+def test_prompts_that_repeat_are_told_and_are_one_prompt_for_the_intervals(tmp_path):
+    items = [Item(text, "") for text in ("a star", "A  star", "a sun", "a box", "a cat")]
+    small, generator = torch.rand(5, 1, 3, 4, 4), torch.Generator().manual_seed(0)
+    old, new = (
+        Measured(arm=Arm(label), scores={"gold": torch.randn(5, 1, generator=generator)}, small=small)
+        for label in ("base", "mine")
+    )
+    found = against(old, new, items)
+    gain = found.scores["gold"]
+    wanted = gains(old.scores, new.scores, [0, 0, 1, 2, 3])["gold"]
+    assert gain == wanted and (gain.num_prompts, gain.num_distinct) == (5, 4)
+    told, _ = made(tmp_path)
+    first = next(lines(told.model_copy(update={"num_prompts": 5, "num_distinct": 4})))
+    assert first == "5 prompts (4 distinct) of mine.txt, 2 images each"
+    assert next(lines(told)) == "3 prompts of mine.txt, 2 images each"

@@ -166,7 +166,7 @@ def test_the_number_of_geneval_is_the_mean_of_its_tasks():
 
 
 def test_tables_are_paired():
-    exam = Examination("mine", "mean", {}, [asked("count", "object")] * 6)
+    exam = Examination("mine", "mean", {}, [asked("count", "object")._replace(prompt=f"p{i}") for i in range(6)])
     generator = torch.Generator().manual_seed(0)
     hard = torch.rand(6, 2, 2, generator=generator, dtype=torch.float64) * 0.8
     found = examined(exam, "it", list(hard), {"arm": list(hard + 0.1)})
@@ -175,6 +175,9 @@ def test_tables_are_paired():
     assert found.questions == {SCORE: 12, "count": 6, "object": 6} and found.prompts[SCORE] == 6
     assert found.baseline["object"].mean == pytest.approx(float(hard[:, :, 1].mean()))
     assert len(as_csv(found).splitlines()) == 4
+    same = Examination("mine", "mean", {}, [asked("count", "object")] * 6)
+    gain = examined(same, "it", list(hard), {"arm": list(hard + 0.1)}).arms["arm"]["count"]
+    assert gain.num_distinct == 1 and gain.difference.low is None, "one prompt, however often it is asked"
 
 
 def test_judges_are_asked_the_questions_or_scored_on_them():

@@ -15,6 +15,7 @@ from align.commands.noise import RECIPE, assembled, seconds, weighted
 from align.commands.sample import STREAM
 from align.config import load_recipe
 from align.errors import UserError
+from align.figures.statistics import paired
 from align.noise import optimise as reno
 from align.noise import table as reno_table
 from align.noise.best_of import best_of
@@ -186,6 +187,24 @@ def test_the_comparison_is_at_equal_cost_and_the_table_says_so(model, studio, tm
     means = {k: sum(o.best[k] for o in outcomes) / 2 for k in ("total",)}
     assert f"{means['total']:.4f} [" in text
     assert reno_table.write(tmp_path, list(session(model, studio, tmp_path / "other").run())) is None
+
+
+def test_several_seeds_of_a_prompt_are_one_prompt_in_the_table(model, studio, tmp_path):
+    first = next(iter(session(model, studio, tmp_path).run(compare=True)))
+    gained = torch.arange(15.0).double() % 4 / 8 + torch.arange(5).repeat_interleave(3) / 4
+    outcomes = [
+        first.model_copy(
+            update={
+                "prompt": f"prompt {number // 3}",
+                "best": first.best | {"total": first.start["total"] + float(more)},
+            }
+        )
+        for number, more in enumerate(gained)
+    ]
+    found = reno_table.compared(outcomes)
+    wanted = paired(gained.view(5, 3).mean(1))  # a prompt's images first
+    assert next(row for row in found.tables[1] if row[0] == "total")[1] == str(wanted)
+    assert "15 images of 5 prompts" in found.note and "intervals over prompts" in found.note
 
 
 def test_a_judge_that_cannot_read_the_prompt_is_left_out(model, studio, tmp_path):

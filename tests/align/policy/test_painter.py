@@ -1,17 +1,20 @@
 """Images for the panel, the pictures and the report: their seeds, their cut into batches, their uncounted cost."""
 
+import json
+
 import pytest
 import torch
 from accelerate import Accelerator
 from align_toys import randomise
 
+from align.figures.statistics import compare
 from align.models.sd import SDConfig, StableDiffusion
 from align.policy.lora import AdapterConfig
 from align.policy.painter import Painter
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter
 from align.sampling import SamplingConfig
-from align.training.evaluate import EvaluateConfig, before_after, evaluate
+from align.training.evaluate import EvaluateConfig, asked, before_after, evaluate
 from rewards import Composite
 from rewards.brightness import Brightness, BrightnessConfig
 
@@ -86,6 +89,18 @@ def test_before_is_the_base_and_after_the_trained_model(painter, judges, tmp_pat
         assert mean == pytest.approx(float(judges(images, PROMPTS)["brightness"].mean()), rel=1e-5)
     assert scores["brightness"].difference.mean != 0
     assert len(polls) == 2 and (tmp_path / "before_after.png").is_file()
+
+
+def test_report_prompts_that_repeat_are_one_prompt(painter, judges, tmp_path):
+    repeated = ["a red star", "A  RED star", "two cats", "x", "a sun", "a red star", "two cats"]
+    config = EvaluateConfig(prompts=repeated, num_prompts=99, num_pictures=1)
+    found = evaluate(config, painter, judges, tmp_path, poll=lambda: None)["brightness"]
+    assert (found.num_prompts, found.num_distinct, found.asked(), asked(config)) == (7, 4, *["7 images of 4"] * 2)
+    scores = json.loads((tmp_path / "report" / "scores.json").read_text())["scores"]
+    before, after = (torch.tensor(scores[when]["brightness"]).double() for when in ("before", "after"))
+    wanted = compare(before, after, [0, 0, 1, 2, 3, 0, 1])
+    assert found.difference.model_dump() == pytest.approx(wanted.difference.model_dump(), rel=1e-4)
+    assert found.p == pytest.approx(wanted.p, rel=1e-3)
 
 
 def colours(image):

@@ -4,11 +4,13 @@ import json
 from itertools import pairwise
 
 import pytest
+import torch
 from pair_toys import picture
 
 from align.evaluation.arms import Arm
 from align.evaluation.benchmarks import Item
 from align.evaluation.files import Folder
+from align.figures.statistics import rate
 from align.vote.ballots import Votes
 from align.vote.blind import asked, keep, lines, rates, shuffled
 
@@ -50,6 +52,19 @@ def test_rates_are_of_images_whatever_their_places(made, tmp_path):
     assert said[0].startswith("one: chosen over base") and "100 % [" in said[0]
     keep(list(found.values()), "base", tmp_path)
     assert json.loads((tmp_path / "votes.json").read_text())["arms"][1]["chosen"] == 0
+
+
+def test_choices_about_the_same_prompt_are_of_one_prompt(made, tmp_path):
+    _, ballots = made
+    votes = Votes(tmp_path, shuffled(ballots, 0), "best")
+    for number, ballot in enumerate(votes.asked):
+        votes.vote(ballot, number % 2)
+    texts = ("a star", "A  star", "a sun", "a box", "a cat", "a cat")
+    alike = {"one": [ballot._replace(prompt=texts[i // 2]) for i, ballot in enumerate(ballots["one"])]}
+    few, many = (rates(each, votes.given)[0] for each in (alike, ballots))
+    made_of = [float(votes.given[ballot.key].choice) for ballot in ballots["one"]]
+    assert few.share == rate(torch.tensor(made_of)[:, None], [0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 3])
+    assert few.share.mean == many.share.mean and few.share != many.share
 
 
 def test_what_was_drawn_anew_is_asked_again_and_equal_pictures_never(made):
