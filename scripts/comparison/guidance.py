@@ -238,9 +238,8 @@ def measure(output: Path, names: Sequence[str], *, prompts: int, w: float, batch
 
 def write(output: Path, page: Path) -> Path | None:
     """The page; None where nothing has been measured."""
-    found: dict[str, Any] = {}
-    for path in sorted((output / FOLDER).glob("*.json")):
-        found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    files = sorted((output / FOLDER).glob("*.json"))
+    found: dict[str, Any] = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
     if not found:
         return None
     first = next(iter(found.values()))
@@ -255,7 +254,8 @@ def write(output: Path, page: Path) -> Path | None:
         reference = None if other == name else found.get(place(output, other).stem)
         held, judged, gold = "", "", ""
         if reference is not None:
-            judge, liked = (compare(*torch.tensor([reference[k], said[k]]), asked).difference for k in LABELS)
+            pairs = [(torch.tensor(reference[k]), torch.tensor(said[k])) for k in LABELS]
+            judge, liked = (compare(a, b, asked).difference for a, b in pairs)
             held, (low, high) = other, judge.edges
             judged = f"{100 * judge.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
             gold = f"{liked.mean:+.3f} [{liked.within('+.3f')}]"

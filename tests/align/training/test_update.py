@@ -44,7 +44,7 @@ def test_a_loss_that_no_trained_step_reaches_is_said_in_one_line():
     """Such as roles that give the steps with gradient to the base: not autograd's own words."""
 
     def constant(policy, batch, context):
-        return Loss(torch.ones(len(batch)), torch.ones(len(batch)))
+        return Loss(torch.ones(len(batch)), torch.ones(len(batch)), {})
 
     with pytest.raises(UserError, match=r"depends on nothing that is trained.*Widen sampling\.last_k"):
         step(constant)
