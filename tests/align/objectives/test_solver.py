@@ -136,7 +136,7 @@ def test_a_run_by_evolution_comes_to_its_end(tmp_path):
     changes = {"objective.search": "evolution", "objective.population": 4, "objective.teacher_steps": 6}
     changes |= {"sampling.num_steps": 2, "train.num_updates": 1, "train.batch_size": 2, "evaluate": None, "hooks": {}}
     run = align.train("solver/shapes", **changes, output=str(tmp_path))
-    assert run.report.num_updates == 1 and (tmp_path / "solver.json").is_file()
+    assert run.report.num_updates == 1 and (tmp_path / "adapter" / "solver.json").is_file()
 
 
 def test_what_cannot_work_is_one_line(tmp_path):
