@@ -73,6 +73,8 @@ class Policy:
         self._in_backward = self._beside = False
         self._outside = self.roles["train"]
         self._layers: list[Any] = [] if adapter is None else list(adapter.layers)
+        if adapter is not None and getattr(model.network, "is_gradient_checkpointing", False):
+            model.network.enable_gradient_checkpointing(switch.checkpointed(self._eager))
 
     def role(self, name: str) -> "Role":
         """The denoiser of a role; it may be called within a checkpointed function, and within another role's graph."""
@@ -121,9 +123,11 @@ class Policy:
     def stance(self, own: bool) -> AbstractContextManager[Any]:
         """The compiler's, for a call; `own`: nothing is switched for it, and so nothing is compiled anew."""
         free = own and not (torch.is_grad_enabled() or self._in_backward or self._beside)
-        if self.compiled != "prefix" or free:
-            return nullcontext()
-        return torch.compiler.set_stance("force_eager")
+        return nullcontext() if free else self._eager()
+
+    def _eager(self) -> AbstractContextManager[Any]:
+        """As every call that carries a gradient."""
+        return torch.compiler.set_stance("force_eager") if self.compiled == "prefix" else nullcontext()
 
 
 class Role:

@@ -67,8 +67,8 @@ class Toy(DiffusionModel):
         return grids.flow(num_steps)
 
 
-def sd(factory):
-    return StableDiffusion(SDConfig(checkpoint="tiny"), factory())
+def sd(factory, blocks):
+    return StableDiffusion(SDConfig(checkpoint="tiny", checkpoint_blocks=blocks), factory())
 
 
 def made(model, which):
@@ -96,10 +96,13 @@ def update(policy):
     return x0.detach(), torch.cat([one.flatten() for one in found if one is not None])
 
 
-@pytest.mark.parametrize("family", ["toy", pytest.param("sd", marks=pytest.mark.slow)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("family", ["toy", pytest.param("sd", marks=SLOW), pytest.param("sd in blocks", marks=SLOW)])
 def test_only_the_calls_before_the_window_are_compiled_and_the_numbers_are_the_same(family, request):
-    factory = request.getfixturevalue("tiny_sd_factory") if family == "sd" else None
-    eager, policy = (made(sd(factory) if factory else Toy(), which) for which in (False, "prefix"))
+    factory = None if family == "toy" else request.getfixturevalue("tiny_sd_factory")
+    eager, policy = (made(sd(factory, "blocks" in family) if factory else Toy(), which) for which in (False, "prefix"))
     backend = Backend()
     expected = update(eager)
     torch._dynamo.reset()
