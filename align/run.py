@@ -49,8 +49,8 @@ from align.training.trainer import EXPORTS, Trainer
 from rewards import CombineConfig, Composite
 
 ADAPTER = "adapter"
-WRITTEN = (ADAPTER, "samples", metrics.FILE_NAME, summary.FILE_NAME, evaluate.PICTURE, evaluate.FOLDER)
-WRITTEN += (report.FILE_NAME, EXPORTS)
+RESULTS = (ADAPTER, EXPORTS, evaluate.FOLDER, evaluate.PICTURE, report.FILE_NAME, summary.FILE_NAME)
+WRITTEN = (*RESULTS, "samples", metrics.FILE_NAME)
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ class _Session:
         if recipe.adapter.dropout:
             named["the number of processes, for which adapter.dropout draws its masks"] = str(accelerator.num_processes)
         checkpoint = resume.find(self.output, resume_from, settings, self.say, named)
+        self.folder.keeps(checkpoint, resume_from, RESULTS)
         batches = repeated(build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed), recipe.sampling)
         looked_at(batches, recipe)
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
-from align.files import code
-from align.files.lock import alone
+from align.files import code, lock
 from align.files.output import write
 from align.training.checkpoint import Checkpoints
 
 RECIPE = "recipe.yaml"
+MARKS = ("metrics.jsonl", "checkpoints", "summary.json", lock.FILE_NAME)
+"""Of these a run's folder has one beside its recipe from its first moment on; a recipe of the user's own has none."""
 
 
 class RunFolder(ExitStack):
@@ -27,16 +28,41 @@ class RunFolder(ExitStack):
     def __enter__(self) -> "RunFolder":
         super().__enter__()
         if (self.path / RECIPE).is_file():  # before a checkpoint is chosen that another process may replace
+            if not any((self.path / mark).exists() for mark in MARKS):
+                raise UserError(
+                    f"output={self.path}: the {RECIPE} there is no run's, and a run would write its own in its place. "
+                    "Set output to another folder, such as runs/NAME."
+                )
             self._hold()
         return self
+
+    def keeps(self, checkpoint: Path | None, resume: str, results: Iterable[str]) -> None:
+        """Raises UserError where a run that begins afresh, or at another one's `checkpoint`, would replace `results`
+        that lie here; `resume` "never" has said that they may go."""
+        inside = checkpoint is not None and self.path.resolve() in checkpoint.resolve().parents
+        there = [name for name in results if (self.path / name).exists()]
+        if resume == "never" or inside or not there or not (self.path / RECIPE).is_file():
+            return
+        never = "start over with --resume never, which removes what is there"
+        raise UserError(
+            f"output={self.path}: a run has ended there ({', '.join(there)}), and it would be lost: "
+            + ("there is no checkpoint of it to go on from. " if checkpoint is None else f"{checkpoint} is another's. ")
+            + ("Set another output" + (f", or {never}." if checkpoint is None else ", or remove the folder."))
+        )
 
     def open(self, recipe: Mapping[str, Any], text: str, *, fresh: bool, written: Iterable[str]) -> None:
         """Makes the folder and writes the resolved recipe, `text`, into it with the code that `recipe` names. `fresh`:
         what an earlier run has `written` goes, with its checkpoints."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            known = self.held
             self._hold()
-            if fresh and (self.path / RECIPE).is_file():  # a run's folder, so these are a run's files
+            if not known and (self.path / RECIPE).is_file():
+                raise UserError(
+                    f"output={self.path}: another run has begun there since this one did. Set another output, or give "
+                    "the same command again to go on from it."
+                )
+            if fresh and known:  # a run's folder, so these are a run's files
                 for name in written:
                     _remove(self.path / name)
                 Checkpoints(self.path / "checkpoints").clear()
@@ -49,7 +75,7 @@ class RunFolder(ExitStack):
 
     def _hold(self) -> None:
         if not self.held:
-            self.enter_context(alone(self.path, "output="))
+            self.enter_context(lock.alone(self.path, "output="))
             self.held = True
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import shutil
 from pathlib import Path
 
 import pytest
@@ -270,3 +271,12 @@ def test_a_folder_that_is_no_runs_keeps_its_files(recipe, tmp_path):
 def test_asking_for_more_processes_than_started_is_an_error(recipe):
     with pytest.raises(UserError, match=r"train.num_processes=2, but 1 started.*torchrun --nproc_per_node 2"):
         align.train(recipe, {"train.num_processes": 2})
+
+
+def test_a_finished_run_whose_checkpoints_are_gone_is_not_replaced(recipe):
+    run = align.train(recipe)
+    shutil.rmtree(run.output / "checkpoints")
+    kept = adapter_bytes(run)
+    with pytest.raises(UserError, match=r"output=.*: a run has ended there \(adapter.*--resume never"):
+        align.train(recipe)
+    assert adapter_bytes(run) == kept and run.metrics and run.report.num_updates == 4

@@ -1,0 +1,74 @@
+"""A run's folder: what lies in it is lost to nobody who has not said so."""
+
+import pytest
+
+from align.errors import UserError
+from align.training.folder import RunFolder
+
+RESULTS = ("adapter", "report.html")
+
+
+def finished(path, *, checkpoints=True):
+    for name in ("adapter", *(("checkpoints",) if checkpoints else ())):
+        (path / name).mkdir(parents=True)
+    for name in ("recipe.yaml", "metrics.jsonl", "report.html"):
+        (path / name).write_text("of an earlier run")
+    return path
+
+
+def begin(path, checkpoint=None, resume="auto"):
+    with RunFolder(path) as folder:
+        folder.keeps(checkpoint, resume, RESULTS)
+        fresh = checkpoint is None
+        folder.open({}, "of this run", fresh=fresh, written=(*RESULTS, "metrics.jsonl"))
+
+
+def test_a_finished_run_without_a_checkpoint_stays(tmp_path):
+    finished(tmp_path)
+    with pytest.raises(UserError, match=r"a run has ended there \(adapter, report.html\).*--resume never"):
+        begin(tmp_path)
+    assert (tmp_path / "recipe.yaml").read_text() == (tmp_path / "report.html").read_text() == "of an earlier run"
+    begin(tmp_path, resume="never")
+    assert (tmp_path / "recipe.yaml").read_text() == "of this run" and not (tmp_path / "adapter").exists()
+
+
+def test_a_finished_run_is_not_mixed_with_another_ones_checkpoint(tmp_path):
+    finished(tmp_path / "a"), finished(tmp_path / "b")
+    own, other = (tmp_path / name / "checkpoints" / "step-000002" for name in ("a", "b"))
+    with pytest.raises(UserError, match=r"step-000002 is another's. Set another output, or remove"):
+        begin(tmp_path / "a", other, str(other))
+    begin(tmp_path / "a", own)
+    assert (tmp_path / "a" / "report.html").is_file()
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_over(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("of an earlier run")
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    begin(tmp_path)
+    assert (tmp_path / "recipe.yaml").read_text() == "of this run" and not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_recipe_of_the_users_own_is_not_written_over(tmp_path, resume):
+    (tmp_path / "recipe.yaml").write_text("mine")
+    (tmp_path / "samples").mkdir()
+    with pytest.raises(UserError, match=r"output=.*: the recipe.yaml there is no run's.*Set output to another folder"):
+        begin(tmp_path, resume=resume)
+    assert (tmp_path / "recipe.yaml").read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_of_two_runs_begun_at_once_the_second_removes_nothing_of_the_first(tmp_path):
+    with RunFolder(tmp_path) as second:  # nothing there yet
+        second.keeps(None, "auto", RESULTS)
+        begin(tmp_path)  # the first, from its beginning to its end
+        (tmp_path / "adapter").mkdir()
+        with pytest.raises(UserError, match="another run has begun there since"):
+            second.open({}, "of the second", fresh=True, written=RESULTS)
+    assert (tmp_path / "adapter").is_dir() and (tmp_path / "recipe.yaml").read_text() == "of this run"
+
+
+def test_the_folder_of_a_noise_search_is_no_runs(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("of align reno")
+    (tmp_path / "images.jsonl").write_text("")
+    with pytest.raises(UserError, match="is no run's"):
+        begin(tmp_path, resume="never")
