@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,7 +24,7 @@ from align.files.output import make_folder, write, write_picture
 from align.noise.studio import Row
 from rewards._numerals import counted
 
-LINES = "images.jsonl"
+LINES, RECIPE = "images.jsonl", "recipe.yaml"
 PATH_PICTURES = 16  # iterates shown in the grid of a path
 
 
@@ -80,13 +81,32 @@ def stem(row: Row) -> str:
     return f"{row.index:04d}-{words[:60].strip('-') or 'image'}"
 
 
+def not_of_another(path: Path) -> None:
+    """Raises UserError where a folder holds the recipe of something else, such as a training run."""
+    if (path / RECIPE).is_file() and not (path / LINES).is_file() and _asks_for_more(path / RECIPE):
+        raise UserError(
+            f"--output {path}: the {RECIPE} there is no noise search's, such as a training run's, and one would be "
+            f"written in its place. Choose another folder, such as {path / 'noise'}."
+        )
+
+
+def _asks_for_more(path: Path) -> bool:
+    """Whether a recipe asks for anything but noise; a damaged one may be anything."""
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))["objective"]
+        return (said["name"] if isinstance(said, dict) else said) != "reno"
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return True
+
+
 class Folder:
     """The output folder: what is finished in it, and how more is added."""
 
     def __init__(self, path: Path, recipe: Recipe):
         self.path, self.recipe = path, recipe
         self.settings = fingerprint(recipe)
-        write(make_folder(path, "--output") / "recipe.yaml", recipe.yaml(), "--output")
+        not_of_another(path)
+        write(make_folder(path, "--output") / RECIPE, recipe.yaml(), "--output")
 
     def finished(self) -> dict[tuple[int, str], Outcome]:
         """(index, prompt) -> the outcome, of images of these very settings whose files are there."""
@@ -95,6 +115,11 @@ class Folder:
             if outcome.settings == self.settings and self._there(outcome):
                 found[outcome.index, outcome.prompt] = outcome
         return found
+
+    def replaced(self, rows: Sequence[Row]) -> str:
+        """A line on the pictures that `rows`, to be made, will take the place of; "" for none."""
+        there = sum((self.path / f"{stem(row)}.png").is_file() for row in rows)
+        return f"{self.path}: {counted(there, 'picture')} of other settings made anew, in their place" if there else ""
 
     def _there(self, outcome: Outcome) -> bool:
         """Whether the files are those that the line speaks of, and no later ones of the same name."""

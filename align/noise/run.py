@@ -20,7 +20,7 @@ from align.data.prompts import load_prompts
 from align.errors import UserError
 from align.files.output import check_file, write_picture
 from align.noise.best_of import best_of
-from align.noise.files import Folder, Outcome, fingerprint, picture, read_noise, stem
+from align.noise.files import Folder, Outcome, fingerprint, not_of_another, picture, read_noise, stem
 from align.noise.optimise import Optimised, optimise
 from align.noise.oracle import Oracle, by_program, by_rewards, program, shuffled
 from align.noise.ranks import ranked
@@ -46,6 +46,8 @@ class Session:
     """One process's part in a run."""
 
     def __init__(self, recipe: Recipe, output: Path, say: Callable[[str], None], studio: Studio | None = None):
+        if studio is None:  # before one is loaded
+            not_of_another(output)
         self.recipe, self.output, self.say = recipe, output, say
         self.studio = studio or Studio(recipe)
         self.accelerator = self.studio.accelerator
@@ -81,6 +83,8 @@ class Session:
             if (row.index, row.prompt) in there:
                 yield there[row.index, row.prompt]
         left = [row for row in rows if (row.index, row.prompt) not in there]
+        if (note := folder.replaced(left)) and not again:
+            self.say(note)
         size = self.recipe.train.batch_size
         for start in range(0, len(left), size):
             batch = left[start : start + size]

@@ -106,7 +106,7 @@ def test_the_noise_draws_the_very_image_again(model, studio, tmp_path):
         drawn_again(tmp_path / outcome.file, None, {}, None)
 
 
-def test_what_is_there_is_not_made_again(model, studio, tmp_path, monkeypatch):
+def test_what_is_there_is_not_made_again(model, studio, tmp_path, monkeypatch, capsys):
     first = list(session(model, studio, tmp_path).run())
     (tmp_path / first[0].file).unlink()
     made = []
@@ -115,8 +115,10 @@ def test_what_is_there_is_not_made_again(model, studio, tmp_path, monkeypatch):
     second = list(session(model, studio, tmp_path).run())
     assert made == [[Row(0, PROMPTS[0])]]
     assert {o.index: o.best for o in second} == {o.index: pytest.approx(o.best) for o in first}
+    capsys.readouterr()
     list(session(model, studio, tmp_path, **{"optim.lr": 4.0}).run())
     assert len(made[1]) == 2  # other settings, other images
+    assert "2 pictures of other settings made anew, in their place" in capsys.readouterr().out
     list(session(model, studio, tmp_path, **{"optim.lr": 4.0}).run(again=True))
     assert len(made) == 3
 
