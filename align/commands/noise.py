@@ -9,7 +9,7 @@ import typer
 
 from align import recipes
 from align.commands.group import recipe_names
-from align.commands.values import finite, settings_among
+from align.commands.values import finite, home, settings_among
 from align.errors import UserError
 from align.noise.recipe import recipe_of
 
@@ -34,7 +34,7 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
 Batch = Annotated[
     int | None, typer.Option("--batch-size", "--batch", min=1, help="Images optimised at once, over all processes.")
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the images.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the images.", callback=home)]
 Change = Annotated[list[str] | None, typer.Option("--set", help="A change to the recipe: --set optim.lr=2.")]
 Again = Annotated[bool, typer.Option("--again", help="Make images that the folder holds anew.")]
 
@@ -122,9 +122,9 @@ def best_of(
 
 
 def redraw(
-    noise: Annotated[Path, typer.Argument(help="A .safetensors that align reno has written.")],
+    noise: Annotated[Path, typer.Argument(help="A .safetensors that align reno has written.", callback=home)],
     model: Annotated[str | None, typer.Option(help="Another model, for the same latents.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The image's file.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The image's file.", callback=home)] = None,
     change: Change = None,
 ) -> None:
     """Draw an image again from its noise: the same model gives the same image, another one its own of it."""

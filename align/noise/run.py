@@ -195,7 +195,7 @@ def drawn_again(
 ) -> Path:
     """Draws the image of a stored noise: as it was, or by the sampling of `recipe` with the model of those changes."""
     path = output or noise.with_name(f"{noise.stem}-{'again' if recipe is None else 'redrawn'}.png")
-    check_file(path, "--output", PICTURES)
+    path = check_file(path, "--output", PICTURES)
     x_T, said = read_noise(noise)
     own = yaml.safe_load(said["recipe"])
     settings = own if recipe is None else {**load_recipe(recipe, on_disk=False).dump(), "train": own["train"]}
