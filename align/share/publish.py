@@ -15,6 +15,8 @@ from align.config import Recipe, load_recipe
 from align.errors import UserError
 from align.files import code
 from align.files.near import near
+from align.files.output import check_folder, whole_folder
+from align.files.output import write as write_file
 from align.policy import adapter_file, soft_prompt
 from align.reports import summary
 from align.share import card
@@ -69,14 +71,10 @@ def check_name(repo: str) -> None:
 
 def write(files: list[File], folder: Path) -> list[Path]:
     """Writes the files into a folder that is new or empty, for a look before they are published."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"--output {folder}: there is something already. Choose another folder, or remove it.")
-    try:
+    folder = check_folder(folder, "--output", empty=True)
+    with whole_folder(folder, "--output") as place:
         for file in files:
-            (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file.name).write_bytes(file.content)
-    except OSError as error:
-        raise UserError(f"--output {folder}: cannot be written ({error.strerror}). Choose another folder.") from None
+            write_file(place / file.name, file.content, "--output")
     return [folder / file.name for file in files]
 
 
