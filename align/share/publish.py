@@ -3,7 +3,6 @@
 Folders of this machine that a recipe names are cut to their last part in every text, and `output` is left out.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,9 +38,8 @@ def compose(run: Path, repo: str, *, licence: str | None = None) -> list[File]:
     """The files that publishing a finished run to `repo` (owner/name) consists of."""
     check_name(repo)
     run = run.expanduser()
-    if not (run / summary.FILE_NAME).is_file() or not (run / adapter_file.RECIPE).is_file():
-        missing = f"no finished run is here (no {summary.FILE_NAME}).{near(run)}"
-        raise UserError(f"{run}: {missing} Finish it with align train.")
+    if missing := [name for name in (summary.FILE_NAME, adapter_file.RECIPE) if not (run / name).is_file()]:
+        raise UserError(f"{run}: no finished run is here (no {missing[0]}).{near(run)} Finish it with align train.")
     tokens = soft_prompt.locate(run)
     weights = tokens or adapter_file.locate(run)[0]
     (soft_prompt if tokens else adapter_file).read(weights)  # whole, and in the format that the card promises
@@ -81,13 +79,12 @@ def write(files: list[File], folder: Path) -> list[Path]:
 def _pictures(run: Path) -> tuple[card.Shown, list[File]]:
     """The grid and the first images of the report, before and after; none where the recipe had no report."""
     folder, files = run / evaluate.FOLDER, []
-    told = folder / evaluate.SCORES
-    prompts = json.loads(told.read_text("utf-8"))["prompts"] if told.is_file() else []
+    told = evaluate.read(run)
     grid = run / evaluate.PICTURE
     if grid.is_file():
         files.append(File(grid.name, grid.read_bytes()))
     images: dict[str, str] = {}
-    for number, prompt in enumerate(prompts[:MAX_IMAGES]):
+    for number, prompt in enumerate(told.prompts[:MAX_IMAGES] if told else ()):
         for when in ("before", "after"):
             path = folder / f"{number:04d}-{when}.png"
             if path.is_file():
