@@ -75,9 +75,14 @@ def reno(
     loaded = assembled(recipe, model, prompts, file, count, reward, changes, change)
     from align.noise import report as reno_report
     from align.noise import table as reno_table
+    from align.noise.redraw import latents_of, same_latents
     from align.noise.run import Session
 
+    other = latents_of(render_with, "--render-with") if render_with else ()
     session = Session(loaded, output, _say)
+    if render_with:
+        own = session.studio.model.latent_shape(loaded.sampling.image_size)
+        same_latents(render_with, other, own, "--render-with")
     few = len(session.rows()) <= FEW
     outcomes = _told(session, output, frames=few if path is None else path, compare=compare, again=again)
     if session.accelerator.is_main_process and outcomes:
