@@ -1,6 +1,9 @@
-"""The model of --render-with is looked at before anything is drawn."""
+"""Images drawn again from their noise: the model of --render-with is looked at before anything is drawn, and a noise
+that does not say what it is of is refused in a line."""
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tiny_sd import tiny_sd
 from typer.testing import CliRunner
 
@@ -35,3 +38,16 @@ def test_the_latents_of_a_model_are_known_without_its_weights():
     assert latents_of("embedded:shapes-turbo", "--render-with") == latents_of("embedded:shapes-sd", "--render-with")
     with pytest.raises(UserError, match=r"^--render-with embedded:nothing: "):
         latents_of("embedded:nothing", "--render-with")
+
+
+SAID = {"recipe": "train: {}", "prompt": "a red circle", "index": "0"}
+DAMAGED = ({}, {"recipe": "[1"}, {"recipe": "[1]"}, {"recipe": "model: sd"}, {"index": "x"})
+
+
+@pytest.mark.parametrize("changes", DAMAGED, ids=str)
+def test_a_noise_that_does_not_say_what_it_is_of(tmp_path, changes):
+    said = SAID | changes if changes else None
+    save_file({"x_T": torch.zeros(4, 8, 8)}, tmp_path / "noise.safetensors", metadata=said)
+    done = CliRunner().invoke(app, ["redraw", str(tmp_path / "noise.safetensors")])
+    assert done.exit_code == 2 and "noise.safetensors: does not say its recipe" in done.stderr, done.exception
+    assert done.stderr.count("\n") == 1
