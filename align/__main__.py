@@ -8,7 +8,16 @@ from align.shadow import shadowed
 
 
 def main() -> None:
-    """The command; first of all whether something on the path hides the toolkit's own packages."""
+    """The command; Ctrl-C while it is still imported ends it as later, with a word and 130."""
+    try:
+        _main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _main() -> None:
+    """First of all whether something on the path hides the toolkit's own packages."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a prompt in letters that the terminal lacks ends no run

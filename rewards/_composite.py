@@ -52,7 +52,7 @@ class Composite(nn.Module):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As nn.Module's, of the rewards that stay where they are put: an off-loaded one comes when it is asked."""
         for reward in self.rewards.values():
-            if not reward.config.offload:  # type: ignore[union-attr]
+            if not reward.config.offload:  # type: ignore[union-attr]  # every reward has a config
                 reward.to(*args, **kwargs)
         return self
 
@@ -85,7 +85,7 @@ class Composite(nn.Module):
                 found[label] = reader, _wide(images.x0)
                 continue
             if pixels is None:
-                pixels = _checked(images.pixels())  # type: ignore[union-attr]
+                pixels = _checked(images.pixels())  # type: ignore[union-attr]  # a tensor's are there already
             found[label] = reward, pixels
         return found
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from align.commands.fitting import family
+from align.commands.values import home
 from align.errors import UserError
 from align.files.output import check_file, write
 from align.presets import NAMES, settings
@@ -35,12 +36,14 @@ def init(
     model: Model = None,
     goal: Goal = None,
     gpu_memory: Memory = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The recipe's file.")] = Path("mine.yaml"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The recipe's file.", callback=home)] = Path(
+        "mine.yaml"
+    ),
 ) -> None:
     """Ask for a model, what there should be more of, and the GPU's memory, and write a recipe with comments."""
     from align.plan.propose import gigabytes
 
-    check_file(output, "--output", (".yaml", ".yml"))
+    output = check_file(output, "--output", (".yaml", ".yml"))
     if output.exists():
         raise UserError(f"--output {output}: there is something already. Name another file, or remove it.")
     which = "Which model (Hub id or folder; align models lists them)"
@@ -52,7 +55,7 @@ def init(
     gib = _answer(asked, "--gpu-memory", "GPU memory", "24GB", lambda text: gigabytes(text, "--gpu-memory"))
     if embedded and goal == "beauty":
         typer.echo("the embedded world has no reward that looks past the prompt: this one is what people pick")
-    if ":" in goal and (file := Path(goal.rpartition(":")[0])).suffix == ".py" and not file.is_file():
+    if ":" in goal and (file := Path(goal.rpartition(":")[0]).expanduser()).suffix == ".py" and not file.is_file():
         typer.echo(f"{file} is not there yet: write it before you train")
     write(output, recipe(model, found, goal, gib), "--output")
     planned = "" if embedded else f" --gpu-memory {gib:g}"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from align.commands.group import recipe_names
-from align.commands.values import NEGATIVE, SIZE, STEPS, settings_among
+from align.commands.values import NEGATIVE, SIZE, STEPS, home, settings_among
 
 Systems = Annotated[
     list[str] | None,
@@ -52,7 +52,10 @@ def evaluate(
     seed: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
     batch: Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Prompts drawn at once.")] = 16,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the results; default: evaluation/ARMS-on-PROMPTS.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder of the results; default: evaluation/ARMS-on-PROMPTS.", callback=home
+        ),
     ] = None,
     change: Annotated[
         list[str] | None,

@@ -6,10 +6,12 @@ from typing import Annotated
 import typer
 
 from align.commands.group import recipe_names
-from align.commands.values import finite
+from align.commands.values import finite, home
 
-Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
-Adapter = Annotated[Path, typer.Argument(help="A run's folder, an adapter's folder, or its .safetensors file.")]
+Run = Annotated[Path, typer.Argument(help="The folder of a finished run.", callback=home)]
+Adapter = Annotated[
+    Path, typer.Argument(help="A run's folder, an adapter's folder, or its .safetensors file.", callback=home)
+]
 
 
 def publish(
@@ -20,7 +22,8 @@ def publish(
         bool, typer.Option("--dry-run", help="Only list what would be sent; the Hub is not asked.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the files into this folder instead of sending them.")
+        Path | None,
+        typer.Option("--output", "-o", help="Write the files into this folder instead of sending them.", callback=home),
     ] = None,
     licence: Annotated[str | None, typer.Option(help="Of the adapter; default: its base model's, if known.")] = None,
     overwrite: Annotated[
@@ -50,7 +53,9 @@ def publish(
 
 def pull(
     repo: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder; default: pulled/NAME.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder; default: pulled/NAME.", callback=home)
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
     trust_recipe: Annotated[
         bool, typer.Option("--trust-recipe", help="Take a recipe that names code, which runs when it is used.")
@@ -67,7 +72,9 @@ def export(
     format: Annotated[
         str, typer.Option("--format", "-f", help="kohya, comfyui, peft, merged; learnt tokens: textual_inversion.")
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: exports/NAME-FORMAT.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder; default: exports/NAME-FORMAT.", callback=home)
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from align.commands.values import home
 from align.errors import UserError
 from align.files.output import write
 from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
@@ -86,7 +87,9 @@ def components(name: Annotated[str | None, typer.Argument(help="Show the setting
 
 
 def schema(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it here, not to the screen.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write it here, not to the screen.", callback=home)
+    ] = None,
 ) -> None:
     """Print the JSON Schema of a recipe, from which an editor completes and checks."""
     import json

@@ -9,7 +9,7 @@ import typer
 
 from align import recipes
 from align.commands.group import recipe_names
-from align.commands.values import finite, settings_among
+from align.commands.values import finite, home, settings_among
 from align.errors import UserError
 from align.noise.recipe import recipe_of
 
@@ -34,7 +34,7 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
 Batch = Annotated[
     int | None, typer.Option("--batch-size", "--batch", min=1, help="Images optimised at once, over all processes.")
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the images.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the images.", callback=home)]
 Change = Annotated[list[str] | None, typer.Option("--set", help="A change to the recipe: --set optim.lr=2.")]
 Again = Annotated[bool, typer.Option("--again", help="Make images that the folder holds anew.")]
 
@@ -75,9 +75,14 @@ def reno(
     loaded = assembled(recipe, model, prompts, file, count, reward, changes, change)
     from align.noise import report as reno_report
     from align.noise import table as reno_table
+    from align.noise.redraw import latents_of, same_latents
     from align.noise.run import Session
 
+    other = latents_of(render_with, "--render-with") if render_with else ()
     session = Session(loaded, output, _say)
+    if render_with:
+        own = session.studio.model.latent_shape(loaded.sampling.image_size)
+        same_latents(render_with, other, own, "--render-with")
     few = len(session.rows()) <= FEW
     outcomes = _told(session, output, frames=few if path is None else path, compare=compare, again=again)
     if session.accelerator.is_main_process and outcomes:
@@ -122,9 +127,9 @@ def best_of(
 
 
 def redraw(
-    noise: Annotated[Path, typer.Argument(help="A .safetensors that align reno has written.")],
+    noise: Annotated[Path, typer.Argument(help="A .safetensors that align reno has written.", callback=home)],
     model: Annotated[str | None, typer.Option(help="Another model, for the same latents.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The image's file.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The image's file.", callback=home)] = None,
     change: Change = None,
 ) -> None:
     """Draw an image again from its noise: the same model gives the same image, another one its own of it."""

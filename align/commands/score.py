@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from align.commands.values import SETTING, settings_among
+from align.commands.values import SETTING, home, settings_among
 from align.errors import UserError
 from align.files.output import check_file, write
 
@@ -58,7 +58,9 @@ def score(
     ] = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="A setting: --set clip.model=...")] = None,
     form: Annotated[str | None, typer.Option("--format", help="table, csv or json; default: by the output.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it here, not to the screen.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write it here, not to the screen.", callback=home)
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once; only of the same size go together.")] = 16,
     num_processes: Annotated[int | None, typer.Option(min=1, help="Default: one a GPU, else one.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
@@ -77,7 +79,7 @@ def score(
     rows = pair(find_images(images), prompts)
     refuse("--prompts", [row.prompt for row in rows], readers({}, rewards))
     if output is not None:
-        check_file(output, "--output")
+        output = check_file(output, "--output")
     from align.evaluation.score import default_processes, score_in_processes
 
     unread: dict[int, str] = {}

@@ -1,11 +1,14 @@
 """`align serve-reward`: a reward behind an HTTP endpoint, so that a large judge lives on another GPU or machine."""
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from align.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -38,10 +41,7 @@ def serve_reward(
     from align.registry import REWARDS, build
     from rewards import Composite
 
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise UserError(f"--device {device}: is none. Give cpu, cuda or cuda:1.") from None
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device is None else _device(device)
     composite = Composite({label: build(REWARDS, config)}).to(place)
     batcher = Batcher(lambda images, prompts: composite(images.to(place), prompts)[label], batch, wait / 1000)
     try:
@@ -56,3 +56,19 @@ def serve_reward(
         raise typer.Exit(130) from None
     finally:
         listening.server_close()
+
+
+def _device(name: str) -> "torch.device":
+    """The device of that name, which is tried: torch knows names of more than there are here."""
+    import torch
+
+    try:
+        place = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: is none. Give cpu, cuda or cuda:1.") from None
+    try:
+        torch.zeros(1, device=place).item()
+    except Exception:  # of each kind of device its own
+        known = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise UserError(f"--device {name}: is not on this machine. Choose {' or '.join(known)}.") from None
+    return place

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +24,14 @@ def finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value}: is no finite number. Give one, such as 0.5.")
     return value
+
+
+def home(value: Path | None) -> Path | None:
+    """A path whose ~ is the user's home: the shell leaves the one of `--output=~/x` as it is."""
+    try:
+        return value and value.expanduser()
+    except RuntimeError:
+        raise typer.BadParameter(f"{value}: there is no such user's home. Write the path out.") from None
 
 
 def settings_among(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from align.commands import page
+from align.commands.values import home
 from align.errors import UserError
 from rewards._numerals import counted
 
@@ -23,7 +24,9 @@ def vote(
     ] = None,
     how: Annotated[Literal["best", "rank", "thumbs"], typer.Option(help="What is asked of each ballot.")] = "best",
     most: Annotated[int, typer.Option("--images", "-n", min=2, max=8, help="Pictures side by side, at most.")] = 4,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the votes and the data.")] = Path("votes"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the votes and the data.", callback=home)
+    ] = Path("votes"),
     voter: Annotated[str | None, typer.Option(help="Your name, where several vote on the same pictures.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random places.")] = 0,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Default: a free one.")] = 0,

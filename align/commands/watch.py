@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from align.commands import page
+from align.commands.values import home
 
 
 def watch(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    run: Annotated[Path, typer.Argument(help="The run's folder.", callback=home)],
     terminal: Annotated[bool, typer.Option("--terminal", "-t", help="In the terminal, without a page.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Say it once in the terminal and end.")] = False,
     every: Annotated[int, typer.Option(min=1, help="Seconds between two looks.")] = 5,

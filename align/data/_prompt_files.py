@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.files.texts import TABLES, Unreadable, json_lines, json_value, lines, read_text, table
+from rewards._config import suggest
 
 KINDS = (".txt", ".jsonl", ".csv", ".tsv", ".json")
 OTHERS = (
@@ -49,7 +50,7 @@ def names_a_source(text: str) -> bool:
         return _there(text)
     return (
         Path(text).suffix.lower() in OTHERS
-        or text.startswith(("./", "../", "~/", "/", ".\\", SHAPES))
+        or text.startswith(("./", "../", "~/", "/", ".\\", *_beginnings()))
         or text.endswith(("/", "\\"))
         or text.count("/") + text.count("\\") > 1
         or bundled(text) is not None
@@ -79,6 +80,18 @@ def set_names() -> list[str]:
     return sorted(file.stem.replace("-", ":", 1) for file in SETS.glob("*.txt"))
 
 
+def _beginnings() -> set[str]:
+    """What sets begin with: a word that does is none of a prompt, though there be no such set."""
+    return {SHAPES, *(f"{name.partition(':')[0]}:" for name in set_names())}
+
+
+def meant(source: str) -> str:
+    """Such as ' Did you mean "shapes:report"?', of the sets; else ""."""
+    from align.shapes.prompts import SPLITS
+
+    return suggest(source, [*(f"{SHAPES}{split}" for split in SPLITS), *set_names()])
+
+
 def read(path: str) -> list[Item]:
     """All prompts of a file; Unreadable otherwise. A .txt has one a line; .jsonl, .csv and .tsv have a prompt a row and
     perhaps a category and an image; .json is a list of prompts or of such rows, or {image: prompt}."""
@@ -86,7 +99,7 @@ def read(path: str) -> list[Item]:
     if suffix not in KINDS:
         raise Unreadable(
             f"{path}: prompts come from a {', '.join(KINDS[:-1])} or {KINDS[-1]} file, a list, or a set: "
-            f"{SHAPES}train, {', '.join(set_names())}."
+            f"{SHAPES}train, {', '.join(set_names())}.{meant(path)}"
         )
     text = read_text(path)
     if suffix == ".txt":

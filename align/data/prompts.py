@@ -8,7 +8,7 @@ from pydantic import Field
 
 from align.data._dataset_config import NATIVE, DatasetConfig
 from align.data._datasets import brought
-from align.data._prompt_files import SHAPES, bundled, read
+from align.data._prompt_files import SHAPES, bundled, meant, read
 from align.data._readable import Readers, scoring, unread
 from align.errors import UserError
 from align.files.texts import Unreadable
@@ -123,7 +123,8 @@ def _load(source: list[str] | str, count: int | None) -> list[str]:
         from align.shapes.prompts import SPLITS, prompts
 
         if (split := source.removeprefix(SHAPES)) not in SPLITS:
-            raise _Problem(f"there is no set {source}. Choose one of {', '.join(SHAPES + s for s in SPLITS)}.")
+            known = ", ".join(SHAPES + s for s in SPLITS)
+            raise _Problem(f"there is no set {source}.{meant(source)} Choose one of {known}.")
         return prompts(split, count)
     lines = _read(source) if isinstance(source, str) else source
     for number, prompt in enumerate(lines, 1):

@@ -92,8 +92,7 @@ class Folder:
     """Reads and writes OUTPUT."""
 
     def __init__(self, path: Path):
-        self.path = path
-        make_folder(path, "--output")
+        self.path = make_folder(path, "--output")
 
     def image(self, arm: Arm, index: int, number: int) -> Path:
         """The file of a prompt's image."""

@@ -54,9 +54,10 @@ def chosen(plan: Plan, output: Path | None) -> Path:
     """The folder of an evaluation. Raises UserError where `output` holds images of other prompts or other sampling."""
     told = described(plan)
     if output is not None:
-        if (output.expanduser() / RECIPE).is_file():
+        output = output.expanduser()
+        if (output / RECIPE).is_file():
             raise UserError(f"--output {output}: is a run's folder. Choose another, such as {output / 'evaluation'}.")
-        there = _read(output.expanduser())
+        there = _read(output)
         if there is not None and not _alike(there, told):
             what = " and ".join([key for key in DRAWN if there.get(key) != told[key]] or ["prompts"])
             raise UserError(

@@ -21,7 +21,8 @@ def load(source: str | list[str], count: int | None = None, *, key: str = "--pro
     begins what is wrong with them.
     """
     if isinstance(source, str) and source.startswith(SHAPES):
-        return [Item(prompt, _skill(prompt)) for prompt in load_prompts(source, count=count, key="--prompts")]
+        key = key.strip() or "the prompts"
+        return [Item(prompt, _skill(prompt)) for prompt in load_prompts(source, count=count, key=key)]
     items = [Item(text) for text in source] if isinstance(source, list) else _load(source, key)
     return items if count is None else [items[place] for place in shares(items, count)]
 

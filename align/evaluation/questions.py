@@ -66,7 +66,7 @@ def examination(source: str) -> Examination:
     if name.startswith("shapes:"):
         from align.evaluation.prompts import load
 
-        items = load(name)
+        items = load(name, key="--benchmark ")
         asked = [Asked(i.prompt, i.category, (Question(i.prompt, "Yes", i.category),)) for i in items]
         return Examination(name, "tasks", {"name": "judge"}, asked)
     if name not in KNOWN:
@@ -81,7 +81,7 @@ def examination(source: str) -> Examination:
     files = [file for file, category in home.files.items() if not kind.only or category in kind.only]
     found, where = [], ""
     for file in files:
-        text, where = fetch(name, file, copy or home.home, alone=len(home.files) == 1)
+        text, where = fetch(name, file, copy or home.home, alone=len(home.files) == 1, option="--benchmark")
         found.append(_read(name, where, lambda text=text, file=file: kind.read(text, home.files[file])))
     judge = dict(kind.judge)
     if judge["name"] == "detector":

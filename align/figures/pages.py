@@ -45,9 +45,12 @@ def _environment(*, markdown: bool) -> Environment:
 
 
 def picture(file: Path, alt: str = "", side: int | None = None, *, lazy: bool = False) -> Markup:
-    """An <img> that holds the picture itself, at most `side` pixels large."""
-    with Image.open(file) as opened:
-        image = opened.convert("RGB")
+    """An <img> that holds the picture itself, at most `side` pixels large; a word in its place where it is damaged."""
+    try:
+        with Image.open(file) as opened:
+            image = opened.convert("RGB")
+    except Exception:  # PIL raises what the bytes happen to mean
+        return Markup("<em>{} cannot be read</em>").format(file.name)
     data, small = io.BytesIO(), min(image.size) < SMALL
     if side is not None:
         image.thumbnail((side, side))

@@ -17,7 +17,7 @@ from align.errors import UserError
 
 FOLDER, RECIPE = "code", "recipe.yaml"
 FORM = re.compile(r"([^\n]+\.py):([^\W\d]\w*)")
-PROMPTS, KINDS = "prompts", (".txt", ".jsonl", ".csv", ".tsv")
+PROMPTS, KINDS = "prompts", (".txt", ".jsonl", ".csv", ".tsv", ".json")
 """The key that names a file of prompts, and its endings."""
 
 

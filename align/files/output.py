@@ -6,8 +6,10 @@ import contextlib
 import errno
 import io
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,38 @@ def make_folder(path: Path, option: str) -> Path:
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be made ({error.strerror}). Choose another folder.") from None
     return path
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, option: str) -> Iterator[Path]:
+    """A folder to write into, whose content goes into `path` when all of it is there; where something fails, nothing
+    of it stays. `path` is new or empty (check_folder). A UserError says why the system takes no more."""
+    path = path.expanduser()
+    there, partial = path.exists(), path / f".{os.getpid()}"
+    try:
+        yield partial
+        for child in sorted(partial.iterdir()):
+            os.replace(child, path / child.name)
+    except UserError as error:
+        raise UserError(str(error).replace(str(partial), str(path))) from None
+    except Exception as error:
+        if (said := _said(error)) is None:
+            raise
+        raise UserError(f"{option} {path}: cannot be written ({said}). Make room, or choose another folder.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not there:
+            with contextlib.suppress(OSError):  # it holds what was written
+                path.rmdir()
+
+
+def _said(error: Exception) -> str | None:
+    """The system's words in an error; libraries written in Rust raise their own, such as "No space left on device (os
+    error 28)". None: it is another error."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    found = re.search(r"([^:]+) \(os error \d+\)", str(error))
+    return found and found[1].strip()
 
 
 def write(path: Path, content: bytes | str, option: str = "") -> Path:

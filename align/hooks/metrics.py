@@ -137,10 +137,18 @@ def read(path: Any) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [_record(line, f"{path}: line {number}") for number, line in enumerate(lines[:-1], 1)]
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    """What a line says of an update, whose number every record has."""
     try:
-        return [json.loads(line) for line in lines[:-1]]
-    except ValueError as error:
-        raise UserError(f"{path}: a line is no record of an update ({error}). Remove it.") from None
+        record, said = json.loads(line), "it is no object with a whole number as its step"
+    except (ValueError, RecursionError) as error:
+        record, said = None, str(error)
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise UserError(f"{where} is no record of an update ({said}). Remove it.")
+    return record
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+SHOWN = 120
+"""Letters of what was cut: of a text that is no prompt all would flood the terminal."""
+
 
 class Tokens(NamedTuple):
     """ids and mask, both (B, L); the mask is 1 where a token is not padding."""
@@ -39,8 +42,10 @@ class Tokenizer:
         ids = self.tokenizer(prompt, verbose=False).input_ids
         if len(ids) > self.length:
             lost = self.tokenizer.decode(ids[self.length - self.num_ends : len(ids) - self.num_ends]).strip()
+            more = f" and {len(lost) - SHOWN} letters more" if len(lost) > SHOWN else ""
             warnings.warn(
-                f'prompt cut to the {self.length} tokens that the text encoder reads; lost: "{lost}"', stacklevel=2
+                f'prompt cut to the {self.length} tokens that the text encoder reads; lost: "{lost[:SHOWN]}"{more}',
+                stacklevel=2,
             )
 
 

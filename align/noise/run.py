@@ -199,9 +199,9 @@ def drawn_again(
 ) -> Path:
     """Draws the image of a stored noise: as it was, or by the sampling of `recipe` with the model of those changes."""
     path = output or noise.with_name(f"{noise.stem}-{'again' if recipe is None else 'redrawn'}.png")
-    check_file(path, "--output", PICTURES)
+    path = check_file(path, "--output", PICTURES)
     x_T, said = read_noise(noise)
-    own = yaml.safe_load(said["recipe"])
+    row, own = _told(noise, said)
     settings = own if recipe is None else {**load_recipe(recipe, on_disk=False).dump(), "train": own["train"]}
     loaded = load_recipe(settings, model, on_disk=False)
     studio = Studio(load_recipe(loaded, overrides, on_disk=False))
@@ -211,5 +211,16 @@ def drawn_again(
             f"{noise}: is noise of shape {tuple(x_T.shape)}, and {studio.model.source} takes {asked}. Choose a model "
             "of the same latents, or --set sampling.image_size."
         )
-    pixels = studio.levels(Row(int(said["index"]), said["prompt"]), x_T.to(studio.accelerator.device))
+    pixels = studio.levels(row, x_T.to(studio.accelerator.device))
     return write_picture(path, picture(pixels), "--output")
+
+
+def _told(noise: Path, said: Mapping[str, str]) -> tuple[Row, dict[str, Any]]:
+    """Which image a stored noise is of, and its recipe, as the file says."""
+    try:
+        row, own = Row(int(said["index"]), said["prompt"]), yaml.safe_load(said["recipe"])
+        if isinstance(own, dict) and "train" in own:
+            return row, own
+    except (KeyError, ValueError, yaml.YAMLError):
+        pass
+    raise UserError(f"{noise}: does not say its recipe, prompt and number. Give a .safetensors of align reno.")

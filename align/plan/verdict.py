@@ -18,6 +18,7 @@ from align.plan.rehearsal import Rehearsal, plain_dtypes, rehearse, way_back
 from align.policy.roles import Calls
 from align.registry import DATA, EMBEDDED, REWARDS, build, called
 from align.sampling.levers import described, savings
+from align.training import packages
 from rewards._base import Reward
 from rewards._numerals import counted
 
@@ -34,6 +35,8 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None, say: propose.Say = 
     is told of each rehearsal of what it would take to fit.
     """
     lines = _intent(recipe)
+    if lacking := packages.absent(recipe):
+        lines["not here"] = " ".join(lacking)
     rewards: Any = recipe.rewards
     for label, config in rewards.items():
         if REWARDS.get(config.name).try_out is not Reward.try_out:

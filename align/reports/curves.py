@@ -1,6 +1,7 @@
 """A run's records as charts: rewards, the guard's probes, gradients; of a finished run and of one that runs."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ Card = tuple[str, Markup]
 
 def series(records: Records, key: str) -> Curve:
     """[(update, value)] of one key."""
-    return [(r["step"], float(r[key])) for r in records if isinstance(r.get(key), int | float)]
+    return [(r["step"], float(r[key])) for r in records if isinstance(r.get(key), int | float) and isfinite(r[key])]
 
 
 def beginning(records: Records, prefix: str) -> dict[str, Curve]:

@@ -6,8 +6,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from align import recipes
 from align.errors import UserError
 from align.figures import pages
@@ -15,6 +13,7 @@ from align.files.near import near
 from align.hooks import metrics
 from align.reports import curves, summary
 from align.reports.curves import Records
+from align.source import Source
 from rewards._numerals import counted
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -34,20 +33,35 @@ class Live:
     @property
     def title(self) -> str:
         """The method and the model."""
-        method, model = self.tree.get("objective", {}), self.tree.get("model", {})
+        method, model = self._block("objective"), self._block("model")
         return f"{method.get('name')} on {model.get('checkpoint', model.get('name'))}"
+
+    @property
+    def total(self) -> int:
+        """Updates that the recipe asks for; 0 where it does not say."""
+        said = self._block("train").get("num_updates")
+        return said if isinstance(said, int) else 0
+
+    @property
+    def trained_on(self) -> list[str]:
+        """The labels of the rewards."""
+        return list(self._block("rewards"))
+
+    def _block(self, key: str) -> dict[str, Any]:
+        """A block of the recipe, whose short form is a name."""
+        said = self.tree.get(key)
+        return said if isinstance(said, dict) else {"name": said} if isinstance(said, str) else {}
 
     @property
     def where(self) -> str:
         """What follows the updates; "" while they are made."""
-        total = int(self.tree.get("train", {}).get("num_updates", 0))
-        done = bool(self.records) and self.records[-1]["step"] >= total
+        done = bool(self.records) and self.records[-1]["step"] >= self.total
         return "finished" if self.finished else "the updates are done; what is reported is drawn" if done else ""
 
     def facts(self) -> dict[str, str]:
         """{what: value}."""
         done = self.records[-1]["step"] if self.records else 0
-        total = int(self.tree.get("train", {}).get("num_updates", 0))
+        total = self.total
         seconds = [p for _, p in curves.series(self.records, "seconds")][-20:]
         each = sum(seconds) / len(seconds) if seconds else 0.0
         facts = {f"of {counted(total, 'update')}": str(done)}
@@ -68,9 +82,9 @@ def look(run: str | Path) -> Live:
         raise UserError(f"{run}: there is no such folder.{near(output)} Give the folder of a run.")
     if not file.is_file():
         raise UserError(f"{run}: there is no {recipes.RECIPE} in it: it is no run's folder, or the run has not begun.")
-    text = file.read_text(encoding="utf-8")
+    tree, text = Source.read(file).tree, file.read_text(encoding="utf-8", errors="replace")
     records = metrics.read(output / metrics.FILE_NAME)
-    return Live(output, text, yaml.safe_load(text) or {}, records, (output / summary.FILE_NAME).is_file())
+    return Live(output, text, tree, records, (output / summary.FILE_NAME).is_file())
 
 
 def page(live: Live, every: int) -> str:
@@ -85,7 +99,7 @@ def page(live: Live, every: int) -> str:
         every=0 if live.finished else every,
         facts=live.facts(),
         note=note,
-        training=curves.training(live.records, list(live.tree.get("rewards") or {}), {}),
+        training=curves.training(live.records, live.trained_on, {}),
         sheets=curves.sheets(live.output, last)[::-1][:4],  # the latest first
         guard=curves.guard(live.records, {}),
         gradients=curves.gradients(live.records),

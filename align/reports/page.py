@@ -1,7 +1,6 @@
 """report.html: a run in one file that needs nothing else; pictures, curves, what the guard saw, and how it was made."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ from align.figures import charts, pages
 from align.figures.statistics import survivors
 from align.files.near import near
 from align.files.output import write as write_file
+from align.files.texts import Unreadable, read_text
 from align.hooks import metrics
+from align.recipes import RECIPE
 from align.reports import curves, summary
 from align.reports.curves import Card, Curve, Records
 from align.reports.summary import Summary
@@ -28,7 +29,7 @@ def write(output: Path) -> Path:
         begun = "the run is not finished. Go on with align train." if any(output.glob("*.yaml")) else "it is no run's."
         raise UserError(f"{output} holds no {summary.FILE_NAME}: {begun}")
     found, records = summary.read(output), metrics.read(output / metrics.FILE_NAME)
-    told, marks = _told(output), _marks(found)
+    told, marks = evaluate.read(output), _marks(found)
     text = pages.page(
         "report.html",
         title=f"{found.method} on {found.model}",
@@ -46,7 +47,7 @@ def write(output: Path) -> Path:
         watched=list(_watched(found)),
         gradients=curves.gradients(records),
         made=_made(found),
-        recipe=(output / "recipe.yaml").read_text(encoding="utf-8"),
+        recipe=_recipe(output),
     )
     return write_file(output / FILE_NAME, text)
 
@@ -99,18 +100,20 @@ def _said(found: Summary) -> str:
     )
 
 
-def _told(output: Path) -> dict[str, Any]:
-    path = output / evaluate.FOLDER / evaluate.SCORES
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _recipe(output: Path) -> str:
+    try:
+        return read_text(output / RECIPE)
+    except Unreadable as error:
+        raise UserError(str(error)) from None
 
 
-def _pairs(output: Path, told: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    if not told:
+def _pairs(output: Path, told: evaluate.Told | None) -> Iterator[dict[str, Any]]:
+    if told is None:
         return
-    label = told["verdict"]
-    before, after = (told["scores"][name][label] for name in ("before", "after"))
+    label = told.verdict
+    before, after = told.scores.before[label], told.scores.after[label]
     yes_or_no = set(before) | set(after) <= {0.0, 1.0}
-    for number, prompt in enumerate(told["prompts"]):
+    for number, prompt in enumerate(told.prompts):
         files = [output / evaluate.FOLDER / f"{number:04d}-{name}.png" for name in ("before", "after")]
         if not all(file.is_file() for file in files):
             return
@@ -132,18 +135,15 @@ def _marks(found: Summary) -> dict[float, str]:
     return marks
 
 
-def _gold(found: Summary, records: Records, told: Mapping[str, Any]) -> Iterator[Card]:
+def _gold(found: Summary, records: Records, told: evaluate.Told | None) -> Iterator[Card]:
     proxy = found.trained_on[0] if found.trained_on else ""
     truth, trained = curves.beginning(records, "panel/").get(GOLD, []), curves.series(records, "reward/total")
     if truth and trained:
         both = {"trained reward": _relative(charts.running_mean(trained)), GOLD: _relative(truth)}
         yield "each as a share of its own range, over the run", charts.lines(both, marks=_marks(found))
-    scores = told.get("scores", {})
-    if scores and GOLD in scores["before"] and proxy in scores["before"] and proxy != GOLD:
-        gains = {
-            label: [b - a for a, b in zip(scores["before"][label], scores["after"][label], strict=True)]
-            for label in (proxy, GOLD)
-        }
+    before, after = (told.scores.before, told.scores.after) if told else ({}, {})
+    if {proxy, GOLD} <= before.keys() & after.keys() and proxy != GOLD:
+        gains = {label: [b - a for a, b in zip(before[label], after[label], strict=True)] for label in (proxy, GOLD)}
         points = list(zip(gains[proxy], gains[GOLD], strict=True))
         title = f"change of each report prompt: {proxy} (trained on) and {GOLD}"
         yield title, charts.scatter(points, x_label=f"change in {proxy}", y_label=f"change in {GOLD}")

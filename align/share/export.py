@@ -17,7 +17,7 @@ from typing import Any
 
 from align.config import Recipe, load_recipe
 from align.errors import UserError
-from align.files.output import write
+from align.files.output import check_folder, whole_folder, write
 from align.models._base import Dtypes
 from align.models._load import without_bars
 from align.policy import adapter_file, soft_prompt
@@ -52,8 +52,7 @@ def export(
     if step is not None:
         source, called = adapter_file.at_step(source, step), f"{called}-step-{step}"
     if (tokens := soft_prompt.locate(source)) or format == TOKENS:
-        folder = output or Path("exports") / f"{called}-{format}"
-        _free(folder)
+        folder = check_folder(output or Path("exports") / f"{called}-{format}", "--output", empty=True)
         return _tokens(tokens, source, format, folder, strength)
     path, beside = adapter_file.locate(source)
     if recipe is None and beside is None and format != "peft":
@@ -64,12 +63,11 @@ def export(
     named = recipe or beside
     loaded = load_recipe(named, on_disk=False) if named is not None else None
     name = path.stem if source.is_file() else called
-    folder = output or Path("exports") / f"{name}-{format}"
-    _free(folder)
-    try:
-        return FORMATS[format](adapter_file.read(path), loaded, folder, name, strength)
-    except OSError as error:
-        raise UserError(f"--output {folder}: cannot be written ({error.strerror}). Choose another folder.") from None
+    folder = check_folder(output or Path("exports") / f"{name}-{format}", "--output", empty=True)
+    file = adapter_file.read(path)
+    with whole_folder(folder, "--output") as place:
+        written = FORMATS[format](file, loaded, place, name, strength)
+    return folder / written.relative_to(place)
 
 
 def _layout(format: str) -> Callable[..., Path]:
@@ -149,20 +147,7 @@ def _tokens(file: Path | None, source: Path, format: str, folder: Path, strength
         raise UserError(f"--strength {strength:g}: learnt tokens have none. Leave it out.")
     placeholder, _ = soft_prompt.read(file)
     name = re.sub(r"[^\w.-]+", "", placeholder).strip(".") or "learnt"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        target = folder / f"{name}.safetensors"
-        temporary = target.with_name(f".{target.name}")
-        temporary.write_bytes(file.read_bytes())
-        temporary.replace(target)
-    except OSError as error:
-        raise UserError(f"--output {folder}: cannot be written ({error.strerror}). Choose another folder.") from None
-    return target
-
-
-def _free(folder: Path) -> None:
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"--output {folder}: there is something already. Choose another folder, or remove it.")
+    return write(folder / f"{name}.safetensors", file.read_bytes(), "--output")
 
 
 def in_float32(config: Any) -> Any:

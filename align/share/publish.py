@@ -3,7 +3,6 @@
 Folders of this machine that a recipe names are cut to their last part in every text, and `output` is left out.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,8 @@ from align.config import Recipe, load_recipe
 from align.errors import UserError
 from align.files import code
 from align.files.near import near
+from align.files.output import check_folder, whole_folder
+from align.files.output import write as write_file
 from align.policy import adapter_file, soft_prompt
 from align.reports import summary
 from align.share import card
@@ -37,9 +38,8 @@ def compose(run: Path, repo: str, *, licence: str | None = None) -> list[File]:
     """The files that publishing a finished run to `repo` (owner/name) consists of."""
     check_name(repo)
     run = run.expanduser()
-    if not (run / summary.FILE_NAME).is_file() or not (run / adapter_file.RECIPE).is_file():
-        missing = f"no finished run is here (no {summary.FILE_NAME}).{near(run)}"
-        raise UserError(f"{run}: {missing} Finish it with align train.")
+    if missing := [name for name in (summary.FILE_NAME, adapter_file.RECIPE) if not (run / name).is_file()]:
+        raise UserError(f"{run}: no finished run is here (no {missing[0]}).{near(run)} Finish it with align train.")
     tokens = soft_prompt.locate(run)
     weights = tokens or adapter_file.locate(run)[0]
     (soft_prompt if tokens else adapter_file).read(weights)  # whole, and in the format that the card promises
@@ -69,27 +69,22 @@ def check_name(repo: str) -> None:
 
 def write(files: list[File], folder: Path) -> list[Path]:
     """Writes the files into a folder that is new or empty, for a look before they are published."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"--output {folder}: there is something already. Choose another folder, or remove it.")
-    try:
+    folder = check_folder(folder, "--output", empty=True)
+    with whole_folder(folder, "--output") as place:
         for file in files:
-            (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file.name).write_bytes(file.content)
-    except OSError as error:
-        raise UserError(f"--output {folder}: cannot be written ({error.strerror}). Choose another folder.") from None
+            write_file(place / file.name, file.content, "--output")
     return [folder / file.name for file in files]
 
 
 def _pictures(run: Path) -> tuple[card.Shown, list[File]]:
     """The grid and the first images of the report, before and after; none where the recipe had no report."""
     folder, files = run / evaluate.FOLDER, []
-    told = folder / evaluate.SCORES
-    prompts = json.loads(told.read_text("utf-8"))["prompts"] if told.is_file() else []
+    told = evaluate.read(run)
     grid = run / evaluate.PICTURE
     if grid.is_file():
         files.append(File(grid.name, grid.read_bytes()))
     images: dict[str, str] = {}
-    for number, prompt in enumerate(prompts[:MAX_IMAGES]):
+    for number, prompt in enumerate(told.prompts[:MAX_IMAGES] if told else ()):
         for when in ("before", "after"):
             path = folder / f"{number:04d}-{when}.png"
             if path.is_file():

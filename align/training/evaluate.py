@@ -7,15 +7,16 @@ everything has been chosen; the picture shows the first of them, whatever became
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from torch import Tensor
 
 from align.data._readable import readers
 from align.data.prompts import load_prompts, problems, words
+from align.errors import UserError
 from align.figures.picture import Cell, sheet, to_pil
 from align.figures.repeats import told
 from align.figures.statistics import Comparison, compare
@@ -81,6 +82,42 @@ def evaluate(
         _write(output, label, prompts, scores, images)
     rows = [words(prompt) for prompt in prompts]
     return {label: compare(scores["before"][label], scores["after"][label], rows) for label in scores["after"]}
+
+
+class Sides(BaseModel):
+    """{reward: every prompt's score}, on both sides of training."""
+
+    before: dict[str, list[float]]
+    after: dict[str, list[float]]
+
+
+class Told(BaseModel):
+    """scores.json."""
+
+    verdict: str
+    prompts: list[str]
+    scores: Sides
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        for name, side in self.scores:
+            if self.verdict not in side:
+                raise ValueError(f"{name} has no scores of {self.verdict}, its verdict")
+            if wrong := [label for label, scores in side.items() if len(scores) != len(self.prompts)]:
+                raise ValueError(f"{name} has not one score of {wrong[0]} for each prompt")
+        return self
+
+
+def read(output: Path) -> Told | None:
+    """What a run's report is of; None where its recipe asked for none."""
+    path = output / FOLDER / SCORES
+    if not path.is_file():
+        return None
+    try:
+        return Told.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        said = f"{error.errors()[0]['msg']}, at {'.'.join(map(str, error.errors()[0]['loc'])) or 'its start'}"
+        raise UserError(f"{path}: holds no scores that a run has written ({said}). Remove it to do without.") from None
 
 
 def _write(

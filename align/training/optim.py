@@ -6,6 +6,7 @@ shape(x) = 1 (constant), 1 - x (linear), (1 + cos(pi x)) / 2 (cosine). A prepare
 per process by Accelerate; a function of i cannot be, and needs nothing stored to resume.
 """
 
+import importlib.util
 import math
 from typing import Annotated, Any, Literal
 
@@ -47,14 +48,26 @@ def build(config: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Op
     common = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
     if config.algorithm == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **common)
+    if problem := missing(config):
+        raise UserError(f"optim.algorithm={config.algorithm}: {problem}")
     try:
         import bitsandbytes  # type: ignore[import-not-found]  # an optional extra
-    except ImportError:
+    except ImportError as error:  # of a library that it needs
         raise UserError(
-            'optim.algorithm=adamw8bit needs bitsandbytes, which is not installed. Run pip install "diffalign[bnb]", '
-            "or set optim.algorithm=adamw."
+            f"optim.algorithm=adamw8bit: bitsandbytes cannot be imported ({error}). Install it again, or set "
+            "optim.algorithm=adamw."
         ) from None
     return bitsandbytes.optim.AdamW8bit(parameters, **common)
+
+
+def missing(config: OptimConfig) -> str | None:
+    """What stands in the way of the algorithm on this machine."""
+    if config.algorithm != "adamw8bit" or importlib.util.find_spec("bitsandbytes") is not None:
+        return None
+    return (
+        "needs the package bitsandbytes, which is not installed. "
+        'Install it (pip install "diffalign[bnb]"), or set optim.algorithm=adamw.'
+    )
 
 
 def note(config: OptimConfig, num_updates: int) -> str | None:

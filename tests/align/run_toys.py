@@ -57,7 +57,8 @@ def finished_run(folder: Path, pipeline: Any, checkpoint: str | None = None, **s
     card.write(run / "adapter", recipe, found)
     (run / "report").mkdir()
     prompts = ["a red circle", "two stars"]
-    (run / "report" / "scores.json").write_text(json.dumps({"verdict": "jpeg", "prompts": prompts, "scores": {}}))
+    scores = {when: {"jpeg": [0.5, 1.0]} for when in ("before", "after")}
+    (run / "report" / "scores.json").write_text(json.dumps({"verdict": "jpeg", "prompts": prompts, "scores": scores}))
     for number in range(2):
         for when, colour in (("before", "red"), ("after", "blue")):
             Image.new("RGB", (8, 8), colour).save(run / "report" / f"{number:04d}-{when}.png")

@@ -57,6 +57,18 @@ def test_a_wrong_recipe_is_refused_before_the_heavy_imports(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("module", ["align.commands.app", "torch"])
+def test_ctrl_c_during_the_imports_is_a_word_and_no_traceback(tmp_path, module):
+    code = (
+        "import sys\nfrom align.__main__ import main\nclass Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\nmain()"
+    )
+    done = command("train", "draft/shapes", "--dry-run", cwd=tmp_path, code=code)
+    assert done.returncode == 130 and done.stderr == "interrupted\n" and not done.stdout
+
+
 def test_the_collector_rests_while_a_recipe_is_read(monkeypatch):
     import align.config
 

@@ -170,3 +170,15 @@ def test_the_command_refuses_what_would_be_open_to_others(monkeypatch):
     for arguments, said in cases:
         result = CliRunner().invoke(app, ["serve-reward", *arguments])
         assert result.exit_code == 2 and said in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "hpu", "nonsense"])
+def test_a_device_that_is_not_here_is_said_before_a_reward_is_built(device, monkeypatch):
+    from typer.testing import CliRunner
+
+    from align.commands.app import app
+
+    monkeypatch.setattr("align.registry.build", lambda *_: pytest.fail("built"))
+    result = CliRunner().invoke(app, ["serve-reward", "brightness", "--device", device])
+    assert result.exit_code == 2 and result.stderr.startswith(f"--device {device}: is ") and "cpu" in result.stderr
+    assert result.stderr.count("\n") == 1

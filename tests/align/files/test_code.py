@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from align.config import load_recipe
+from align.data._prompt_files import KINDS as PROMPT_FILES
 from align.errors import UserError
 from align.files import code
 
@@ -108,3 +109,19 @@ def test_prompts_of_ones_own_go_with_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_recipe("home/runs/a").data.prompts == "home/runs/a/code/mine.txt"
     assert code.own({"prompts": "shapes:train", "pairs": "pairs.jsonl", "text": "a.txt"}) == []
+
+
+@pytest.mark.parametrize("ending", PROMPT_FILES)
+def test_a_run_keeps_prompts_of_every_kind_of_file(tmp_path, monkeypatch, ending):
+    monkeypatch.chdir(tmp_path)
+    Path(f"mine{ending}").write_text("x")
+    code.keep({"data": {"prompts": f"mine{ending}"}}, tmp_path / "run")
+    assert (tmp_path / "run" / "code" / f"mine{ending}").is_file()
+
+
+def test_a_module_by_its_name_is_not_kept(tmp_path, monkeypatch):
+    """As docs/start/first_run.md says."""
+    monkeypatch.chdir(tmp_path)
+    Path("r.py").write_text(BRIGHT)
+    code.keep({"function": "r:bright"}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

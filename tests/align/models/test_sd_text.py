@@ -84,6 +84,12 @@ def test_the_cache_is_bounded_and_drops_the_oldest(text, calls, monkeypatch):
     assert len(calls) == 1
 
 
+def test_of_a_text_that_is_no_prompt_only_the_beginning_of_what_was_cut_is_shown(text):
+    with pytest.warns(UserWarning, match=r'lost: ".{120}" and \d+ letters more$') as found:
+        text.encode(["word " * 5000])
+    assert len(str(found[0].message)) < 300
+
+
 def test_a_prompt_that_is_too_long_says_what_was_cut(text):
     with pytest.warns(UserWarning, match='16 tokens that the text encoder reads; lost: "left"'):
         text.encode(["aaaa bbbb cccccc left"])

@@ -37,7 +37,7 @@ def test_adamw_follows_its_published_first_step():
 
 def test_the_8_bit_optimiser_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match=r'optim.algorithm=adamw8bit.*pip install "diffalign\[bnb\]"'):
+    with pytest.raises(UserError, match=r'optim.algorithm=adamw8bit: .*pip install "diffalign\[bnb\]"'):
         optim.build(OptimConfig(algorithm="adamw8bit"), [torch.nn.Parameter(torch.zeros(1))])
 
 
