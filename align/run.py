@@ -42,7 +42,7 @@ from align.reports.summary import Summary
 from align.share import card
 from align.share.branches import put_on
 from align.share.stock import stock
-from align.training import contents, evaluate, optim, resume
+from align.training import contents, evaluate, optim, packages, resume
 from align.training.folder import RECIPE, RunFolder
 from align.training.header import header
 from align.training.trainer import EXPORTS, Trainer
@@ -152,6 +152,7 @@ class _Session:
 
     def _run(self, resume_from: str) -> Run:
         recipe, accelerator, seed = self.recipe, self.accelerator, self.recipe.train.seed
+        packages.refuse(recipe)
         settings = code.told(recipe.dump())
         named = contents.of_recipe(recipe)
         if recipe.adapter.dropout:

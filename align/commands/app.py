@@ -25,6 +25,7 @@ from align.commands import serve as serve_cli
 from align.commands import vote as vote_cli
 from align.commands import watch as watch_cli
 from align.commands.group import Listing, recipe_names
+from align.commands.pipes import to_its_end, to_nowhere
 from align.commands.values import NEGATIVE, SIZE, STEPS, finite, settings_among
 from align.errors import UserError
 from align.files.output import REFUSED
@@ -42,6 +43,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+NO_HOME = "determine home directory"
+"""Of what pathlib says of ~nobody."""
 CARD = "24GB"
 """What is planned for where nothing is said and no GPU is here."""
 RecipeArgument = Annotated[
@@ -67,8 +70,13 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
             typer.echo("interrupted", err=True)
             raise typer.Exit(130) from None
         except BrokenPipeError:  # `align recipes | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            to_nowhere(sys.stdout.fileno())
             raise typer.Exit(0) from None
+        except RuntimeError as error:
+            if NO_HOME not in str(error) or os.environ.get("ALIGN_TRACEBACK"):
+                raise
+            typer.echo("~: there is no such user's home. Write the path out.", err=True)
+            raise typer.Exit(2) from None
         except OSError as error:
             if error.errno not in REFUSED or os.environ.get("ALIGN_TRACEBACK"):
                 raise
@@ -109,6 +117,7 @@ def _options(
 
 @app.command()
 @_plainly
+@to_its_end
 def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -171,6 +180,7 @@ def plan(
 
 @app.command()
 @_plainly
+@to_its_end
 def sample(
     source: Annotated[
         str,
@@ -251,15 +261,15 @@ for _command in (lists_cli.recipes, lists_cli.rewards, lists_cli.models, lists_c
     app.command()(_plainly(_command))
 app.command()(_plainly(init_cli.init))
 app.command(cls=score_cli.Many)(_plainly(score_cli.score))
-app.command(cls=score_cli.Many)(_plainly(evaluate_cli.evaluate))
+app.command(cls=score_cli.Many)(_plainly(to_its_end(evaluate_cli.evaluate)))
 app.command("serve-reward")(_plainly(serve_cli.serve_reward))
-app.command()(_plainly(preferences_cli.pairs))
-app.command()(_plainly(preferences_cli.cache))
+app.command()(_plainly(to_its_end(preferences_cli.pairs)))
+app.command()(_plainly(to_its_end(preferences_cli.cache)))
 app.command()(_plainly(vote_cli.vote))
 app.command()(_plainly(report_cli.report))
 app.command()(_plainly(watch_cli.watch))
 for _command in (hub_cli.publish, hub_cli.pull, hub_cli.export):
     app.command()(_plainly(_command))
-app.command()(_plainly(reno_cli.reno))
-app.command("best-of")(_plainly(reno_cli.best_of))
-app.command()(_plainly(reno_cli.redraw))
+app.command()(_plainly(to_its_end(reno_cli.reno)))
+app.command("best-of")(_plainly(to_its_end(reno_cli.best_of)))
+app.command()(_plainly(to_its_end(reno_cli.redraw)))

@@ -18,6 +18,7 @@ from align.data._readable import readers, refuse
 from align.errors import UserError
 from align.evaluation.score_inputs import reward_configs
 from align.figures.picture import to_pil
+from align.files import lock
 from align.files.output import make_folder, write_picture
 from align.noise.text import TOWER, TextSteps, Towards
 from align.policy import adapter_file, soft_prompt
@@ -107,28 +108,29 @@ def sample(
         digest += hashlib.blake2b(adapter_file.find(negative.source).read_bytes(), digest_size=8).hexdigest()
     drawn = [tree["model"], tree["sampling"], digest, strength if used else 0, seed, *(text.told() if text else ())]
     said = [_fingerprint(drawn, index, prompt) for index, prompt in enumerate(wanted)]
-    names = _names(folder, said)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build(MODELS, loaded.model)
-    tokens = used is not None and used.name == soft_prompt.FILE_NAME
-    if used is not None and tokens:
-        soft_prompt.SoftPrompt.load(model, used)
-    denoiser = _denoiser(model, loaded, None if tokens else used, strength)
-    model.to(device)
-    noise = generator(seed, STREAM, 0).initial_seed()
-    steps = text.build(model, loaded, noise) if text else None
-    for start in range(0, len(wanted), BATCH):
-        rows = wanted[start : start + BATCH]
-        rng, cond = Rng(noise, range(start, start + len(rows))), steps.encode(rows, start) if steps else None
-        x0 = rollout(loaded.sampling, model, denoiser, rows, rng, cond=cond).x0
-        for index, pixels in enumerate(model.codec.decode(x0), start):
-            info = PngInfo()
-            info.add_text("prompt", wanted[index])
-            info.add_text("source", f"{source}, strength {strength if used else 0:g}, seed {seed}, image {index}")
-            info.add_text("diffalign", said[index])
-            if steps is not None and wanted[index] in steps.moved:
-                info.add_text("text moved", f"{steps.moved[wanted[index]]:.4f} of its length")
-            yield write_picture(folder / names[index], to_pil(pixels), "--output", pnginfo=info)
+    with lock.alone(folder, "--output "):  # a number that is free now is taken when its image is written
+        names = _names(folder, said)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = build(MODELS, loaded.model)
+        tokens = used is not None and used.name == soft_prompt.FILE_NAME
+        if used is not None and tokens:
+            soft_prompt.SoftPrompt.load(model, used)
+        denoiser = _denoiser(model, loaded, None if tokens else used, strength)
+        model.to(device)
+        noise = generator(seed, STREAM, 0).initial_seed()
+        steps = text.build(model, loaded, noise) if text else None
+        for start in range(0, len(wanted), BATCH):
+            rows = wanted[start : start + BATCH]
+            rng, cond = Rng(noise, range(start, start + len(rows))), steps.encode(rows, start) if steps else None
+            x0 = rollout(loaded.sampling, model, denoiser, rows, rng, cond=cond).x0
+            for index, pixels in enumerate(model.codec.decode(x0), start):
+                info = PngInfo()
+                info.add_text("prompt", wanted[index])
+                info.add_text("source", f"{source}, strength {strength if used else 0:g}, seed {seed}, image {index}")
+                info.add_text("diffalign", said[index])
+                if steps is not None and wanted[index] in steps.moved:
+                    info.add_text("text moved", f"{steps.moved[wanted[index]]:.4f} of its length")
+                yield write_picture(folder / names[index], to_pil(pixels), "--output", pnginfo=info)
 
 
 def _behind(
