@@ -42,7 +42,7 @@ from align.reports.summary import Summary
 from align.share import card
 from align.share.branches import put_on
 from align.share.stock import stock
-from align.training import contents, evaluate, optim, packages, resume
+from align.training import contents, evaluate, judges, optim, packages, resume
 from align.training.folder import RECIPE, RunFolder
 from align.training.header import header
 from align.training.trainer import EXPORTS, Trainer
@@ -164,6 +164,7 @@ class _Session:
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
         if rewards is not None:
             rewards.try_out(prompts_of(batches), accelerator.device)
+        judges.try_all(recipe, accelerator.device)
         self.say(f"loads {called(recipe.model)}")  # what takes longest comes after what is more often wrong
         policy = self._policy()
         model, adapter = policy.model, policy.adapter

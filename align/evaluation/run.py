@@ -40,6 +40,7 @@ from align.evaluation.verdicts import TABLE, answered, as_csv, examined
 from align.hooks._probes import SIDE
 from align.interrupt import Interrupt
 from align.registry import called
+from align.training import judges
 from align.versions import hardware, versions
 from rewards._numerals import counted
 
@@ -63,6 +64,7 @@ class Session:
             label: fingerprint(told := config.model_dump(mode="json"), stamps(told))
             for label, config in plan.rewards.items()
         }
+        judges.try_out(plan.rewards, [item.prompt for item in plan.items], self.accelerator.device)
         self._weights = stamps(plan.recipe.dump()["model"])
         self._digests = {adapter: adapter_digest(adapter) for adapter in plan.cast.adapters}
         self.built = Built(self.accelerator)

@@ -18,8 +18,7 @@ from align.plan.rehearsal import Rehearsal, plain_dtypes, rehearse, way_back
 from align.policy.roles import Calls
 from align.registry import DATA, EMBEDDED, REWARDS, build, called
 from align.sampling.levers import described, savings
-from align.training import packages
-from rewards._base import Reward
+from align.training import judges, packages
 from rewards._numerals import counted
 
 LOOKED_AT = 10_000  # rows whose pictures a plan looks for
@@ -38,11 +37,12 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None, say: propose.Say = 
     if lacking := packages.absent(recipe):
         lines["not here"] = " ".join(lacking)
     rewards: Any = recipe.rewards
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for label, config in rewards.items():
-        if REWARDS.get(config.name).try_out is not Reward.try_out:
+        if judges.own(config):
             source = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=0)
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             build(REWARDS, config).to(device).try_out(label, prompts_of(source), device)
+    judges.try_all(recipe, device)
     if not str(getattr(recipe.model, "checkpoint", "")).startswith(EMBEDDED):
         say("rehearses an update without weights; of the largest models that takes a minute")
     gpu = gpu_memory is not None or torch.cuda.is_available()

@@ -32,7 +32,7 @@ def run(code, *args, reads=0):
 
 
 def test_work_goes_on_without_its_reader(tmp_path):
-    code, said = run(WORK, str(tmp_path / "done"), reads=6)
+    _code, said = run(WORK, str(tmp_path / "done"), reads=6)
     assert said == b"update" and (tmp_path / "done").is_file()
 
 
