@@ -148,7 +148,7 @@ def reward_configs(
         if "," in name:
             raise UserError(f"--reward {name}: put blanks between rewards: --reward {name.replace(',', ' ')}.")
         label, _, component = name.rpartition("=")
-        label = label or component.replace(":", "_").replace("/", "_").replace(".", "_")
+        label = label or component.rpartition("/")[2].replace(":", "_").replace(".", "_")
         if label in tree:
             raise UserError(
                 f"--reward {name}: {label} is there already. Give one a label of its own: mine={component}."
