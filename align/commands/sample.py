@@ -20,6 +20,7 @@ from align.evaluation.score_inputs import reward_configs
 from align.figures.picture import to_pil
 from align.files import lock
 from align.files.output import make_folder, write_picture
+from align.models._base import device_of
 from align.noise.text import TOWER, TextSteps, Towards
 from align.policy import adapter_file, soft_prompt
 from align.policy.branches import NEGATIVE, Branch, Branched, opposite
@@ -65,7 +66,7 @@ def _rewarded(model: Any, recipe: Recipe, names: Sequence[str], seed: int) -> An
     for label, config in configs.items():
         if not config.has_gradient():
             raise UserError(f"--reward {label}: has no gradient to follow. Use another, such as clip.")
-    device = next(model.network.parameters()).device
+    device = device_of(model.network)
     rewards = Composite({label: build(REWARDS, config) for label, config in configs.items()}).to(device)
 
     def loss(prompt: str, number: int, cond: Any) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from align.data._workplace import Workplace
 from align.errors import UserError
+from align.models._base import device_of
 from samplers import Rng, generator, noisy, split
 
 Judge = Callable[[Tensor, tuple[str, ...], Tensor], Tensor]
@@ -106,7 +107,7 @@ def branch(config: Any, around: Workplace, judge: Judge, batch: Any) -> Rows:
     cond, grid = model.text.encode(batch.prompts), sampling.grid(model)
     repeated, conds = tuple(prompt for prompt in batch.prompts for _ in range(k)), cond.repeat(k)
     alphas, sigmas = denoiser.schedule(grid.times)
-    device = next(model.network.parameters()).device
+    device = device_of(model.network)
     x = rng.normal("x_T", torch.empty(b, *model.latent_shape(sampling.image_size), device=device)) * grid.init_scale
     rule = noisy(sampling.law())
     out, last, found = denoiser(x, grid.times[0], cond), len(grid.times) - 2, []

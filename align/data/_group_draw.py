@@ -11,6 +11,7 @@ from torch import Tensor
 from align.data._group_rows import Rollout
 from align.data._wanted import Wanted
 from align.data._workplace import Workplace
+from align.models._base import device_of
 from align.sampling import rollout
 from samplers import Rng, Windowed
 
@@ -72,7 +73,7 @@ def _draw(
     """(images' latents and way, without scores; the pixels that are rewarded)."""
     model, sampling, part = around.model, around.sampling, slice(rows.start, rows.stop)
     prompts, groups, indices = list(plan.prompts[part]), plan.groups[part], plan.indices[part]
-    device = next(model.network.parameters()).device
+    device = device_of(model.network)
     like = torch.empty(len(rows), *model.latent_shape(sampling.image_size), device=device)
     start = Rng(around.seed, (groups if shared_noise else indices).tolist(), plan.number)
     found = rollout(

@@ -22,6 +22,7 @@ from align.data._readable import scoring
 from align.data._wanted import Wanted
 from align.data._workplace import Workplace
 from align.data.prompts import Prompts, PromptsConfig, problems
+from align.models._base import device_of
 from align.processes import gather_object
 from align.registry import ComponentConfig
 from samplers import Window, densities, generator
@@ -132,7 +133,7 @@ class Groups:
         model, sampling = around.model, around.sampling
         self.wanted = around.wanted or Wanted()
         self._possible = densities(sampling.law(), model.schedule, sampling.grid(model))
-        device, shape = next(model.network.parameters()).device, model.latent_shape(sampling.image_size)
+        device, shape = device_of(model.network), model.latent_shape(sampling.image_size)
         self.drawing = self.batch_size * sampling.num_rows
 
         def roll(plan: Plan) -> Rollout:

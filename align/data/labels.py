@@ -23,7 +23,7 @@ from align.data._streams import Streams, chosen
 from align.data._views import ViewConfig
 from align.data._workplace import Workplace
 from align.errors import UserError
-from align.models._base import Posterior
+from align.models._base import Posterior, device_of
 from samplers import generator
 
 
@@ -185,7 +185,7 @@ class Labels(Stored):
     def rehearse(self, around: Workplace) -> None:
         """In place of `prepare`, for a plan: pictures without data, on the model's own device."""
         model = around.model
-        device = next(model.network.parameters()).device
+        device = device_of(model.network)
         empty = torch.empty(self.batch_size, *model.latent_shape(self.config.views.image_size), device=device)
         cond = model.text.encode(["a prompt"] * self.batch_size)
         self._meta = Pictures(Posterior(empty, empty), cond, cond, model.text.encode([""]), lambda cond: cond)

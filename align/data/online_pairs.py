@@ -24,7 +24,7 @@ from align.data.groups import Groups, GroupsConfig
 from align.data.preferences import Pairs
 from align.data.prompts import problems
 from align.errors import UserError
-from align.models._base import Posterior
+from align.models._base import Posterior, device_of
 from align.registry import ComponentConfig
 
 PATIENCE = 3  # rollouts in a row without a pair
@@ -93,7 +93,7 @@ class OnlineBatch:
 
     def load(self) -> Pairs:
         """The latents, as the sampler ended with them, and the prompts' embeddings."""
-        device, encode = next(self.model.network.parameters()).device, self.model.text.encode
+        device, encode = device_of(self.model.network), self.model.text.encode
         winner, loser = (self._exactly(x.to(device)) for x in (self.x_w, self.x_l))
         return Pairs(winner, loser, encode(self.prompts), encode([""]), lambda cond: (cond, cond))
 

@@ -20,7 +20,7 @@ from align.data._stored import Stored, StoredBatch
 from align.data._streams import Streams
 from align.data._views import ViewConfig
 from align.data._workplace import Workplace
-from align.models._base import Posterior
+from align.models._base import Posterior, device_of
 from rewards._numerals import counted
 
 
@@ -141,7 +141,7 @@ class Preferences(Stored):
     def rehearse(self, around: Workplace) -> None:
         """In place of `prepare`, for a plan: pairs without data, on the model's own device."""
         model = around.model
-        device = next(model.network.parameters()).device
+        device = device_of(model.network)
         shape = model.latent_shape(self.config.views.image_size)
         empty = torch.empty(self.batch_size, *shape, device=device)
         cond, q = model.text.encode(["a prompt"] * self.batch_size), Posterior(empty, empty)

@@ -28,6 +28,7 @@ from align.data._branch import Judge, Rows, branch, branched, judged
 from align.data._readable import scoring
 from align.data._workplace import Workplace
 from align.data.prompts import Prompts, PromptsConfig, problems
+from align.models._base import device_of
 from align.processes import gather_object
 from align.registry import ComponentConfig
 from samplers import generator
@@ -132,7 +133,7 @@ class Rollouts:
         """In place of `prepare`, for a plan: rows without data, on the model's own device."""
         model = around.model
         n = self.batch_size
-        x = torch.empty(n, *model.latent_shape(), device=next(model.network.parameters()).device)
+        x = torch.empty(n, *model.latent_shape(), device=device_of(model.network))
         t = torch.full((n,), 0.5, dtype=torch.float64)
         self._roll = lambda batch: Rows(
             x, x, x, t, t / 2, torch.ones(n), torch.ones(n), torch.arange(n) % len(batch), torch.ones(n, 2)

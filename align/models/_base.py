@@ -76,6 +76,16 @@ def dtype_of(module: nn.Module) -> torch.dtype:
     return next(p.dtype for name, p in module.named_parameters() if ".lora_" not in name)
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network is called: where its adapters are. Weights that are cut may rest elsewhere (sharding.py)."""
+    own: torch.device | None = None
+    for name, parameter in network.named_parameters():
+        if ".lora_" in name:
+            return parameter.device
+        own = own or parameter.device
+    return own or torch.device("cpu")
+
+
 class DiffusionModel:
     """One model family's bundle. A builder file subclasses it, fills the attributes in and writes `predict`.
 

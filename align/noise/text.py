@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from align.errors import UserError
+from align.models._base import device_of
 from align.policy.lora import AdapterConfig
 from align.policy.trainable import Adapter
 from rewards._clip import HFClip, load_clip
@@ -53,7 +54,7 @@ class Towards:
         clip = load_clip(tower)
         if not isinstance(clip, HFClip):
             raise UserError(f"--tower {tower}: is read by open_clip, and text towers are compared in HF's format here.")
-        self.clip = clip.to(next(model.network.parameters()).device)
+        self.clip = clip.to(device_of(model.network))
         own = {_plain(name): value for name, value in clip.network.text_model.state_dict().items()}
         for self.tokenizer, self.encoder in encoders(model):
             if _same(own, self.encoder):
@@ -98,7 +99,7 @@ class TextSteps:
     def _optimised(self, prompt: str, number: int) -> TensorCond:
         base = self.model.text.encode([prompt])
         if self.adapter is None:
-            device = next(self.network.parameters()).device
+            device = device_of(self.network)
             self.adapter = Adapter(AdapterConfig(rank=RANK), self.network, PROJECTIONS, component="text_encoder")
             self.network.to(device)
             self.fresh = {name: value.clone() for name, value in self.adapter.state_dict().items()}
@@ -134,7 +135,7 @@ def _same(tower: dict[str, Tensor], encoder: Any) -> bool:
 
 def _pictures(folder: Path, model: Any) -> list[Tensor]:
     """(1, 3, H, W) of each picture of a folder."""
-    device = next(model.network.parameters()).device
+    device = device_of(model.network)
     every = sorted(folder.expanduser().rglob("*"))
     files = [file for file in every if file.suffix.lower() in ENDINGS and not hidden(file)]
     try:

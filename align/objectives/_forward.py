@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from align.data._wanted import Wanted
+from align.models._base import device_of
 from align.objectives._base import Parts
 from align.policy.roles import Policy
 from align.registry import ComponentConfig
@@ -92,7 +93,7 @@ class Forward:
     def noised(self, batch: Any) -> Noised:
         """The rows' images at their looks' times."""
         model, slots = self.model, batch.slot.tolist()
-        device = next(model.network.parameters()).device
+        device = device_of(model.network)
         x0 = batch.x0.to(device)
         times = self.sampling.grid(model).times[:-1]
         keys = {"image": batch.indices, "group": batch.groups, "update": [batch.number] * len(batch)}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from align.models._base import device_of
 from align.objectives._base import Loss
 from align.objectives._matching import drawn_times, mean, noisy_target
 from align.objectives._rl_losses import Margins, margins
@@ -76,7 +77,7 @@ class Surrogate:
         chances = torch.arange(1, count + 1, dtype=torch.float64)
         late = [chances.multinomial(1, generator=generator(seed, "surrogate/step", k)) for k in looks]
         step = torch.cat(late)
-        x_s = batch.rollout.states[batch.image, step + 1].to(next(model.network.parameters()).device)
+        x_s = batch.rollout.states[batch.image, step + 1].to(device_of(model.network))
         s = batch.rollout.times[step + 1]
         uniform = torch.stack([torch.rand((), generator=generator(seed, "surrogate/time", k)) for k in looks])
         low = s.clamp(min=config.surrogate_t_min)

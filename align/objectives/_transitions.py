@@ -9,6 +9,7 @@ from torch import Tensor
 
 from align.data._wanted import Wanted
 from align.errors import UserError
+from align.models._base import device_of
 from align.objectives._base import Parts
 from align.policy.roles import Policy
 from samplers import Transition, noisy, split
@@ -43,7 +44,7 @@ class Steps:
 
     def transition(self, policy: Policy, role: str, batch: Any, cond: Any) -> Transition:
         """Rows may stand at different steps; coefficients stay on the CPU, where the rows are."""
-        device = next(self.model.network.parameters()).device
+        device = device_of(self.model.network)
         uncond = self.sampling.unprompted(self.model.text)
         denoiser = self.sampling.guided(policy.role(role), uncond, self.cfg_grad)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = denoiser.schedule(batch.t), denoiser.schedule(batch.s)
@@ -71,7 +72,7 @@ class Steps:
 
     def after_update(self, gather: Gather) -> None:
         """The same on every process; called before the optimiser moves."""
-        device = next(self.model.network.parameters()).device
+        device = device_of(self.model.network)
         apart, self._apart = self._apart or [torch.zeros((), device=device)], []
         worst = float(gather(torch.stack(apart).amax().float()[None]).amax())
         tolerance = self.tolerance

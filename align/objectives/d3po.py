@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from align.models._base import device_of
 from align.objectives._base import Loss, Parts
 from align.objectives._losses import clamped, dpo
 from align.objectives._transitions import Steps, conflicts
@@ -124,7 +125,7 @@ class D3PO(Steps):
     def _log_ratio(self, policy: Policy, batch: Any, *, check: bool = False) -> Tensor:
         """log p_theta(x_s)/p_ref(x_s) of the rows, (B,). check: also hold the policy's to those of the rollout."""
         cond = self.model.text.encode(batch.prompts)
-        x_s = batch.x_s.to(next(self.model.network.parameters()).device)
+        x_s = batch.x_s.to(device_of(self.model.network))
         with torch.no_grad():
             reference = self.transition(policy, "reference", batch, cond).log_prob(x_s)
         step = self.transition(policy, "train", batch, cond)

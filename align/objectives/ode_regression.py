@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from align.models._base import device_of
 from align.objectives._base import Loss, Parts
 from align.objectives._few import Student, StudentConfig
 from align.objectives._matching import mean
@@ -59,7 +60,7 @@ class OdeRegression(Student):
     def states(self, policy: Policy, batch: Any) -> tuple[Tensor, ...]:
         """K + 1 of (B, ...): the teacher's states at the student's times, from noise to data."""
         rng = Rng(self.seed, batch.indices, batch.step)
-        scale, device = self.sampling.grid(self.model).init_scale, next(self.model.network.parameters()).device
+        scale, device = self.sampling.grid(self.model).init_scale, device_of(self.model.network)
         shape = (len(batch.prompts), *self.model.latent_shape(self.sampling.image_size))
         x_T = rng.normal("x_T", torch.empty(shape, device=device)) * scale
         teacher = self.guided(policy, "reference", self.config.guidance)

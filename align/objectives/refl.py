@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from align.models._base import device_of
 from align.objectives._base import Loss
 from align.objectives._reward import RewardObjective, RewardObjectiveConfig
 from align.policy.roles import Policy
@@ -85,7 +86,7 @@ class ReFL(RewardObjective):
         """(B,): squared error on the network's own target, mean over dimensions, at one uniform t for each row."""
         denoiser = policy.role("train")
         with torch.no_grad():
-            posterior = self.model.codec.encode(batch.images().to(next(self.model.network.parameters()).device))
+            posterior = self.model.codec.encode(batch.images().to(device_of(self.model.network)))
             x0 = posterior.sample(rng.normal("posterior", posterior.mean))
         noise = rng.normal("denoising", x0)
         t = torch.cat([torch.rand(1, generator=generator(self.seed, "denoising/t", i)) for i in batch.indices]).to(x0)

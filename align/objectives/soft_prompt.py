@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from align.errors import UserError
+from align.models._base import device_of
 from align.objectives._base import Loss, Parts
 from align.objectives._reward import RewardObjective, RewardObjectiveConfig
 from align.objectives._zeroth import estimate, surrogate
@@ -125,7 +126,7 @@ class SoftPromptObjective(RewardObjective):
                 "it into captions.jsonl, or set objective.caption."
             )
         with torch.no_grad():
-            device = next(self.model.network.parameters()).device
+            device = device_of(self.model.network)
             posterior = self.model.codec.encode(batch.images().to(device))
             x0 = posterior.sample(rng.normal("posterior", posterior.mean))
         eps = rng.normal("soft_prompt", x0)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from align.errors import UserError
+from align.models._base import device_of
 from align.objectives._base import Loss, Parts
 from align.objectives._evolution import Evolution
 from align.policy.roles import Policy
@@ -169,7 +170,7 @@ class SolverSearch:
         return losses, said
 
     def _path(self, role: Any, prompts: Sequence[str], rng: Rng, times: Tensor, matrix: Tensor) -> Trajectory:
-        device = next(self.model.network.parameters()).device
+        device = device_of(self.model.network)
         like = torch.empty(len(prompts), *self.model.latent_shape(self.sampling.image_size), device=device)
         cond = self.model.text.encode(prompts)
         guided = self.sampling.guided(role, self.sampling.unprompted(self.model.text))

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 
 from align.errors import UserError
+from align.models._base import device_of
 from align.models._step_aware import StepAwareClip
 from align.objectives._base import Loss, Parts
 from align.objectives._losses import bradley_terry
@@ -52,7 +53,7 @@ class SPM:
 
     def __init__(self, config: SPMConfig, parts: Parts):
         self.config, self.model, self.sampling, self.seed = config, parts.model, parts.sampling, parts.seed
-        device = next(parts.model.network.parameters()).device
+        device = device_of(parts.model.network)
         self.judge = StepAwareClip(config.clip, seed=parts.seed).to(device)
         self.trainable = Module(self.judge, self.judge.trained(), self.judge.save)
 

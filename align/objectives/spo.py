@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from align.models._base import device_of
 from align.objectives._base import Loss, Parts
 from align.objectives._losses import DPOForm, clamped, dpo
 from align.objectives._sides import SidedConfig
@@ -53,7 +54,7 @@ class SPO:
     def __call__(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
         weight = batch.rows.kept
         chosen = [i for i, kept in enumerate(weight.tolist()) if kept]
-        device = next(self.model.network.parameters()).device
+        device = device_of(self.model.network)
         losses, said = torch.zeros(len(batch), device=device), {"kept": weight.to(device)}
         if not chosen:  # a process may be left without pairs; its share of the gradient is 0, not absent
             nothing = torch.stack([p.sum() for p in policy.adapter.parameters()]).sum() * 0
@@ -77,7 +78,7 @@ class SPO:
 
     def _transition(self, policy: Policy, role: str, rows: Any, cond: Any) -> Transition:
         """The guided DDIM step from x_t to the level of s. Its coefficients stay on the CPU, where `rows` are."""
-        device = next(self.model.network.parameters()).device
+        device = device_of(self.model.network)
         denoiser = self.sampling.guided(policy.role(role), self.sampling.unprompted(self.model.text))
         (alpha_t, sigma_t), (alpha_s, sigma_s) = denoiser.schedule(rows.t), denoiser.schedule(rows.s)
         x_t = rows.x_t.to(device)

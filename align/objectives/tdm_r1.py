@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from align.data._wanted import Wanted
+from align.models._base import device_of
 from align.objectives._base import Loss, Move, Parts
 from align.objectives._few import MARGIN, FewStep, FewStepConfig, Rows, Seen
 from align.objectives._forward import one_update_a_rollout
@@ -136,7 +137,7 @@ class TDMR1(FewStep):
 
     def rows(self, policy: Policy, batch: Any) -> Rows:
         """Of the states that were kept: the two of a straight step say what was predicted in it."""
-        device = next(self.model.network.parameters()).device
+        device = device_of(self.model.network)
         x_t, x_s, schedule = batch.x_t.to(device), batch.x_s.to(device), self.model.schedule
         (alpha_t, sigma_t), level = schedule(batch.t), schedule(batch.s)
         x0_hat, _ = solve(x_s, x_t, alpha_t, sigma_t, level, Prediction.V)

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from align.errors import UserError
+from align.models._base import device_of
 from align.objectives._base import Loss, Move, Parts
 from align.objectives._critic import Critic
 from align.objectives._reward import Gather
@@ -106,7 +107,7 @@ class Unlearn:
         self._quiet: int = 0
         if config.target == "adversarial":
             shape = self.model.latent_shape(self.sampling.image_size)
-            device = next(self.model.network.parameters()).device
+            device = device_of(self.model.network)
             self.critic = Critic(shape, generator(self.seed, "critic", 0).initial_seed()).to(device)
             module = Module(self.critic, list(self.critic.parameters()), self.critic.save)
             optim = {"lr": config.critic_lr, "weight_decay": 0.0}
@@ -120,7 +121,7 @@ class Unlearn:
     def __call__(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
         concept, others = self._split(batch.prompts)
         self._seen += len(concept)
-        device = next(self.model.network.parameters()).device
+        device = device_of(self.model.network)
         nothing = torch.stack([p.sum() for p in policy.adapter.parameters()]).sum() * 0  # a part may have no rows
         losses, kept = torch.zeros(len(batch), device=device) + nothing, torch.zeros(len(batch), device=device)
         said: dict[str, Tensor] = {}
@@ -141,7 +142,7 @@ class Unlearn:
     def judge(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
         """The critic's move."""
         concept, _ = self._split(batch.prompts)
-        device = next(self.model.network.parameters()).device
+        device = device_of(self.model.network)
         nothing = torch.stack([p.sum() for p in self.critic.parameters()]).sum() * 0
         losses, weight = torch.zeros(len(batch), device=device) + nothing, torch.zeros(len(batch), device=device)
         if not concept:

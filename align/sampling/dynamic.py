@@ -35,12 +35,13 @@ class DynamicConfig(ComponentConfig):
         """Latents x0_hat (B, C, h, w) of these prompts -> scores (E, B)."""
         import torch
 
+        from align.models._base import device_of
         from rewards import Composite
         from rewards._latents import Undecoded
 
         built, key = _BUILT.setdefault(model, {}), self.model_dump_json()
         if key not in built:
-            device = next(model.network.parameters()).device
+            device = device_of(model.network)
             built[key] = Composite({name: build(REWARDS, one) for name, one in self.rewards.items()}).to(device)
 
         def scores(x0_hat: "Tensor") -> "Tensor":

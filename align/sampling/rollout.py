@@ -93,4 +93,6 @@ def _noise(config: SamplingConfig, model: "DiffusionModel", prompts: Sequence[st
 
 
 def _device(model: "DiffusionModel") -> Any:
-    return next(model.network.parameters()).device
+    from align.models._base import device_of
+
+    return device_of(model.network)

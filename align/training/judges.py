@@ -28,6 +28,6 @@ def try_out(rewards: Mapping[str, RewardConfig], prompts: Sequence[str], device:
             reward.try_out(label, prompts, device)
 
 
-def own(config: RewardConfig) -> bool:
+def own(config: Any) -> bool:
     """Whether it is somebody's own, and so may break the contract."""
     return REWARDS.get(config.name).try_out is not Reward.try_out

@@ -47,19 +47,8 @@ def test_a_judge_needs_no_gradient(tmp_path, module):
 
 
 def test_align_evaluate_tries_it_before_it_draws(tmp_path, module):
-    reward = module(BROKEN)
-    arguments = [
-        "evaluate",
-        "base",
-        "--recipe",
-        "draft/shapes",
-        "-n",
-        "4",
-        "--reward",
-        reward,
-        "-o",
-        str(tmp_path / "out"),
-    ]
+    arguments = ["evaluate", "base", "--recipe", "draft/shapes", "-n", "4", "-o", str(tmp_path / "out")]
+    arguments += ["--reward", "mine=python", "--set", f"mine.function={module(BROKEN)}"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 2 and "returned a scalar" in done.output, done.output
     assert not list((tmp_path / "out").rglob("*.png"))
