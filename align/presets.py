@@ -18,6 +18,8 @@ HALVED = {"24gb": 12.0, "16gb": 8.0, "8gb": 0.0}
 """GiB up to which 8 bits a weight are few enough; beyond, NF4."""
 LIMIT = {"24gb": 15.0, "16gb": 11.0, "8gb": 4.5}
 """GiB of a network in NF4 beyond which there is no preset."""
+TOGETHER = 21.0
+"""GiB of network and text encoders up to which a prompt is encoded beside the network on 24 GB."""
 FEW = 1.0
 """Billions of parameters below which two samples go through at once on 24 GB, and the autoencoder stays as it is."""
 
@@ -26,19 +28,25 @@ def settings(tree: Mapping[str, Any], preset: str) -> dict[str, Any]:
     """{dotted key: value} that the preset stands for in this recipe. Raises UserError where it cannot fit."""
     model = tree.get("model")
     checkpoint = str(model.get("checkpoint", "")) if isinstance(model, Mapping) else ""
-    billions = _size(checkpoint)
+    billions, of_text = _size(checkpoint)
+    few = 2 if preset == "24gb" and billions < FEW else 1
+    method = _kept(billions, preset, checkpoint)
+    network = {None: 16.0, "int8": 8.0, "nf4": 4.5}[method] / 8 * 1e9 * billions / GIB
+    beside = preset == "24gb" and network + 2e9 * of_text / GIB <= TOGETHER
     found: dict[str, Any] = {
         "model.checkpoint_blocks": True,
         "model.decode_chunk": 1,
-        "train.micro_batch_size": 2 if preset == "24gb" and billions < FEW else 1,
+        "train.micro_batch_size": few,
         **dict.fromkeys(_judges(tree), True),
     }
     if isinstance(tree.get("evaluate"), Mapping):
         found["evaluate.batch_size"] = 1
-    found["model.offload_text" if preset == "24gb" else "model.text_on_cpu"] = True
+    if _draws(tree):
+        found["data.rollout_size"] = few
+    found["model.offload_text" if beside else "model.text_on_cpu"] = True
     if preset != "24gb" or billions >= FEW:
         found["model.dtype.vae"] = "bf16"
-    if (method := _kept(billions, preset, checkpoint)) is not None:
+    if method is not None:
         found["model.quantize"] = method
     return found
 
@@ -57,12 +65,22 @@ def _kept(billions: float, preset: str, checkpoint: str) -> str | None:
     return "nf4"
 
 
-def _size(checkpoint: str) -> float:
-    """Billions of parameters of a published checkpoint's network; of another one, a folder's, as if it were small."""
+def _size(checkpoint: str) -> tuple[float, float]:
+    """Billions of parameters of a published checkpoint's network and of its text encoders; of another one, a folder's,
+    as if it were small."""
     from align.models._real_size import find
 
     known = find(checkpoint)
-    return known[1].billions if known else 0.9
+    return (known[1].billions, known[1].text_billions) if known else (0.9, 0.1)
+
+
+def _draws(tree: Mapping[str, Any]) -> bool:
+    """Whether the recipe's data are images that it draws itself, some at a time."""
+    from align.registry import DATA
+
+    data = tree.get("data")
+    name = str(data.get("name")) if isinstance(data, Mapping) else str(data)
+    return name in DATA.names() and "rollout_size" in DATA.config_class(name).model_fields
 
 
 def _judges(tree: Mapping[str, Any]) -> Iterator[str]:

@@ -29,6 +29,8 @@ class Published:
     """{component of the pipeline: (class of transformers, arguments of its config)} of the text encoders."""
     billions: float = 0.0
     """Parameters of the network, in 1e9."""
+    text_billions: float = 0.0
+    """Those of its text encoders."""
 
 
 KL_VAE: dict[str, Any] = {

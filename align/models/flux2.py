@@ -108,12 +108,14 @@ class Flux2(PipelineModel):
         Published(
             "black-forest-labs/FLUX.2-klein-4B",
             billions=3.8755,
+            text_billions=4.02,
             sampling={"num_steps": 4, "step_rule": "euler", "guidance_scale": 1.0},
             **COMMON,
         ),
         Published(
             "black-forest-labs/FLUX.2-klein-base-4B",
             billions=3.8755,
+            text_billions=4.02,
             sampling={"num_steps": 50, "step_rule": "euler", "guidance_scale": 4.0},
             **COMMON,
         ),

@@ -25,6 +25,7 @@ DISTILLED_SHIFT = math.exp(1.15)  # of Turbo at every size: Krea2Pipeline with i
 COMMON: dict[str, Any] = {
     "licence": "krea-2-community-license",  # commercial use above a revenue needs another one: see the model card
     "billions": 12.8201,
+    "text_billions": 4.44,
     "scheduler": {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "num_train_timesteps": 1000,

@@ -79,6 +79,7 @@ class PixArt(PipelineModel):
         Published(
             "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
             billions=0.6109,
+            text_billions=4.76,
             cond={"text": (300, 4096), "mask": (300,)},
             network={"caption_channels": 4096, "interpolation_scale": 2, "use_additional_conditions": False},
             vae={**KL_VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
@@ -87,6 +88,7 @@ class PixArt(PipelineModel):
         Published(
             "PixArt-alpha/PixArt-XL-2-1024-MS",
             billions=0.6114,
+            text_billions=4.76,
             cond={"text": (120, 4096), "mask": (120,)},
             network={"caption_channels": 4096},
             vae={**KL_VAE, "scaling_factor": 0.18215},

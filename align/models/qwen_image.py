@@ -74,6 +74,7 @@ class QwenImage(PipelineModel):
             "Qwen/Qwen-Image",
             "apache-2.0",
             billions=20.4304,
+            text_billions=8.29,
             scheduler={
                 "_class_name": "FlowMatchEulerDiscreteScheduler",
                 "num_train_timesteps": 1000,

@@ -116,6 +116,7 @@ class Sana(PipelineModel):
             "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
             "nsclv2-custom",
             billions=1.6045,
+            text_billions=2.61,
             scheduler={
                 "_class_name": "DPMSolverMultistepScheduler",
                 "num_train_timesteps": 1000,

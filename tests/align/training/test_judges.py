@@ -1,4 +1,4 @@
-"""Judges of the user's own are tried before anything is loaded: of the report, of a hook, of align evaluate, of a plan."""
+"""Judges of the user's own are tried before anything is loaded: of the report, a hook, align evaluate, a plan."""
 
 import pytest
 from typer.testing import CliRunner
