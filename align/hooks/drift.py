@@ -5,7 +5,7 @@ whole run, and its reference half is computed once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ from samplers import Rng, generator
 class DriftConfig(ComponentConfig):
     """On how many prompts and times the drift is measured, and how often."""
 
+    compares: ClassVar[bool] = True  # with the role "reference"
     name: Literal["drift"] = "drift"
     prompts: list[str] | str
     """As in data.prompts."""

@@ -33,6 +33,7 @@ class GuardConfig(ComponentConfig):
     """What is watched, and what follows. Each probe is switched off by null."""
 
     chooses: ClassVar[bool] = True  # the run's result: one hook may
+    compares: ClassVar[bool] = True  # it with the role "reference"
     name: Literal["guard"] = "guard"
     prompts: list[str] | str
     """As in data.prompts: select prompts, none trained on and none reported on."""

@@ -67,6 +67,12 @@ class SoftPromptConfig(RewardObjectiveConfig):
             yield ".caption", f"has no {self.token} in it. Write the placeholder where it is meant."
         if getattr(model, "offload_text", False):
             yield "model.offload_text", "is on, and the text encoder is what is trained. Set it to false."
+        same = "is of the network before and after training, and both read the word as it was learnt"
+        if recipe.get("evaluate") is not None:
+            yield "evaluate", f"{same}. Set it to null; hooks.samples and hooks.panel draw prompts with it and without."
+        for label, hook in (recipe.get("hooks") or {}).items():
+            if getattr(hook, "compares", False):
+                yield f"hooks.{label}", f"{same}. Remove it; hooks.panel watches rewards."
 
 
 class SoftPromptObjective(RewardObjective):

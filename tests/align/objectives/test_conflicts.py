@@ -81,6 +81,13 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("soft_prompt", {"rewards": {"judge": {}}}, "rewards.judge", "differentiable"),
     ("soft_prompt", {"model.offload_text": True}, "model.offload_text", "is what is trained"),
     ("soft_prompt", {"objective.learn_from": "pictures"}, "objective.learn_from", "gives none"),
+    ("soft_prompt", {"evaluate": {"prompts": "shapes:report"}}, "evaluate", "both read the word"),
+    (
+        "soft_prompt",
+        {"hooks.guard": {"prompts": "shapes:select", "rewards": {"clip": {"model": "embedded:shapes-clip"}}}},
+        "hooks.guard",
+        "both read the word",
+    ),
     ("solver", {"sampling.eta": 1.0}, "sampling", "must be plain ddim"),
     ("ode_regression", {"sampling.guidance_scale": 2.0}, "sampling.guidance_scale", "is not 1"),
     ("solver", {"objective.teacher_steps": 4}, "objective.teacher_steps", "well above"),
