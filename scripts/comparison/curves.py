@@ -68,8 +68,9 @@ CHAPTERS = {
         "Learning curves on the shapes world",
         CURVES,
         """ draft-4x has four times its recipe's updates; draft-1-Nx follow the
-last step alone, with N times the updates of draft-1 [there](gradients.md). Draft's
-prompts are in equal shares of the skills; of the others each caption comes once: 47 % places, 36 % two colours.""",
+last step alone, with N times the updates of draft-1 [there](gradients.md). Of
+awm's and ddpo's prompts each caption comes once, 47 % places, 36 % two colours; of the others the skills have equal
+shares.""",
     ),
     "preferences": Chapter(
         "preferences",
@@ -81,8 +82,8 @@ Learnt from images of the base model that were drawn beforehand, at no cost in t
 once they are inverted, inversion-dpo from pairs that gold's noisy voters ordered, kto and dro from thumbs of the
 strict judge. online-dpo draws its own images for gold's voters, with so many updates that it passes the network as
 often as diffusion-dpo and its pairs do; spo and tailorpo ask the embedded preference reward. npo's row is the base
-drawn against the negative, at guidance 2, and its *before* the base at guidance 2. Of spo, tailorpo and online-dpo each
-caption comes once (47 % places, 36 % two colours); of the others the skills have equal shares.""",
+drawn against the negative, at guidance 2, and its *before* the base at guidance 2.
+Prompts hold equal shares of the skills.""",
     ),
     "gradients": Chapter(
         "gradients",
