@@ -30,8 +30,8 @@ def settings(tree: Mapping[str, Any], preset: str) -> dict[str, Any]:
     checkpoint = str(model.get("checkpoint", "")) if isinstance(model, Mapping) else ""
     billions, of_text = _size(checkpoint)
     few = 2 if preset == "24gb" and billions < FEW else 1
-    method = _kept(billions, preset, checkpoint)
-    network = {None: 16.0, "int8": 8.0, "nf4": 4.5}[method] / 8 * 1e9 * billions / GIB
+    kept = _kept(billions, preset, checkpoint)
+    network = {None: 16.0, "int8": 8.0, "nf4": 4.5}[kept] / 8 * 1e9 * billions / GIB
     beside = preset == "24gb" and network + 2e9 * of_text / GIB <= TOGETHER
     found: dict[str, Any] = {
         "model.checkpoint_blocks": True,
@@ -46,8 +46,8 @@ def settings(tree: Mapping[str, Any], preset: str) -> dict[str, Any]:
     found["model.offload_text" if beside else "model.text_on_cpu"] = True
     if preset != "24gb" or billions >= FEW:
         found["model.dtype.vae"] = "bf16"
-    if method is not None:
-        found["model.quantize"] = method
+    if kept is not None:
+        found["model.quantize"] = kept
     return found
 
 

@@ -69,8 +69,7 @@ CHAPTERS = {
         CURVES,
         """ draft-4x has four times its recipe's updates; draft-1-Nx follow the
 last step alone, with N times the updates of draft-1 [there](gradients.md). Of
-awm's and ddpo's prompts each caption comes once, 47 % places, 36 % two colours; of the others the skills have equal
-shares.""",
+awm's and ddpo's prompts each caption comes once (47 % places); of the others the skills have equal shares.""",
     ),
     "preferences": Chapter(
         "preferences",

@@ -143,7 +143,7 @@ def test_a_second_call_leaves_the_pictures_of_the_first(folder, tmp_path):
     assert sampled(run, "a", "-o", out, "--seed", "3").stdout.split() == [str(out / "0002.png")]
     assert sampled(folder / "tiny.yaml", "a", "-o", out).stdout.split() == [str(out / "0003.png")]
     assert sampled(run, "a", "-o", out).stdout.split() == [str(out / "0000.png")], "the same call, the same picture"
-    assert (out / "0000.png").read_bytes() == before and len(list(out.iterdir())) == 4
+    assert (out / "0000.png").read_bytes() == before and len(list(out.glob("[!.]*"))) == 4
 
 
 def test_a_runs_pictures_lie_in_it_by_strength_and_files_of_prompts_are_read(folder, tmp_path, monkeypatch):
