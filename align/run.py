@@ -49,8 +49,8 @@ from align.training.trainer import EXPORTS, Trainer
 from rewards import CombineConfig, Composite
 
 ADAPTER = "adapter"
-RESULTS = (ADAPTER, EXPORTS, evaluate.FOLDER, evaluate.PICTURE, report.FILE_NAME, summary.FILE_NAME)
-WRITTEN = (*RESULTS, "samples", metrics.FILE_NAME)
+RESULTS = (ADAPTER, evaluate.FOLDER, evaluate.PICTURE, report.FILE_NAME, summary.FILE_NAME)
+WRITTEN = (*RESULTS, EXPORTS, "samples", metrics.FILE_NAME)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import pytest
 
 from align.errors import UserError
+from align.run import RESULTS, WRITTEN
 from align.training.folder import RunFolder
-
-RESULTS = ("adapter", "report.html")
+from align.training.trainer import EXPORTS
 
 
 def finished(path, *, checkpoints=True):
@@ -19,8 +19,7 @@ def finished(path, *, checkpoints=True):
 def begin(path, checkpoint=None, resume="auto"):
     with RunFolder(path) as folder:
         folder.keeps(checkpoint, resume, RESULTS)
-        fresh = checkpoint is None
-        folder.open({}, "of this run", fresh=fresh, written=(*RESULTS, "metrics.jsonl"))
+        folder.open({}, "of this run", fresh=checkpoint is None, written=WRITTEN)
 
 
 def test_a_finished_run_without_a_checkpoint_stays(tmp_path):
@@ -44,8 +43,10 @@ def test_a_finished_run_is_not_mixed_with_another_ones_checkpoint(tmp_path):
 def test_a_run_that_ended_before_its_first_checkpoint_starts_over(tmp_path):
     (tmp_path / "recipe.yaml").write_text("of an earlier run")
     (tmp_path / "metrics.jsonl").write_text("{}")
+    (tmp_path / EXPORTS).mkdir()  # train.export_every may come first, as on a disk that was full
     begin(tmp_path)
-    assert (tmp_path / "recipe.yaml").read_text() == "of this run" and not (tmp_path / "metrics.jsonl").exists()
+    assert (tmp_path / "recipe.yaml").read_text() == "of this run"
+    assert not (tmp_path / "metrics.jsonl").exists() and not (tmp_path / EXPORTS).exists()
 
 
 @pytest.mark.parametrize("resume", ["auto", "never"])
