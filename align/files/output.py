@@ -87,7 +87,7 @@ def whole_folder(path: Path, option: str) -> Iterator[Path]:
             os.replace(child, path / child.name)
     except UserError as error:
         raise UserError(str(error).replace(str(partial), str(path))) from None
-    except Exception as error:
+    except Exception as error:  # safetensors and tokenizers raise their own of a full disk
         if (said := _said(error)) is None:
             raise
         raise UserError(f"{option} {path}: cannot be written ({said}). Make room, or choose another folder.") from None

@@ -103,10 +103,10 @@ class Folder:
     """The output folder: what is finished in it, and how more is added."""
 
     def __init__(self, path: Path, recipe: Recipe):
-        self.path, self.recipe = path, recipe
-        self.settings = fingerprint(recipe)
-        not_of_another(path)
-        write(make_folder(path, "--output") / RECIPE, recipe.yaml(), "--output")
+        self.recipe, self.settings = recipe, fingerprint(recipe)
+        not_of_another(path.expanduser())
+        self.path = make_folder(path, "--output")
+        write(self.path / RECIPE, recipe.yaml(), "--output")
 
     def finished(self) -> dict[tuple[int, str], Outcome]:
         """(index, prompt) -> the outcome, of images of these very settings whose files are there."""

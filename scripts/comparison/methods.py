@@ -133,7 +133,10 @@ class Student:
     start: str = ""
 
 
+ONCE = "data.count=null"
+"""Each caption of a set once, as these were measured; the recipe holds equal shares of the skills."""
 RL_OF_STUDENTS = (
+    ONCE,
     "rewards={judge: {}}",
     "sampling={num_steps: 4, spacing: trailing, guidance_scale: 1}",
     "train.num_updates=60",
@@ -178,6 +181,7 @@ HACKED = {
     "pick-nft": Method(
         "nft/shapes",
         (
+            ONCE,
             PICK,
             "hooks={samples: {prompts: shapes:select, num_images: 8, every: 50}, panel: {prompts: shapes:select, "
             "num_prompts: 96, rewards: {gold: {}, judge: {}}, every: 20}, guard: {prompts: shapes:select, "
