@@ -1,4 +1,4 @@
-"""What recipes need with each preset, planned on the meta device: python scripts/plans.py ROWS.jsonl [RECIPE ...]
+"""What recipes need, as they ship and with each preset, planned on the meta device: python scripts/plans.py ROWS.jsonl
 
 Adds a line for every (recipe, preset) that ROWS.jsonl has not, and writes all as docs/models/presets.md. Nothing is
 downloaded; a large network takes half a minute.
@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from align import recipes
 from align.config import load_recipe
 from align.errors import UserError
 from align.plan import rehearse
@@ -20,6 +21,10 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "models" / "presets.md"
 FAMILIES = ("sd15_hpsv2", "sdxl", "sd35", "flux", "flux2_klein", "pixart", "sana", "z_image_turbo", "qwen_image")
 FAMILIES += ("krea2_turbo",)
 RECIPES = [f"draft/{family}" for family in FAMILIES]
+"""Those that are planned with each preset."""
+AS_IT_IS = "as it is"
+GPU = 24
+"""GiB of the GPU that recipes are made for."""
 TEXT = """# What recipes need
 
 What each recipe needs on a GPU with each [preset](index.md#a-preset-for-a-gpu), in GiB, by its plan: a model of the
@@ -29,15 +34,31 @@ Where a recipe does not fit, `align plan RECIPE --memory 24GB` says what to chan
 
 {table}
 
+## Every recipe as it ships
+
+In GiB and hours of updates, by the same plan. Recipes are made for a GPU of 24 GB. *Most*: when that much is needed.
+
+{shipped}
+
 Written by `scripts/plans.py`.
 """
 
 
+def published() -> list[str]:
+    """The recipes of published checkpoints that can be rehearsed."""
+    loaded = {name: load_recipe(name, on_disk=False) for name in recipes.names()}
+    return [
+        name
+        for name, recipe in loaded.items()
+        if not recipe.model.checkpoint.startswith("embedded:") and not getattr(recipe.objective, "unplanned", "")
+    ]
+
+
 def row(name: str, preset: str) -> dict[str, Any]:
-    """What the recipe needs with the preset."""
+    """What the recipe needs with the preset, or as it is."""
     said: dict[str, Any] = {"recipe": name, "preset": preset}
     try:
-        recipe = load_recipe(name, {"model.preset": preset}, on_disk=False)
+        recipe = load_recipe(name, {} if preset == AS_IT_IS else {"model.preset": preset}, on_disk=False)
     except UserError:
         return said | {"gib": None}
     found = rehearse(recipe, with_rewards=True, gpu=True)
@@ -62,6 +83,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def shipped(rows: list[dict[str, Any]]) -> str:
+    """A line a recipe as it ships, in the order of its name."""
+    lines = ["| recipe | GiB | most | hours |", "|---|---|---|---|"]
+    for one in sorted((one for one in rows if one["preset"] == AS_IT_IS), key=lambda one: one["recipe"]):
+        hours = f"{one['hours']:.1f} for {one['updates']:,} updates"
+        lines.append(f"| `{one['recipe']}` | {_cell(one, f'{GPU}gb')} | {one['most']} | {hours} |")
+    return "\n".join(lines)
+
+
 def _cell(one: dict[str, Any], preset: str) -> str:
     if one["gib"] is None:
         return "refused"
@@ -73,18 +103,17 @@ def _cell(one: dict[str, Any], preset: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
-    parser.add_argument("recipes", nargs="*", default=RECIPES)
-    arguments = parser.parse_args()
-    there = [json.loads(line) for line in arguments.rows.read_text().splitlines()] if arguments.rows.exists() else []
-    for preset in NAMES:
-        for name in arguments.recipes:
-            if not any((one["recipe"], one["preset"]) == (name, preset) for one in there):
-                there.append(row(name, preset))
-                with arguments.rows.open("a") as file:
-                    file.write(json.dumps(there[-1]) + "\n")
-    order = [*RECIPES, *(one["recipe"] for one in there)]
-    there.sort(key=lambda one: order.index(one["recipe"]))
-    PAGE.write_text(TEXT.format(rate=RATE, table=table(there)), encoding="utf-8")
+    path = parser.parse_args().rows
+    there = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    known = {(one["recipe"], one["preset"]) for one in there}
+    asked = [(name, preset) for preset in NAMES for name in RECIPES] + [(name, AS_IT_IS) for name in published()]
+    for name, preset in asked:
+        if (name, preset) not in known:
+            there.append(row(name, preset))
+            with path.open("a") as file:
+                file.write(json.dumps(there[-1]) + "\n")
+    told = sorted((one for one in there if one["preset"] != AS_IT_IS), key=lambda one: RECIPES.index(one["recipe"]))
+    PAGE.write_text(TEXT.format(rate=RATE, table=table(told), shipped=shipped(there)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ CLIP at the start, and the judge that `data: {name: rollouts, spm: FOLDER}` take
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from align.errors import UserError
 from align.models._base import device_of
 from align.models._step_aware import StepAwareClip
 from align.objectives._base import Loss, Parts
@@ -29,6 +28,7 @@ from samplers import Rng, split
 class SPMConfig(ComponentConfig):
     """What the preference model starts from."""
 
+    unplanned: ClassVar[str] = "spm trains a CLIP beside the model, and is not rehearsed"
     name: Literal["spm"] = "spm"
     clip: str
     """A CLIP, or a preference model of its kind (PickScore), in transformers' format: a folder or a Hub id."""
@@ -60,8 +60,6 @@ class SPM:
     def __call__(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
         pairs, rng = batch.load(), Rng(self.seed, batch.indices, batch.step)
         mean = pairs.winner.mean
-        if mean.is_meta:
-            raise UserError("spm is not rehearsed: what it trains is a CLIP beside the model.")
         vae_noise, eps = rng.normal("vae", mean), rng.normal("eps", mean)
         x0 = pairs.winner.sample(vae_noise), pairs.loser.sample(vae_noise)
         t = self.config.times.draw(rng, self.model.schedule, mean)

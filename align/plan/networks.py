@@ -17,6 +17,7 @@ from torch import nn
 from align.errors import UserError
 from align.models._base import Dtypes
 from align.models._real_size import example_cond, find, real_size, text_encoders
+from align.models._text import CLIPText
 from align.registry import MODELS, build, resolve_embedded
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -50,7 +51,9 @@ def _published(config: Any, family: Any, published: Any) -> Any:
     absent = model.left_out(config)
     encoders = text_encoders(published, dtype=named[config.dtype.text])
     model.components().update({name: module for name, module in encoders.items() if name not in absent})
-    model.text = _Told(published)  # type: ignore[assignment]
+    by_clip = [kind for kind, _ in published.text.values()] == ["CLIPTextModel"]
+    told = _ToldByCLIP(published, *encoders.values()) if by_clip else _Told(published)
+    model.text = told  # type: ignore[assignment]
     return model
 
 
@@ -65,6 +68,24 @@ class _Told:
 
     def negative(self, prompt: str) -> Any:
         return self.encode([prompt])
+
+    def fingerprint(self) -> str:
+        return "none"
+
+
+class _ToldByCLIP(CLIPText):
+    """The same where the one encoder is a CLIP, whose tokens can be what is trained: prompts then go through it."""
+
+    def __init__(self, published: Any, encoder: Any):
+        from transformers import CLIPTokenizer
+
+        super().__init__(CLIPTokenizer({"<|startoftext|>": 0, "<|endoftext|>": 1}, [], model_max_length=77), encoder)
+        self.published = published
+
+    def encode(self, prompts: Sequence[str], grad: bool = False) -> Any:
+        if not self.trained:
+            return example_cond(self.published, len(prompts))
+        return super().encode([""] * len(prompts), grad=True)
 
     def fingerprint(self) -> str:
         return "none"

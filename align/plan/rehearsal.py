@@ -15,6 +15,7 @@ from torch import Tensor
 from align.config import Recipe
 from align.data._base import micro_batches
 from align.data._workplace import Workplace
+from align.errors import UserError
 from align.models._base import Dtypes
 from align.models._quantize import size
 from align.objectives._base import Parts
@@ -85,7 +86,10 @@ def rehearse(
     """The first micro-batch of the recipe on the meta device; `model` is its model there, if that is made already.
 
     `with_rewards`: what they need is in the peak. `gpu`: whether `auto` precisions are a GPU's; None: this machine's.
+    Raises UserError for an objective that is not rehearsed.
     """
+    if why := getattr(recipe.objective, "unplanned", ""):
+        raise UserError(f"objective: {why}.")
     if model is None:
         model = model_of(recipe.model, plain_dtypes(getattr(recipe.model, "dtype", Dtypes()), gpu=gpu))
     sizes = {name: size(module) for name, module in model.components().items()}

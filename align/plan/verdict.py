@@ -43,6 +43,8 @@ def plan(recipe: Recipe, *, gpu_memory: float | None = None, say: propose.Say = 
             source = build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=0)
             build(REWARDS, config).to(device).try_out(label, prompts_of(source), device)
     judges.try_all(recipe, device)
+    if why := getattr(recipe.objective, "unplanned", ""):
+        return _table(lines | {"parameters": f"unknown: {why}"})
     if not str(getattr(recipe.model, "checkpoint", "")).startswith(EMBEDDED):
         say("rehearses an update without weights; of the largest models that takes a minute")
     gpu = gpu_memory is not None or torch.cuda.is_available()

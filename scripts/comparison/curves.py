@@ -68,8 +68,7 @@ CHAPTERS = {
         "Learning curves on the shapes world",
         CURVES,
         """ draft-4x has four times its recipe's updates; draft-1-Nx follow the
-last step alone, with N times the updates of draft-1 [there](gradients.md). Of
-awm's and ddpo's prompts each caption comes once (47 % places); of the others the skills have equal shares.""",
+last step alone, with N times the updates of draft-1 [there](gradients.md). Prompts hold equal shares of the skills.""",
     ),
     "preferences": Chapter(
         "preferences",

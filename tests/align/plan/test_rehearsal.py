@@ -176,3 +176,15 @@ def test_what_training_would_refuse_the_plan_refuses_too(folder, change, said):
     with pytest.raises(UserError, match=said) as caught:
         plan(load_recipe(recipe(folder).dump(), change))
     assert "\n" not in str(caught.value)
+
+
+def test_a_learnt_word_of_a_published_model_is_planned_through_its_text_encoder():
+    found = rehearse(load_recipe("soft_prompt/sd15", {"sampling.image_size": [64, 64]}, on_disk=False), gpu=True)
+    assert found.trainable == 4 * 768 and found.calls.backward > 0
+
+
+def test_what_is_not_rehearsed_says_so_before_anything_is_looked_for():
+    judge = load_recipe("spm/sd15", on_disk=False)
+    assert "unknown: spm trains a CLIP beside the model" in plan(judge)
+    with pytest.raises(UserError, match="not rehearsed"):
+        rehearse(judge)
