@@ -12,6 +12,7 @@ from typing import Any
 from align import recipes
 from align.config import load_recipe
 from align.errors import UserError
+from align.models._real_size import find
 from align.plan import rehearse
 from align.plan.budget import GIB, budget, hours
 from align.plan.verdict import RATE
@@ -47,11 +48,8 @@ Written by `scripts/plans.py`.
 def published() -> list[str]:
     """The recipes of published checkpoints that can be rehearsed."""
     loaded = {name: load_recipe(name, on_disk=False) for name in recipes.names()}
-    return [
-        name
-        for name, recipe in loaded.items()
-        if not recipe.model.checkpoint.startswith("embedded:") and not getattr(recipe.objective, "unplanned", "")
-    ]
+    known = {name: one for name, one in loaded.items() if find(one.model.checkpoint)}
+    return [name for name, one in known.items() if not getattr(one.objective, "unplanned", "")]
 
 
 def row(name: str, preset: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@
 
 Standard deviations are those of a population (divided by n). Several rewards are normalised each, and A is the mean of
 theirs under the rewards' weights, so that no reward's scale decides, and clipped last. A group whose rewards are all
-equal has A = 0.
+equal has A = 0, but for `running`.
 """
 
 from collections import deque

@@ -59,7 +59,8 @@ class GroupsConfig(ComponentConfig):
     clip: float = Field(default=5.0, gt=0)
     """Largest advantage."""
     skip_flat: bool = False
-    """Leave out the rows of groups whose images were all rewarded alike: they have A = 0, and cost as much."""
+    """Leave out the rows of groups whose images were all rewarded alike: they have A = 0, and cost as much. Not with
+    normalise: running, by which they have not."""
     window: WindowConfig = WindowConfig()
     """The steps that are stochastic and trained, for objectives that train steps."""
     train_fraction: float = Field(default=1.0, gt=0, le=1)
@@ -69,7 +70,8 @@ class GroupsConfig(ComponentConfig):
     reward_on: Literal["x0", "x0_hat"] = "x0"
     """x0_hat: reward what the last network call predicts (DanceGRPO), free of noise that flow_sde leaves."""
     rollout_size: int = Field(default=16, ge=1)
-    """Images drawn at once on one process."""
+    """Images drawn at once on one process. In half precision, where several updates share a rollout (num_prompts), set
+    it to train.micro_batch_size: last bits differ with the number of rows, and `clip` counts them as the policy's."""
     overlap: bool = False
     """Ask for rewards while the next images are drawn; for rewards that wait for others, such as http."""
 
@@ -93,6 +95,18 @@ class GroupsConfig(ComponentConfig):
                 ".num_prompts",
                 f"{self.num_prompts} of {self.group_size} images each are {images}, which {train.batch_size} a batch "
                 "do not divide. Make num_prompts * group_size a multiple of train.batch_size.",
+            )
+        if self.group_size == 1 and self.normalise != "running":
+            yield (
+                ".group_size",
+                f"is 1: an image is measured against the others of its group, by normalise={self.normalise}, and has "
+                "none. Set it to 2 or more, or normalise to running, which remembers a prompt's rewards.",
+            )
+        if self.skip_flat and self.normalise == "running":
+            yield (
+                ".skip_flat",
+                "leaves out groups whose images were rewarded alike, and by normalise=running these teach too: they "
+                "are measured by the prompt's past. Set one of the two otherwise.",
             )
         if getattr(recipe.get("adapter"), "dropout", 0):
             yield "adapter.dropout", "must be 0: rollout and training must see the same network. Remove it."

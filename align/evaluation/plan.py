@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from align.config import Recipe, load_recipe
@@ -21,6 +22,8 @@ from align.registry import EMBEDDED, RewardConfig
 from rewards._numerals import counted
 
 ANY = "reno/any"  # what recipe_of says of a model that no recipe was made for
+MODEL = ("checkpoint", "revision", "network", "base_adapter")
+"""What tells one base from another: its precision and what saves memory do not."""
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,13 @@ def _behind(chosen: Cast, recipe: str | None, model: str | None, noisy: bool) ->
     if recipe is not None:
         return recipe
     found = {str(place.recipe): place for place in chosen.adapters.values() if place.recipe is not None}
-    models = {path: load_recipe(path, on_disk=False).dump()["model"].get("checkpoint") for path in found}
-    if model is None and len(set(models.values())) > 1:
-        told = " and ".join(f"{found[path].name} on {checkpoint}" for path, checkpoint in models.items())
-        raise UserError(f"the adapters were trained on different models, {told}. Evaluate those of one model together.")
+    models = {path: _drawn_on(load_recipe(path, on_disk=False).dump()["model"], model) for path in found}
+    if len({tuple(said.items()) for said in models.values()}) > 1:
+        told = " and ".join(f"{found[path].name} on {_told(said)}" for path, said in models.items())
+        raise UserError(
+            f"the adapters were trained on different models, {told}. Evaluate those of one model together, or give the "
+            "model of all by --recipe."
+        )
     if found:
         return next(iter(found))
     if model is None and not noisy:
@@ -177,6 +183,21 @@ def _behind(chosen: Cast, recipe: str | None, model: str | None, noisy: bool) ->
     if name != ANY or noisy:
         return name
     return {**load_recipe(ANY, on_disk=False).dump(), "rewards": {}, "sampling": {}}
+
+
+def _drawn_on(said: Mapping[str, Any], model: str | None) -> dict[str, Any]:
+    """What tells a recipe's model from another one; `model` takes the place of its checkpoint."""
+    keys = MODEL if model is None else MODEL[2:]
+    found = {key: said[key] for key in keys if said.get(key) is not None}
+    for key in found.keys() & {"checkpoint", "network", "base_adapter"}:  # one folder by two names
+        folder = Path(found[key]).expanduser()
+        found[key] = str(folder.resolve()) if folder.exists() else found[key]
+    return found
+
+
+def _told(said: Mapping[str, Any]) -> str:
+    more = [f"{key}={value}" for key, value in said.items() if key != "checkpoint"]
+    return " with ".join([*([said["checkpoint"]] if "checkpoint" in said else ["that model"]), *more])
 
 
 def _name(model: Any) -> str:

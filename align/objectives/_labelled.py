@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from align.objectives._base import Parts
-from align.objectives._preference import NUM_BINS, Alarm, Alarmed, NoisedConfig, TimesConfig, dropped, error_scale
+from align.objectives._preference import (
+    NUM_BINS,
+    UNLIKE,
+    Alarm,
+    Alarmed,
+    NoisedConfig,
+    TimesConfig,
+    dropped,
+    error_scale,
+    masks_apart,
+)
 from align.policy.roles import Policy
 from samplers import Rng, add_noise, target
 
@@ -20,6 +30,7 @@ class LabelledConfig(NoisedConfig):
     """At which times images are noised."""
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from masks_apart(recipe, UNLIKE)
         data = recipe.get("data")
         if data is not None and not hasattr(data, "labels"):
             yield "data", "holds no labelled images. Use `data: {name: labels, labels: FOLDER}`; it reads pairs too."

@@ -80,15 +80,15 @@ class PreferenceConfig(NoisedConfig):
             yield "data", "holds no pairs of images. Use `data: {name: preferences, pairs: FOLDER}`."
 
 
-def masks_apart(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Dropout, under which a pair's images are not compared alike."""
+APART = "winner and loser would be seen through different masks, and equal images would pull apart"
+UNLIKE = "the policy would be seen through a mask and what it is measured against, the reference, through none"
+
+
+def masks_apart(recipe: Mapping[str, Any], why: str = APART) -> Iterator[tuple[str, str]]:
+    """Dropout, under which what is compared is not seen alike."""
     adapter = recipe.get("adapter")
     if adapter is not None and adapter.dropout > 0:
-        yield (
-            "adapter.dropout",
-            f"is {adapter.dropout}: winner and loser would be seen through different masks, and equal images would "
-            "pull apart. Set it to 0.",
-        )
+        yield "adapter.dropout", f"is {adapter.dropout}: {why}. Set it to 0."
 
 
 def noised(schedule: Schedule, x0: tuple[Tensor, Tensor], eps: tuple[Tensor, Tensor], t: Tensor) -> Tensor:

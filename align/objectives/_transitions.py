@@ -41,10 +41,12 @@ class Steps:
         self.wanted = Wanted(transitions=True, means=means)
         self.rule, self.cfg_grad = noisy(parts.sampling.law()), cfg_grad
         self._apart: list[Tensor] = []
+        self._autocast = False
 
     def transition(self, policy: Policy, role: str, batch: Any, cond: Any) -> Transition:
         """Rows may stand at different steps; coefficients stay on the CPU, where the rows are."""
         device = device_of(self.model.network)
+        self._autocast |= torch.is_autocast_enabled(device.type)
         uncond = self.sampling.unprompted(self.model.text)
         denoiser = self.sampling.guided(policy.role(role), uncond, self.cfg_grad)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = denoiser.schedule(batch.t), denoiser.schedule(batch.s)
@@ -68,7 +70,7 @@ class Steps:
         if self.config.tolerance is not None:
             return self.config.tolerance
         exact = all(p.dtype in (torch.float32, torch.float64) for p in self.model.network.parameters())
-        return EXACT if exact else HALF
+        return EXACT if exact and not self._autocast else HALF
 
     def after_update(self, gather: Gather) -> None:
         """The same on every process; called before the optimiser moves."""

@@ -74,7 +74,7 @@ class AdjointMatching(RewardObjective):
     def __init__(self, config: AdjointMatchingConfig, parts: Parts):
         super().__init__(config, parts)
         if config.guided == "nothing":
-            self.sampling = parts.sampling.model_copy(update={"guidance_scale": 1.0})
+            self.sampling = parts.sampling.model_copy(update={"guidance_scale": 1.0, "guidance": None})
         self.notes = [f"objective.guided={config.guided}: {NOTES[config.guided]}"]
         self.recent: list[list[float]] = []
         self._losses: list[Tensor] = []

@@ -8,7 +8,7 @@ group; for two images it is Diffusion-DPO's gradient divided by beta/2. S is of 
 it is summed over the processes before the update.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -33,6 +33,15 @@ class DGPOConfig(ForwardConfig):
     """Whether a group's images are noised alike."""
     reference: float = Field(default=1e-3, ge=0)
     """Weight of the pull to the base."""
+
+    def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield from super().conflicts(recipe)
+        if getattr(recipe.get("data"), "normalise", "") == "running":
+            yield (
+                "data.normalise",
+                "is running, whose advantages do not sum to 0 in a group, and S is a margin between a group's images. "
+                "Set it to global or group.",
+            )
 
 
 class DGPO(Forward):

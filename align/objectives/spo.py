@@ -20,6 +20,7 @@ from pydantic import Field
 from align.models._base import device_of
 from align.objectives._base import Loss, Parts
 from align.objectives._losses import DPOForm, clamped, dpo
+from align.objectives._preference import UNLIKE, masks_apart
 from align.objectives._sides import SidedConfig
 from align.policy.roles import Policy
 from samplers import Transition, noisy, split
@@ -38,6 +39,7 @@ class SPOConfig(SidedConfig):
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from super().conflicts(recipe)
+        yield from masks_apart(recipe, UNLIKE)
         data = recipe.get("data")
         if data is not None and not hasattr(data, "num_candidates"):
             yield "data", "makes no pairs of sampling steps. Use `data: {name: rollouts, prompts: ...}`."

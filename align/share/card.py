@@ -180,7 +180,7 @@ def _use(recipe: Recipe, found: Summary, repo: str | None, prompt: str) -> Seque
         *drawn.lines(),
         *_loading(recipe, repo, recommended_strength(found)),
         *(split.lines() if (split := branches(recipe, recommended_strength(found))) else ()),
-        f"image = pipeline({json.dumps(prompt, ensure_ascii=False)}, {drawn.arguments()}).images[0]",
+        f"image = pipeline(prompt={json.dumps(prompt, ensure_ascii=False)}, {drawn.arguments()}).images[0]",
     ]
 
 

@@ -76,7 +76,8 @@ class Stock:
 
         def call(self: Any, *args: Any, **given: Any) -> Any:
             """As the stock pipeline's, but drawing as the recipe says unless told otherwise."""
-            given = {**dict(zip(names, args, strict=False)), **given}
+            first = ["prompt", *(n for n in names if n != "prompt")] if args and _is_text(args[0]) else names
+            given = {**dict(zip(first, args, strict=False)), **given}
             own = {name: value for name, value in defaults.items() if name in names}
             if given.keys() & {"num_inference_steps", "sigmas"}:
                 own.pop("timesteps", None)  # they are made for the recipe's number of steps
@@ -88,6 +89,11 @@ class Stock:
         same = {"__call__": call, "__module__": kind.__module__, "__doc__": kind.__doc__}
         pipeline.__class__ = type(kind.__name__, (kind,), same)  # a pipeline of its class, that is saved as one too
         return pipeline
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a call's first argument is its prompt, also where the pipeline's own first one is a picture."""
+    return isinstance(value, str) or (isinstance(value, list) and bool(value) and isinstance(value[0], str))
 
 
 def stock(recipe: Recipe) -> Stock:

@@ -45,8 +45,10 @@ CURVES = {
     "ddpo": Method("ddpo/shapes"),
     "draft": Method("draft/shapes"),
     "draft-4x": Method("draft/shapes", ("train.num_updates=400",)),
+    "draft-4x-slow": Method("draft/shapes", ("train.num_updates=400", "optim.lr=1.5e-3")),
     "draft-1-4x": Method("draft/shapes", ("sampling.last_k=1", "train.num_updates=360")),
     "draft-1-16x": Method("draft/shapes", ("sampling.last_k=1", "train.num_updates=1440")),
+    "draft-1-16x-slow": Method("draft/shapes", ("sampling.last_k=1", "train.num_updates=1440", "optim.lr=1.5e-3")),
 }
 """Those whose learning is drawn: each as its recipe says."""
 PREFERENCES = {

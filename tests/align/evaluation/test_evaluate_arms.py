@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import yaml
 
 from align.errors import UserError
 from align.evaluation.arms import cast, numbers
@@ -90,6 +91,17 @@ def test_mistakes_are_said_in_a_line(folders, systems, options, said):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no list of numbers"):
         numbers("a,b", "--strengths")
+
+
+@pytest.mark.parametrize("order", [("a", "few"), ("few", "a")])
+def test_adapters_of_other_bases_are_not_measured_on_one(folders, order):
+    """A run on a base with another adapter merged into it, beside one on that base as it is."""
+    said = yaml.safe_load((folders / "a" / "recipe.yaml").read_text())
+    shutil.copytree(folders / "a", folders / "few")
+    said["model"]["base_adapter"] = str(folders / "b" / "adapter")
+    (folders / "few" / "recipe.yaml").write_text(yaml.safe_dump(said))
+    with pytest.raises(UserError, match=r"different models, .*few on .* with base_adapter="):
+        plan(list(order), rewards=["brightness"], prompts="shapes:report")
 
 
 def test_judges_are_checked_before_anything_is_drawn(folders, tmp_path, monkeypatch):

@@ -40,7 +40,8 @@ class Shifted:
 
 
 def made(num_steps, sampling=None, **config):
-    block = SamplingConfig(**{"num_steps": num_steps, "eta": 1.0, "guidance_scale": 1.0} | (sampling or {}))
+    said = sampling or {"guidance_scale": 1.0}
+    block = SamplingConfig(**{"num_steps": num_steps, "eta": 1.0} | said)
     rewards = Composite({"brightness": Brightness(BrightnessConfig())})
     config = {"scale": 2.0, "num_trained": num_steps - 1} | config
     return AdjointMatching(AdjointMatchingConfig(**config), Parts(Bundle(), block, rewards, SEED))
@@ -107,8 +108,9 @@ def test_the_lean_adjoint_is_that_of_automatic_differentiation():
 @pytest.mark.parametrize(
     ("guided", "drawing", "training"), [("rollout", 6, 3), ("nothing", 3, 3), ("everything", 6, 6)]
 )
-def test_where_guidance_acts(guided, drawing, training):
-    objective, network = made(5, {"guidance_scale": 4.0}, guided=guided), Shifted(5)
+@pytest.mark.parametrize("said", [{"guidance_scale": 4.0}, {"guidance": {"scale": 4.0}}], ids=["scale", "block"])
+def test_where_guidance_acts(guided, drawing, training, said):
+    objective, network = made(5, said, guided=guided), Shifted(5)
     objective(network, BATCH)
     rows = {(name, grad): count for name, count, grad in network.rows}
     assert rows["train", False] == drawing and rows["train", True] == training

@@ -13,6 +13,7 @@ from align.data.groups import GroupsConfig
 from align.data.prompts import PromptsConfig
 from align.errors import UserError
 from align.objectives._base import Parts
+from align.objectives._transitions import EXACT, HALF
 from align.objectives.ddpo import DDPO, DDPOConfig
 from align.objectives.grpo import GRPO, GRPOConfig
 from align.sampling import SamplingConfig
@@ -80,6 +81,15 @@ def test_another_network_than_the_one_that_drew_is_noticed(policy, kind):
     with pytest.raises(UserError, match="do not see the same network"):
         method.after_update(lambda rows: rows)
     method.after_update(lambda rows: rows)  # said once
+
+
+def test_under_autocast_rounding_explains_as_much_as_in_half_precision(policy):
+    method = objective(DDPO, policy)
+    batch = batch_for(method, policy)
+    assert method.tolerance == EXACT
+    with torch.autocast("cpu", torch.bfloat16):
+        method(policy, batch)
+    assert method.tolerance == HALF
 
 
 def test_after_the_first_update_the_ratio_is_to_the_policy_that_drew(policy):

@@ -23,8 +23,9 @@ from align.objectives._transitions import EXACT, HALF, Steps
 )
 def test_the_tolerance_is_the_recipes_or_that_of_the_precision(said, dtype, expected):
     network = nn.ModuleList([nn.Linear(2, 2).to(dtype), nn.Linear(2, 2)])  # an adapter stays in float32
-    objective = SimpleNamespace(config=SimpleNamespace(tolerance=said), model=SimpleNamespace(network=network))
-    assert Steps.tolerance.fget(objective) == expected
+    parts = {"config": SimpleNamespace(tolerance=said), "model": SimpleNamespace(network=network)}
+    assert Steps.tolerance.fget(SimpleNamespace(**parts, _autocast=False)) == expected
+    assert Steps.tolerance.fget(SimpleNamespace(**parts, _autocast=True)) == (said or HALF), "whatever is kept"
     assert EXACT < HALF
 
 

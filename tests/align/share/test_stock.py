@@ -9,6 +9,7 @@ from align.errors import UserError
 from align.models._grids import VPGrids
 from align.run import Run
 from align.share import card
+from align.share.stock import Stock
 from samplers import VPSchedule
 
 diffusers = pytest.importorskip("diffusers")
@@ -49,7 +50,7 @@ def from_the_card(recipe, base):
     made = [line for line in lines if line.startswith(("from diffusers", "config =", "pipeline.scheduler ="))]
     exec("\n".join(made), names)
     drawn = next(line for line in lines if line.startswith("image = "))
-    asked = eval(drawn.removeprefix("image = ").removesuffix(".images[0]"), {"pipeline": lambda _, **given: given})
+    asked = eval(drawn.removeprefix("image = ").removesuffix(".images[0]"), {"pipeline": lambda prompt, **given: given})
     return held.scheduler, asked
 
 
@@ -117,3 +118,17 @@ def test_a_runs_pipeline_draws_as_the_run_does_and_says_nothing_of_encoders(tmp_
     pipeline.unload_lora_weights()
     pipeline.save_pretrained(tmp_path / "saved")
     assert type(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "saved")) is diffusers.StableDiffusionPipeline
+
+
+@pytest.mark.parametrize("order", [("prompt", "image"), ("image", "prompt")])
+def test_a_text_by_place_is_the_prompt_also_where_a_pipeline_takes_a_picture_first(order):
+    """As FLUX.2's does, whose first argument is a picture to edit."""
+    body = "def __call__(self, {}=None, {}=None, steps=0): return {{'prompt': prompt, 'image': image, 'steps': steps}}"
+    names: dict = {}
+    exec(body.format(*order), names)
+    kind = type("Stocked", (), {"__call__": names["__call__"]})
+    drawn = Stock(None, {}, {"steps": 4}).put_on(kind())
+    assert drawn("a fox") == {"prompt": "a fox", "image": None, "steps": 4}
+    assert drawn(["a fox"], "a picture") == {"prompt": ["a fox"], "image": "a picture", "steps": 4}
+    picture = object()
+    assert drawn(**{order[0]: picture})[order[0]] is picture and drawn(picture)[order[0]] is picture
