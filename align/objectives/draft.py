@@ -62,6 +62,7 @@ class Draft(RewardObjective):
     def __init__(self, config: DraftConfig, parts: Parts):
         super().__init__(config, parts)
         self.kept = Kept(parts.sampling)
+        self.same_steps = parts.sampling.window in ("last", "subset", "full")
 
     def before_update(self, policy: Policy, micro_batches: Sequence[Any], gather: Gather) -> None:
         super().before_update(policy, micro_batches, gather)
