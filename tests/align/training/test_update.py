@@ -62,7 +62,9 @@ def test_a_micro_batch_that_no_trained_step_reaches_adds_nothing():
         done, policy = step(HandedOver(since), scaler=scaler)
         moved = weights(policy) - weights(by_hand)
         torch.testing.assert_close(moved, -0.1 * torch.cat([g.flatten() for g in gradient]), rtol=1e-4, atol=1e-7)
-        assert done.outcome == "applied" and done.metrics["loss"] == pytest.approx(float(loss.per_sample.detach().mean()))
+        assert done.outcome == "applied" and done.metrics["loss"] == pytest.approx(
+            float(loss.per_sample.detach().mean())
+        )
 
 
 def test_an_update_that_no_trained_step_reaches_leaves_the_optimiser_alone():
