@@ -202,6 +202,7 @@ def test_a_recipe_without_gradient_steps_is_refused():
     ((key, text),) = DraftConfig().conflicts({"sampling": SamplingConfig(**over)})
     assert key == "sampling.roles" and "Widen the window" in text
     assert not list(DraftConfig().conflicts({"sampling": SamplingConfig(**over, last_k=2)}))
+    assert objective(**over, last_k=2).same_steps and not objective(**over, window="bernoulli").same_steps
 
 
 def test_a_reference_whose_blocks_are_recomputed_later_is_refused():
