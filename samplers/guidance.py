@@ -72,16 +72,16 @@ class _Guided:
 
     def combined(self, out_u: Tensor, out_c: Tensor, w: float | Tensor) -> Tensor:
         """The guided output of rows that have both, with gradient as `grad` says."""
-        if self.grad != "both":
-            out_u = out_u.detach()
-        if self.grad == "none":  # the value of out_c, with 1/w of its gradient: guidance then makes it 1
-            share = torch.where(w == 0, 1.0, w) if isinstance(w, Tensor) else w or 1.0
-            out_c = out_c.detach() + (out_c - out_c.detach()) / share
+        u, c = (out_u, out_c) if self.grad == "both" else (out_u.detach(), out_c.detach())
         if self.guidance.zero_star:
-            flat_u, flat_c = out_u.flatten(1).float(), out_c.flatten(1).float()
-            out_u = out_u * broadcast((flat_u * flat_c).sum(1) / (flat_u.square().sum(1) + TINY), out_u)
-        out = out_u + w * (out_c - out_u)
-        return self.finished(out, out_c)
+            flat_u, flat_c = u.flatten(1).float(), c.flatten(1).float()
+            u = u * broadcast((flat_u * flat_c).sum(1) / (flat_u.square().sum(1) + TINY), u)
+        return self.carrying(self.finished(u + w * (c - u), c), out_c, w if self.grad == "cond" else 1.0)
+
+    def carrying(self, out: Tensor, out_c: Tensor, gain: float | Tensor) -> Tensor:
+        """The value of `out`; unless both branches carry gradient, with `gain` times that of out_c and no other: what
+        zero_star, rescale and the family make of the two outputs are constants then."""
+        return out if self.grad == "both" else out.detach() + gain * (out_c - out_c.detach())
 
     def finished(self, out: Tensor, out_c: Tensor) -> Tensor:
         """What is done to a guided output at the end."""
@@ -128,7 +128,9 @@ class Guided:
         if rows is not None and len(rows) == 0:
             out_c = guided.inner(x_t, t, cond)
             w = self._held(number, x_t)
-            return out_c if difference is None else guided.finished(out_c + (w - 1) * difference, out_c)
+            if difference is None:
+                return out_c
+            return guided.carrying(guided.finished(out_c + (w - 1) * difference, out_c), out_c, 1.0)
         out_u, out_c = guided.both(x_t, t, cond, rows)
         if not again:
             self._learn(number, x_t, t, rows, out_u, out_c)
@@ -215,9 +217,10 @@ def guide(
 
     A scale of 1 returns `denoiser` itself: the formula at 1. rescale: (out, out_c) -> out, what a family does to a
     guided output, such as to keep the norm of out_c. grad: "both" branches carry gradient; "cond" alone, so that it is
-    w times that of out_c (as Flow-GRPO trains); or that of out_c alone, as if there were no guidance ("none"). Values
-    are the same. negative: what gives out_u in place of `denoiser` (NPO, autoguidance), in a call of its own.
-    judge: of dynamic guidance, asked without gradient.
+    w times that of out_c (as Flow-GRPO trains); or that of out_c alone, as if there were no guidance ("none"); also
+    under zero_star and any rescale, whose factors are constants then. Values are the same. negative: what gives out_u
+    in place of `denoiser` (NPO, autoguidance), in a call of its own. judge: of dynamic guidance, asked without
+    gradient.
     """
     if guidance.scale == 1 and not (guidance.zero_init or guidance.plus_plus or guidance.candidates):
         return denoiser

@@ -55,7 +55,6 @@ class Guidance:
 
     def at(self, t: Tensor) -> Tensor:
         """w at times t, any shape, float64; 1 outside the interval. Not for scales that are told by call."""
-        low, high = self.interval
         t = t.double()
         if isinstance(self.scale, Mapping):
             levels = sorted(self.scale)
@@ -64,21 +63,25 @@ class Guidance:
             w = values[place.clamp(max=len(levels) - 1)]
         else:
             w = torch.full_like(t, self.scale)  # type: ignore[arg-type]
-        return torch.where((t >= low) & (t <= high), w, torch.ones_like(w))
+        return torch.where(self._acts(t), w, torch.ones_like(w))
+
+    def _acts(self, t: Tensor) -> Tensor:
+        """Whether times t lie in the interval."""
+        low, high = self.interval
+        return (t >= low) & (t <= high)
 
     def along(self, times: Tensor, schedule: Schedule) -> list[float]:
         """w of each call of a trajectory, `times` (N + 1,) being its grid's."""
-        calls = len(times) - 1
+        calls, acts = len(times) - 1, self._acts(times[:-1])
         if isinstance(self.scale, Sequence):
             if len(self.scale) < calls:
                 raise ValueError(f"{len(self.scale)} scales of guidance for {calls} network calls")
             w = torch.tensor(list(self.scale[:calls]), dtype=torch.float64)
-            low, high = self.interval
-            w = torch.where((times[:-1] >= low) & (times[:-1] <= high), w, torch.ones_like(w))
+            w = torch.where(acts, w, torch.ones_like(w))
         else:
             w = self.at(times[:-1])
         if self.plus_plus:
             alpha, sigma = schedule(times)
             r = (sigma[1:] * alpha[:-1]) / (alpha[1:] * sigma[:-1])
-            w = torch.where(w == 1, w, w / (1 - r))
+            w = torch.where(acts, w / (1 - r), w)  # by the interval: a lambda of 1 is guidance too
         return w.tolist()

@@ -41,7 +41,10 @@ class Window:
         steps = [i for i, flag in enumerate(possible) if flag]
         if self.start == "all":
             return list(possible)
-        last = self._places(len(steps), len(possible))
+        reach = self.reach(possible)
+        if not 1 <= self.size <= reach:
+            raise ValueError(f"a window of {self.size} steps does not fit into {reach}. Set its size <= {reach}.")
+        last = reach - self.size
         if self.start == "sliding":
             first = min(self.stride * (number // self.every), last)
         else:
@@ -49,12 +52,10 @@ class Window:
         chosen = set(steps[first : first + self.size])
         return [i in chosen for i in range(len(possible))]
 
-    def _places(self, steps: int, num_steps: int) -> int:
-        """The last place where the window may begin."""
-        reach = min(steps, num_steps // 2) if self.start == "first_half" else steps
-        if not 1 <= self.size <= reach:
-            raise ValueError(f"a window of {self.size} steps does not fit into {reach}. Set its size <= {reach}.")
-        return reach - self.size
+    def reach(self, possible: Sequence[bool]) -> int:
+        """The largest size that fits."""
+        steps = sum(possible)
+        return min(steps, len(possible) // 2) if self.start == "first_half" else steps
 
 
 def densities(law: Law, schedule: Schedule, grid: Grid) -> list[bool]:

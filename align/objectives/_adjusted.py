@@ -34,6 +34,17 @@ class AdjustedConfig(ComponentConfig):
         if sampling is not None and self.vary_steps:
             if sampling.timesteps is not None:
                 yield ".vary_steps", "draws another number of steps, and sampling.timesteps fixes it. Remove one."
+            if sampling.solver is not None:
+                yield (
+                    ".vary_steps",
+                    "draws another number of steps, and sampling.solver was learned for its own. Remove one.",
+                )
+            if isinstance(sampling.how.scale, tuple):
+                yield (
+                    ".vary_steps",
+                    "draws another number of steps, and sampling.guidance.scale lists one scale for each. Give one "
+                    "scale, or {t: w}.",
+                )
             if self.vary_steps >= sampling.num_steps:
                 yield (
                     ".vary_steps",

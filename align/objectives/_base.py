@@ -54,6 +54,9 @@ class Objective(Protocol):
 
     and is itself called only where a move names it. A round counts as one update.
 
+    A loss may lack a graph where the steps that it trains are the base's (sampling.roles): such rows add nothing. That
+    of a whole update is said at once where `same_steps: bool` says that no draw decides which steps are trained.
+
     An objective may also have `state_dict` / `load_state_dict`, which checkpoints then carry, and
 
         before_update(policy, micro_batches, gather) -> context

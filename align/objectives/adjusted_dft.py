@@ -35,6 +35,7 @@ class AdjustedDFT(RewardObjective):
     """The objective: prompts in, sampled and decoded with the adjusted gradient."""
 
     Config = AdjustedDFTConfig
+    same_steps = True
 
     def __call__(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
         rng = Rng(self.seed, batch.indices, batch.step)

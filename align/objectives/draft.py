@@ -41,6 +41,9 @@ class DraftConfig(RewardObjectiveConfig):
         sampling = recipe.get("sampling")
         if sampling is not None and sampling.window == "last" and sampling.last_k == 0:
             yield "sampling.last_k", "is 0: no step would carry the reward's gradient. Set it to 1 or more."
+        roles = () if sampling is None or (sampling.window, sampling.last_k) != ("last", 1) else sampling.roles
+        if roles and roles[-1][0] == "reference":
+            yield "sampling.roles", "end with the base, and the last step is the one that is trained. Widen the window."
         if self.kl and sampling is not None and sampling.memory == "reversible":
             yield ".kl", f"is {self.kl}, and a reversible chain keeps no states to compare. Set memory: checkpointed."
         if (self.kl or self.num_noises) and sampling is not None:
@@ -62,6 +65,7 @@ class Draft(RewardObjective):
     def __init__(self, config: DraftConfig, parts: Parts):
         super().__init__(config, parts)
         self.kept = Kept(parts.sampling)
+        self.same_steps = parts.sampling.window in ("last", "subset", "full")
 
     def before_update(self, policy: Policy, micro_batches: Sequence[Any], gather: Gather) -> None:
         super().before_update(policy, micro_batches, gather)

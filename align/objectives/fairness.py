@@ -84,6 +84,7 @@ class Fairness(RewardObjective):
     """The objective: prompts in, each several times in an update."""
 
     Config = FairnessConfig
+    same_steps = True
 
     def before_update(self, policy: Policy, micro_batches: Sequence[Any], gather: Gather) -> Targets:
         """The targets of all images of the update, the same on every process."""

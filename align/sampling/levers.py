@@ -116,13 +116,13 @@ def prefixed(
     times = grid.times[: n + 1]
     if levers.steps is not None:
         times = times[torch.linspace(0, n, levers.steps + 1).round().long()]
-    guided = denoiser
-    if levers.guidance != "none":
-        how = block.how
-        if levers.guidance == "refresh":
-            how = how.model_copy(update={"skip": "refresh", "every": 2, "reuse": "delta2"})
-        changes = {"guidance": how, "num_steps": len(times) - 1}
-        guided = block.model_copy(update=changes).guided(denoiser, uncond)
+    how = block.how
+    if levers.guidance == "none":
+        how = type(how)(scale=1.0)
+    elif levers.guidance == "refresh":
+        how = how.model_copy(update={"skip": "refresh", "every": 2, "reuse": "delta2"})
+    changed = block.model_copy(update={"guidance": how, "num_steps": len(times) - 1})
+    guided = changed.guided(denoiser, uncond)  # also without guidance: roles by time are the block's
     kind = "cpu" if x_T.is_meta else x_T.device.type  # a plan's tensors: there is no autocast of the meta device
     with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=levers.precision == "bf16"):
         x = sample(guided, x_T, Grid(times, grid.init_scale), cond, step=block.step()).x0

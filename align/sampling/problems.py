@@ -70,11 +70,6 @@ def _of_timesteps(block: "SamplingConfig", timesteps: Sequence[int]) -> Iterator
 
 
 def of_window(block: "SamplingConfig") -> Iterator[tuple[str, str]]:
-    if block.roles and block.roles[-1][0] == "reference" and (block.window, block.last_k) == ("last", 1):
-        yield (
-            "roles",
-            "end with the base, and the last step is the one that is trained. Widen the window.",
-        )
     if block.levers is not None:
         yield from block.levers.problems(block)
     calls, named = block.num_calls, "network calls" if block.step_rule == "heun" else "num_steps"

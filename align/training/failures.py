@@ -14,6 +14,12 @@ OVERFLOWS = 25
 """In a row: each halves fp16's scale, which begins at 2^16."""
 EMPTY = 20
 """In a row."""
+UNREACHED = 8
+"""In a row, before the first that had a graph: a draw may miss what is trained, but not as often."""
+NO_GRAPH = (
+    "the loss depends on nothing that is trained: no step that carries its gradient is the policy's. Widen "
+    "sampling.last_k or the window, or let sampling.roles give these steps to train."
+)
 CULPRIT = "gradient_not_finite/"
 """Metric of a reward (rewards/_composite.py): the share of images at which its gradient is no number."""
 
@@ -23,13 +29,16 @@ class Failures:
 
     def __init__(self, most: int):
         self.most = most
-        self.counts = {"not finite": 0, "overflow": 0, "empty": 0}
-        """In a row, since the last update that was applied."""
+        self.counts = {"not finite": 0, "overflow": 0, "empty": 0, "unreached": 0}
+        """In a row, since the last update that was applied; unreached ones since the last whose loss had a graph."""
         self.learnt = 0
         """Updates with a gradient above 0 that were applied."""
 
-    def watch(self, done: Update, step: int, *, scale: float | None, why_empty: str | None) -> None:
-        """After update number `step`; `scale` is fp16's, `why_empty` what the data say of rows that were dropped."""
+    def watch(
+        self, done: Update, step: int, *, scale: float | None, why_empty: str | None, same_steps: bool = False
+    ) -> None:
+        """After update number `step`; `scale` is fp16's, `why_empty` what the data say of rows that were dropped,
+        `same_steps` whether all updates train the same ones."""
         if done.outcome == "applied":
             self.counts = dict.fromkeys(self.counts, 0)
             self.learnt += done.metrics["grad_norm"] > 0
@@ -38,6 +47,10 @@ class Failures:
         outcome = "not finite" if named else done.outcome
         self.counts[outcome] += 1
         number = self.counts[outcome]
+        if outcome in ("not finite", "overflow"):
+            self.counts["unreached"] = 0
+        if outcome == "unreached" and not self.learnt and (same_steps or number == UNREACHED):
+            raise UserError(f"train: {NO_GRAPH}")
         if outcome == "not finite":
             self._not_finite(done.metrics, number, step)
         if outcome == "overflow" and ((scale is not None and scale < 1) or number >= OVERFLOWS):
@@ -53,6 +66,8 @@ class Failures:
         """After the last of the recipe's updates: one at least must have moved something."""
         if self.learnt:
             return
+        if self.counts["unreached"]:
+            raise UserError(f"train: {NO_GRAPH}")
         if self.counts["empty"]:
             raise UserError(f"train: all {num_updates} updates {_empty(why_empty)}")
         raise UserError(
@@ -76,7 +91,7 @@ class Failures:
         return {"counts": dict(self.counts), "learnt": self.learnt}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.counts, self.learnt = dict(state["counts"]), state["learnt"]
+        self.counts, self.learnt = self.counts | state["counts"], state["learnt"]
 
 
 def _named(metrics: Mapping[str, float]) -> str:

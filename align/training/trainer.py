@@ -170,7 +170,7 @@ class Trainer:
                 state.step += 1
                 state.metrics = {**done.metrics, "outcome": done.outcome, "seconds": time.perf_counter() - started}
                 selects = getattr(objective, "selects", False)
-                self._watch(done, batches, state, by_gradient=not (trainable.rowwise or selects))
+                self._watch(done, batches, state, objective, by_gradient=not (trainable.rowwise or selects))
                 growth.watch(state.step)
                 if done.outcome == "applied" and (watch := getattr(objective, "watch", None)) is not None:
                     watch(done.metrics)
@@ -213,10 +213,13 @@ class Trainer:
             outcomes.append(done.outcome)
         return Update(metrics, next((outcome for outcome in outcomes if outcome != "applied"), "applied"))
 
-    def _watch(self, done: Update, batches: BatchSource, state: State, *, by_gradient: bool) -> None:
+    def _watch(
+        self, done: Update, batches: BatchSource, state: State, objective: Objective, *, by_gradient: bool
+    ) -> None:
         scales = [mover.scaler.get_scale() for mover in self.movers if mover.scaler is not None]
         scale, why_empty = min(scales, default=None), getattr(batches, "why_empty", None)
-        self.failures.watch(done, state.step, scale=scale, why_empty=why_empty)
+        same = getattr(objective, "same_steps", False)
+        self.failures.watch(done, state.step, scale=scale, why_empty=why_empty, same_steps=same)
         if state.step == self.config.num_updates and by_gradient:  # else rows have results of their own, or compete
             self.failures.finish(state.step, why_empty)
 

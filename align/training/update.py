@@ -9,6 +9,10 @@ accumulates the gradient of its weighted SUM; gradients and weights are added ov
 A process without rows adds zeros; no forward pass carries a communication hook, so no process waits for another's.
 Afterwards all hold the same gradient, and with it the same answer to whether it is finite.
 
+A micro-batch whose loss has no graph, such as of steps that sampling.roles give to the base, adds 0, as its rows would
+beside others. Where that is so of all of them, on all processes, the optimiser is not asked: weights, decay and moments
+stay as they are.
+
 A trainable whose rows are problems of their own (`rowwise`) keeps the sum: there is nothing to average, over rows or
 processes, and each process moves the rows that it has computed.
 """
@@ -20,7 +24,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from align.errors import UserError
 from align.objectives._base import Loss, Objective
 from align.policy.roles import Policy
 from align.policy.trainable import Trainable
@@ -28,19 +31,15 @@ from align.processes import gather_object
 from align.training.memory import Shortage, shortage
 from align.training.surgery import Held
 
-NO_GRAPH = (
-    "train: the loss depends on nothing that is trained: no step that carries its gradient is the policy's. Widen "
-    "sampling.last_k or the window, or let sampling.roles give these steps to train."
-)
-
 
 class Update(NamedTuple):
     """What one update did; `metrics` are means over all rows of all processes."""
 
     metrics: dict[str, float]
-    outcome: Literal["applied", "not finite", "overflow", "empty"]
+    outcome: Literal["applied", "not finite", "overflow", "empty", "unreached"]
     """All but "applied" leave the parameters as they were, on all processes. "overflow": the fp16 scale was too high
-    and has been lowered, nothing is wrong. "empty": every row has weight 0."""
+    and has been lowered, nothing is wrong. "empty": every row has weight 0. "unreached": no row's loss depends on what
+    is trained."""
 
 
 def update(
@@ -82,12 +81,11 @@ def update(
             torch.manual_seed(hash((*seed, number, accelerator.process_index)) % 2**63)
             loss = objective(policy, batch, context)
             weighted = (loss.weight * loss.per_sample).sum()
-            if not weighted.requires_grad:
-                raise UserError(NO_GRAPH)
             with policy.backward():
                 if loss.kept is not None:
                     held.add((loss.weight * loss.kept).sum(), scaler)
-                (weighted if scaler is None else scaler.scale(weighted)).backward()
+                if weighted.requires_grad:
+                    (weighted if scaler is None else scaler.scale(weighted)).backward()
             _add(sums, loss)
     except (RuntimeError, MemoryError) as error:
         if not (short := shortage(error)):
@@ -98,9 +96,9 @@ def update(
         raise Shortage(short or "on another process")
     if (finish := getattr(objective, "after_update", None)) is not None:
         finish(lambda rows: _gather(rows, accelerator))
-    metrics, weight = _means(sums, accelerator)
-    if weight == 0:
-        return Update(metrics, "empty")
+    metrics, weight, reached = _means(sums, accelerator)
+    if weight == 0 or not reached:
+        return Update(metrics, "unreached" if weight else "empty")
     if not trainable.rowwise:
         _combine_gradients(trainable.parameters(), weight, accelerator)
     if "kept" in metrics:  # on all processes, whoever has had such rows
@@ -128,13 +126,15 @@ def _add(sums: dict[str, tuple[Tensor, int]], loss: Loss) -> None:
         values["kept"] = (loss.weight * loss.kept.detach()).sum(), rows
     values["loss"] = (loss.weight * loss.per_sample.detach()).sum(), rows
     values["weight"] = loss.weight.sum(), rows
+    values["reached"] = torch.tensor(float(rows if loss.per_sample.requires_grad else 0)), rows
     for name, (value, number) in values.items():
         total, count = sums.get(name, (0.0, 0))
         sums[name] = (total + value.float().to(loss.per_sample.device), count + number)  # a metric may be of the CPU
 
 
-def _means(sums: dict[str, tuple[Tensor, int]], accelerator: Accelerator) -> tuple[dict[str, float], float]:
-    """({metric: mean over all processes' rows}, the total weight); the loss is its weighted mean."""
+def _means(sums: dict[str, tuple[Tensor, int]], accelerator: Accelerator) -> tuple[dict[str, float], float, float]:
+    """({metric: mean over all processes' rows}, the total weight, the number of rows whose loss has a graph); the loss
+    is its weighted mean."""
     numbers = torch.stack([total for total, _ in sums.values()]).tolist() if sums else []
     mine = {name: (number, count) for (name, (_, count)), number in zip(sums.items(), numbers, strict=True)}
     totals: dict[str, tuple[float, int]] = {}
@@ -144,8 +144,9 @@ def _means(sums: dict[str, tuple[Tensor, int]], accelerator: Accelerator) -> tup
             totals[name] = (total + number, rows + count)
     weight, _ = totals.pop("weight")
     loss, _ = totals.pop("loss")
+    reached, _ = totals.pop("reached")
     means = {name: total / count for name, (total, count) in totals.items() if count}
-    return {"loss": loss / weight if weight else 0.0, **means}, weight
+    return {"loss": loss / weight if weight else 0.0, **means}, weight, reached
 
 
 @torch.no_grad()

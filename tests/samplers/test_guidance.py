@@ -196,10 +196,11 @@ def test_levels_by_time_hold_from_theirs_down_to_the_next(setting):
     torch.testing.assert_close(run(network, grid, levels), expected, rtol=1e-12, atol=1e-13)
 
 
-def test_cfg_plus_plus_renoises_with_the_unconditional_noise(setting):
+@pytest.mark.parametrize("lam", [0.0, 0.6, 1.0])
+def test_cfg_plus_plus_renoises_with_the_unconditional_noise(setting, lam):
     """Against its definition: x_s = alpha_s x0_hat(eps_lambda) + sigma_s eps_u, x0_hat itself at the end."""
     network, grid = setting
-    x, lam = X_T, 0.6
+    x = X_T
     alpha, sigma = network.schedule(grid.times)
     for i in range(8):
         t = grid.times[i]
@@ -214,6 +215,8 @@ def test_cfg_plus_plus_renoises_with_the_unconditional_noise(setting):
             x0 = x - (u + lam * (c - u))
         x = alpha[i + 1] * x0 + sigma[i + 1] * eps_u
     torch.testing.assert_close(run(network, grid, Guidance(lam, plus_plus=True)), x, rtol=1e-6, atol=1e-6)
+    never = Guidance(lam, plus_plus=True, interval=(0.999999, 0.999999))
+    assert torch.equal(run(network, grid, never), sample(network, X_T, grid, cond()).x0)
 
 
 def test_zero_star_and_zero_init():

@@ -119,6 +119,14 @@ def test_what_does_not_fit_is_refused():
     ((key, text),) = AdjustedDFTConfig(vary_steps=1).conflicts({"sampling": fixed})
     assert key == ".vary_steps" and "timesteps" in text
     assert not list(AdjustedDFTConfig().conflicts({"sampling": fixed}))
+    listed = SamplingConfig(num_steps=3, guidance={"scale": [2, 3, 2]})
+    ((key, text),) = AdjustedDFTConfig(vary_steps=1).conflicts({"sampling": listed})
+    assert key == ".vary_steps" and "sampling.guidance.scale lists" in text
+    by_time = SamplingConfig(num_steps=3, guidance={"scale": {1.0: 2, 0.5: 3}})
+    assert not list(AdjustedDFTConfig(vary_steps=1).conflicts({"sampling": by_time}))
+    learned = SamplingConfig(num_steps=3, solver="solver.json")
+    ((key, text),) = AdjustedDFTConfig(vary_steps=1).conflicts({"sampling": learned})
+    assert key == ".vary_steps" and "sampling.solver was learned" in text
 
 
 def test_a_step_without_a_path_has_no_gradient_and_no_infinite_factor():

@@ -198,6 +198,11 @@ def test_a_recipe_without_gradient_steps_is_refused():
     ((key, text),) = DraftConfig().conflicts({"sampling": SamplingConfig(last_k=0)})
     assert key == "sampling.last_k" and "no step would carry" in text
     assert not list(DraftConfig().conflicts({"sampling": SamplingConfig(last_k=1)}))
+    over = {"roles": [["train", 0.5], ["reference", 0]]}  # fine in itself: most methods choose their steps themselves
+    ((key, text),) = DraftConfig().conflicts({"sampling": SamplingConfig(**over)})
+    assert key == "sampling.roles" and "Widen the window" in text
+    assert not list(DraftConfig().conflicts({"sampling": SamplingConfig(**over, last_k=2)}))
+    assert objective(**over, last_k=2).same_steps and not objective(**over, window="bernoulli").same_steps
 
 
 def test_a_reference_whose_blocks_are_recomputed_later_is_refused():

@@ -8,7 +8,8 @@ import torch
 from align.config import load_recipe
 from align.plan.verdict import plan
 from align.sampling import SamplingConfig
-from align.sampling.levers import FAST, described
+from align.sampling.levers import FAST, described, prefixed
+from samplers import FlowSchedule, Prediction, TensorCond, grids
 
 
 def block(**settings) -> SamplingConfig:
@@ -63,6 +64,33 @@ def test_without_it_nothing_is_said_and_nothing_taken():
     assert described(block(levers={"guidance": "refresh"}), "fp32") == described(block(levers=None), "fp32") == ""
     assert block(levers={}).levers.any is False
     assert set(FAST) == {"guidance", "precision"}
+
+
+class Asked:
+    """A denoiser that notes (role, t, rows) of each call."""
+
+    schedule, kind = FlowSchedule(), Prediction.FLOW
+
+    def __init__(self, calls, name="train"):
+        self.calls, self.name = calls, name
+
+    def beside(self, name):
+        return Asked(self.calls, name)
+
+    def __call__(self, x_t, t, cond):
+        self.calls.append((self.name, round(float(t), 2), len(x_t)))
+        return 0.1 * x_t
+
+
+@pytest.mark.parametrize(
+    ("lever", "rows"), [({"guidance": "none"}, [2, 2, 2, 2]), ({"guidance": "refresh"}, [4, 2, 4, 2])]
+)
+def test_the_prefix_is_drawn_by_the_roles_that_the_block_gives_its_times(lever, rows):
+    calls, cond = [], TensorCond({"c": torch.zeros(2, 1)})
+    drawn = block(num_steps=6, last_k=2, roles=[["reference", 0.6], ["train", 0]], levers=lever)
+    prefixed(drawn, Asked(calls), cond[:1], torch.randn(2, 3, 2, 2), grids.flow(6), cond)
+    names = ["reference", "reference", "reference", "train"]
+    assert calls == list(zip(names, [1.0, 0.83, 0.67, 0.5], rows, strict=True))
 
 
 @pytest.fixture(scope="module")

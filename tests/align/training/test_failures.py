@@ -7,7 +7,7 @@ from torch import nn
 
 from align.errors import UserError
 from align.training.ema import EMA
-from align.training.failures import CULPRIT, EMPTY, OVERFLOWS, Failures
+from align.training.failures import CULPRIT, EMPTY, OVERFLOWS, UNREACHED, Failures
 from align.training.optim import OptimConfig
 from align.training.trainer import TrainConfig
 from align.training.update import Update
@@ -40,6 +40,48 @@ class Flat(Regression):
 def test_a_run_without_a_gradient_is_an_error(tmp_path):
     with pytest.raises(UserError, match="nothing was learnt: no update of 2 had a finite gradient above 0"):
         fit(tmp_path, num_updates=2, objective=Flat())
+
+
+class Base(Regression):
+    """Has a loss that is the base's, but in the updates `own`."""
+
+    def __init__(self, own=(), *, same_steps=False):
+        super().__init__()
+        self.own, self.same_steps, self.asked = own, same_steps, 0
+
+    def __call__(self, policy, batch, context=None):
+        self.asked += 1
+        loss = super().__call__(policy, batch)
+        return loss if batch.step in self.own else loss._replace(per_sample=loss.per_sample.detach())
+
+
+@pytest.mark.parametrize(("same_steps", "updates"), [(True, 1), (False, UNREACHED)])
+def test_a_loss_that_no_trained_step_reaches_is_said_in_one_line(tmp_path, same_steps, updates):
+    """Such as roles that give the steps with gradient to the base: not autograd's own words; at once where no draw
+    decides."""
+    objective = Base(same_steps=same_steps)
+    with pytest.raises(UserError, match=r"^train: the loss depends on nothing that is trained.*sampling\.last_k"):
+        fit(tmp_path, num_updates=99, objective=objective)
+    assert objective.asked == updates
+    with pytest.raises(UserError, match="depends on nothing that is trained"):
+        fit(tmp_path / "short", num_updates=2, objective=Base())
+
+
+def test_draws_that_miss_the_policys_steps_end_no_run(tmp_path):
+    """Late in the first patience, and for longer than it after something was learnt."""
+    own = {UNREACHED - 2, 2 * UNREACHED + 3}
+    _, _, records = fit(tmp_path, num_updates=2 * UNREACHED + 5, objective=Base(own))
+    assert [r["step"] - 1 for r in records if r["outcome"] == "applied"] == sorted(own)
+    assert {r["outcome"] for r in records} == {"applied", "unreached"}
+
+
+def test_an_update_whose_gradient_was_not_finite_had_a_graph():
+    failures = Failures(5)
+    for step, outcome in enumerate(["unreached"] * (UNREACHED - 1) + ["overflow"] + ["unreached"] * (UNREACHED - 1)):
+        failures.watch(Update({"loss": 1.0}, outcome), step, scale=8.0, why_empty=None)
+    earlier = Failures(5)
+    earlier.load_state_dict({"counts": {"not finite": 1, "overflow": 0, "empty": 0}, "learnt": 0})
+    earlier.watch(Update({"loss": 1.0}, "unreached"), 1, scale=None, why_empty=None)
 
 
 def test_fp16_that_finds_no_scale_ends_with_a_cause():

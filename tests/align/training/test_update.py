@@ -9,7 +9,6 @@ from align_toys import Regression, toy_policy, weights
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from align.data.prompts import PromptBatch
-from align.errors import UserError
 from align.objectives._base import Loss
 from align.training.ema import EMA
 from align.training.memory import Shortage
@@ -40,14 +39,46 @@ def test_the_step_is_along_the_gradient_of_the_weighted_mean():
     assert done.metrics["error"] == pytest.approx(float(loss.per_sample.mean().detach()))  # metrics are over all rows
 
 
-def test_a_loss_that_no_trained_step_reaches_is_said_in_one_line():
-    """Such as roles that give the steps with gradient to the base: not autograd's own words."""
+class HandedOver(Regression):
+    """The rows from number `since` on are the base's: their loss has no graph where they are alone."""
 
-    def constant(policy, batch, context):
-        return Loss(torch.ones(len(batch)), torch.ones(len(batch)), {})
+    def __init__(self, since):
+        super().__init__()
+        self.since = since
 
-    with pytest.raises(UserError, match=r"depends on nothing that is trained.*Widen sampling\.last_k"):
-        step(constant)
+    def __call__(self, policy, batch, context=None):
+        loss = super().__call__(policy, batch)
+        own = torch.tensor([i < self.since for i in batch.indices])
+        rows = torch.where(own, loss.per_sample, loss.per_sample.detach())
+        return loss._replace(per_sample=rows if own.any() else rows.detach())
+
+
+def test_a_micro_batch_that_no_trained_step_reaches_adds_nothing():
+    """As its rows do beside others': the update is the same, however it is cut."""
+    by_hand = toy_policy(0, rank=2)
+    loss = Regression()(by_hand, BATCH)
+    gradient = torch.autograd.grad(loss.per_sample[:4].sum() / 6, by_hand.adapter.parameters())
+    for since, scaler in ((4, None), (4, torch.amp.GradScaler("cpu", init_scale=1024.0))):
+        done, policy = step(HandedOver(since), scaler=scaler)
+        moved = weights(policy) - weights(by_hand)
+        torch.testing.assert_close(moved, -0.1 * torch.cat([g.flatten() for g in gradient]), rtol=1e-4, atol=1e-7)
+        assert done.outcome == "applied" and done.metrics["loss"] == pytest.approx(
+            float(loss.per_sample.detach().mean())
+        )
+
+
+def test_an_update_that_no_trained_step_reaches_leaves_the_optimiser_alone():
+    """Neither decay nor moments move the weights, and fp16's scale stays."""
+    policy = toy_policy(0, rank=2)
+    optimiser = torch.optim.AdamW(policy.adapter.parameters(), lr=0.1, weight_decay=0.5)
+    step(Regression(), policy=policy, optimiser=optimiser)
+    before = weights(policy), {k: v["exp_avg"].clone() for k, v in optimiser.state.items()}
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    done, _ = step(HandedOver(0), policy=policy, optimiser=optimiser, scaler=scaler)
+    assert done.outcome == "unreached" and set(done.metrics) == {"loss", "error", "rows"}
+    assert torch.equal(weights(policy), before[0]) and scaler.get_scale() == 1024.0
+    assert all(torch.equal(optimiser.state[k]["exp_avg"], v) for k, v in before[1].items())
+    assert step(Regression(), policy=policy, optimiser=optimiser, scaler=scaler)[0].outcome == "applied"
 
 
 def test_a_scaled_update_equals_the_plain_one():
@@ -130,7 +161,7 @@ def test_a_metric_may_be_on_another_device_than_the_losses():
         losses = torch.zeros(2, device="cuda")
         sums = {}
         _add(sums, Loss(losses, torch.ones_like(losses), {"step_read": torch.tensor(3.0), "error": losses}))
-    assert {total.device.type for total, _ in sums.values()} == {"cuda"} and len(sums) == 4
+    assert {total.device.type for total, _ in sums.values()} == {"cuda"} and len(sums) == 5
 
 
 def test_memory_that_ran_out_on_another_process_ends_this_ones_update_too():
@@ -155,10 +186,13 @@ def test_a_process_without_rows_takes_part_in_a_scaled_update(monkeypatch):
     policy = toy_policy(0, rank=2)
     for parameter in policy.adapter.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    there = {"loss": (1.0, 2), "weight": (2.0, 2)}
+    there = {"loss": (1.0, 2), "weight": (2.0, 2), "reached": (2.0, 2)}
     monkeypatch.setattr("align.training.update.gather_object", lambda mine: [*mine, there])
     two = SimpleNamespace(num_processes=2, process_index=1, device=torch.device("cpu"), reduce=lambda t, reduction: t)
     optimiser = torch.optim.SGD(policy.adapter.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     done = update(Regression(), policy, policy.adapter, optimiser, [], two, seed=(0, 0), scaler=scaler)
     assert done.outcome == "applied" and done.metrics["loss"] == 0.5
+    there["reached"] = (0.0, 2)
+    done = update(Regression(), policy, policy.adapter, optimiser, [], two, seed=(0, 0))
+    assert done.outcome == "unreached"  # by what all processes say, the same on each
