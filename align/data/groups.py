@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from align.data import _group_window
 from align.data._advantages import Normalise, Running, advantages, without_contrast
 from align.data._group_draw import Plan, Times, draw
 from align.data._group_rows import GroupBatch, Rollout
@@ -25,7 +26,7 @@ from align.data.prompts import Prompts, PromptsConfig, problems
 from align.models._base import device_of
 from align.processes import gather_object
 from align.registry import ComponentConfig
-from samplers import Window, densities, generator
+from samplers import Window, generator
 
 
 class WindowConfig(ComponentConfig):
@@ -108,6 +109,7 @@ class GroupsConfig(ComponentConfig):
                 "leaves out groups whose images were rewarded alike, and by normalise=running these teach too: they "
                 "are measured by the prompt's past. Set one of the two otherwise.",
             )
+        yield from _group_window.conflicts(self.window, recipe.get("sampling"))
         if getattr(recipe.get("adapter"), "dropout", 0):
             yield "adapter.dropout", "must be 0: rollout and training must see the same network. Remove it."
 
@@ -139,14 +141,14 @@ class Groups:
     def prepare(self, around: Workplace) -> None:
         """Remembers whom to ask."""
         self._around, self.wanted = around, around.wanted or Wanted()
-        self._possible = densities(around.sampling.law(), around.model.schedule, around.sampling.grid(around.model))
+        self._possible = _group_window.possible(self.window, self.wanted, around.sampling, around.model)
         self._roll = self._gathered
 
     def rehearse(self, around: Workplace) -> None:
         """In place of `prepare`, for a plan: images without data, on the model's own device."""
         model, sampling = around.model, around.sampling
         self.wanted = around.wanted or Wanted()
-        self._possible = densities(sampling.law(), model.schedule, sampling.grid(model))
+        self._possible = _group_window.possible(self.window, self.wanted, sampling, model)
         device, shape = device_of(model.network), model.latent_shape(sampling.image_size)
         self.drawing = self.batch_size * sampling.num_rows
 

@@ -90,6 +90,8 @@ def rehearse(
     """
     if why := getattr(recipe.objective, "unplanned", ""):
         raise UserError(f"objective: {why}.")
+    if recipe.sampling.roles is not None:  # as if the trained network drew all: the most that a hand-over can cost
+        recipe = recipe.model_copy(update={"sampling": recipe.sampling.model_copy(update={"roles": None})})
     if model is None:
         model = model_of(recipe.model, plain_dtypes(getattr(recipe.model, "dtype", Dtypes()), gpu=gpu))
     sizes = {name: size(module) for name, module in model.components().items()}

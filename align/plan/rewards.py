@@ -84,6 +84,6 @@ def _one_batch(reward: Any, size: tuple[int, int], rows: int) -> Need:
 
 
 def _of_card(size: str) -> int:
-    """Bytes of the weights in float32 by the size that a card says: "986 M (ViT-H/14)"."""
-    found = re.match(r"([\d.]+) ([MB])", size)
-    return int(4 * float(found[1]) * {"M": 1e6, "B": 1e9}[found[2]]) if found else 0
+    """Bytes of the weights by the size that a card says, in float32 unless it says so: "986 M (ViT-H/14)"."""
+    found = re.match(r"([\d.]+) ([MB])( in bf16)?", size)
+    return int((2 if found[3] else 4) * float(found[1]) * {"M": 1e6, "B": 1e9}[found[2]]) if found else 0

@@ -47,7 +47,7 @@ class LatentConfig(RewardConfig):
     card = Card(
         measures="Which of two images of a prompt people would prefer, read in their noisy latents (HPDv3).",
         range="about -10 to 10 in use, by the README's scaling (r + 10) / 10",
-        size="6.9 B (half of SD3.5 medium, and its text encoders)",
+        size="6.9 B in bf16 (half of SD3.5 medium, and its text encoders)",
         hacking="Not measured. By its form: what the base's features at one level of noise do not tell, goes unseen.",
         partner="hpsv2",
         licences={"the head": UNSTATED, "stabilityai/stable-diffusion-3.5-medium": "stabilityai-ai-community"},
