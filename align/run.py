@@ -158,7 +158,7 @@ class _Session:
         if recipe.adapter.dropout:
             named["the number of processes, for which adapter.dropout draws its masks"] = str(accelerator.num_processes)
         checkpoint = resume.find(self.output, resume_from, settings, self.say, named)
-        self.folder.keeps(checkpoint, resume_from, RESULTS)
+        self.folder.keeps(checkpoint, resume_from, RESULTS, WRITTEN)
         batches = repeated(build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed), recipe.sampling)
         looked_at(batches, recipe)
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
