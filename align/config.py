@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from align import presets, recipes
 from align.errors import UserError
-from align.files import code
+from align.files import code, places
 from align.files.schema import shared
 from align.policy import adapter_file
 from align.policy.lora import AdapterConfig
@@ -132,7 +132,7 @@ def load_recipe(
         said.tree = code.located(said.tree, path)
         said.tree.setdefault("output", f"runs/{_run_name(path)}")
         if (folder := recipes.run_folder(source, path)) is not None:
-            said.tree["output"] = str(folder)
+            said.tree = places.whole({**said.tree, "output": str(folder)})
     presets.spelled_out(said, overrides)
     recipe, parts, problems = _validated(said, trains=on_disk)
     if on_disk:

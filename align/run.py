@@ -25,7 +25,7 @@ from align.data._repeated import repeated
 from align.data._workplace import Workplace
 from align.errors import UserError
 from align.figures.statistics import Comparison
-from align.files import code
+from align.files import code, places
 from align.hooks import metrics
 from align.hooks._base import Hook, State, Surroundings
 from align.interrupt import Interrupt, Interrupted
@@ -153,12 +153,12 @@ class _Session:
     def _run(self, resume_from: str) -> Run:
         recipe, accelerator, seed = self.recipe, self.accelerator, self.recipe.train.seed
         packages.refuse(recipe)
-        settings = code.told(recipe.dump())
+        settings = places.whole(code.told(recipe.dump()))
         named = contents.of_recipe(recipe)
         if recipe.adapter.dropout:
             named["the number of processes, for which adapter.dropout draws its masks"] = str(accelerator.num_processes)
         checkpoint = resume.find(self.output, resume_from, settings, self.say, named)
-        self.folder.keeps(checkpoint, resume_from, RESULTS)
+        self.folder.keeps(checkpoint, resume_from, RESULTS, WRITTEN)
         batches = repeated(build(DATA, recipe.data, batch_size=recipe.train.batch_size, seed=seed), recipe.sampling)
         looked_at(batches, recipe)
         rewards = self._composite(recipe.rewards, recipe.combine) if recipe.rewards else None
@@ -255,7 +255,7 @@ class _Session:
     def _open_folder(self, *, fresh: bool) -> None:
         if self.accelerator.is_main_process:
             tree = self.recipe.dump()
-            self.folder.open(tree, as_yaml(code.told(tree)), fresh=fresh, written=WRITTEN)
+            self.folder.open(tree, as_yaml(places.whole(code.told(tree))), fresh=fresh, written=WRITTEN)
         self.accelerator.wait_for_everyone()
 
     def _conclude(self, hooks: Sequence[Hook], state: State) -> dict[str, dict[str, Any]]:

@@ -49,6 +49,14 @@ class CombineConfig(ComponentConfig):
             )
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        asked = any(getattr(recipe.get(key), "needs_gradient", False) for key in ("objective", "data"))
+        rewards = recipe.get("rewards") or {}
+        if asked and rewards and not any(reward.weight for reward in rewards.values()):
+            label = next(iter(rewards))
+            yield (
+                f"rewards.{label}.weight",
+                "is 0, as every reward's, so that there is nothing to learn. Give one a weight that is not 0.",
+            )
         if self.statistics and self.normalise != "fixed":
             yield (
                 ".statistics",

@@ -59,9 +59,21 @@ class PythonConfig(RewardConfig):
 
     def conflicts(self, recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         try:
-            load_object(self.function)
+            found = load_object(self.function)
         except RegistryError as error:
             yield ".function", str(error)
+            return
+        if not callable(found):
+            shown = " ".join(repr(found).split())[:80]
+            yield ".function", f"{self.function} is {shown}, not a function (images, prompts) -> scores. Name one."
+        elif isinstance(found, type):
+            try:
+                inspect.signature(found).bind(**self.arguments)
+            except TypeError as error:
+                takes = ", ".join(inspect.signature(found).parameters) or "none"
+                yield ".arguments", f"{self.function} cannot be built: {error}. It takes {takes}. Set those."
+            except ValueError:  # of one that is not written in Python
+                pass
 
 
 class Python(Reward):

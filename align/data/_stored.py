@@ -5,6 +5,7 @@ order of its own; which bucket serves an update is drawn by (seed, update), in p
 """
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -135,7 +136,9 @@ class Stored:
             return None if large else rows[: self.config.max_rows]
         beside = self.folder.absolute().parent
         if self.config.making is not None and not self.folder.exists() and beside.is_dir():
+            words = re.sub(r"\d+", "", self.folder.name)  # of pairs1 and pairs2 each is meant
             there = [path.name for path in beside.iterdir() if (path / file).is_file()]
+            there = [name for name in there if re.sub(r"\d+", "", name) != words]
             if close := difflib.get_close_matches(self.folder.name, there, n=1, cutoff=0.6):
                 raise UserError(
                     f"data.{self.noun}={self.folder}: there is no such folder, and {close[0]} beside it has {file}. "

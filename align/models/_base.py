@@ -106,6 +106,11 @@ class DiffusionModel:
     small_decoders: ClassVar[tuple[str, ...]] = ()
     """Hub ids of small decoders of these latents (align/models/_small_decoder.py)."""
 
+    @classmethod
+    def layout(cls, format: str, config: Any) -> Layout:
+        """That of `layouts`, for the network of a checkpoint that `config` names."""
+        return cls.layouts[format]
+
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         """The network's raw output, (B, C, h, w) in x_t's dtype. `network` may be a wrapped self.network.
 

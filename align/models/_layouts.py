@@ -20,9 +20,9 @@ def unet(layers: Layers) -> dict[str, Tensor]:
     return _kohya(layers)
 
 
-def sgm_unet(layers: Layers) -> dict[str, Tensor]:
+def sgm_unet(layers: Layers, layers_per_block: int = 2) -> dict[str, Tensor]:
     """sd-scripts for SDXL, whose UNet counts its blocks as Stability's sgm does."""
-    return _kohya({_sgm(module): pair for module, pair in layers.items()})
+    return _kohya({_sgm(module, layers_per_block + 1): pair for module, pair in layers.items()})
 
 
 def flux(layers: Layers) -> dict[str, Tensor]:
@@ -80,7 +80,6 @@ def _kohya(layers: Layers) -> dict[str, Tensor]:
     return named
 
 
-SGM_PER_BLOCK = 3  # SDXL: two layers and a down-sampler a block on the way down, three layers on the way up
 SGM_NAMES = (
     (r"resnets\.(\d+)\.", "0."),
     (r"attentions\.(\d+)\.", "1."),
@@ -100,8 +99,9 @@ SGM_OUTSIDE = {
 }
 
 
-def _sgm(module: str) -> str:
-    """down_blocks.1.attentions.0.proj_in -> input_blocks.4.1.proj_in."""
+def _sgm(module: str, per_block: int) -> str:
+    """down_blocks.1.attentions.0.proj_in -> input_blocks.4.1.proj_in, where per_block is SDXL's 3: on the way down two
+    layers and a down-sampler, on the way up three layers."""
     if module in SGM_OUTSIDE:
         return SGM_OUTSIDE[module]
     if found := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", module):
@@ -112,8 +112,8 @@ def _sgm(module: str) -> str:
         raise KeyError(module)
     way, block, kind, layer, rest = found.groups()
     if kind == "downsamplers":
-        return f"input_blocks.{SGM_PER_BLOCK * (int(block) + 1)}.0.op"
-    number = int(block) * SGM_PER_BLOCK + (2 if kind == "upsamplers" else int(layer))
+        return f"input_blocks.{per_block * (int(block) + 1)}.0.op"
+    number = int(block) * per_block + (per_block - 1 if kind == "upsamplers" else int(layer))
     name = f"input_blocks.{number + 1}" if way == "down" else f"output_blocks.{number}"
     return f"{name}.{_renamed(f'{kind}.{layer}.{rest}')}"
 

@@ -1,16 +1,19 @@
 """SDXL and SDXL-Turbo: a UNet told the image's size and crop, two text encoders, a VP table."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from align.errors import UserError
 from align.models._codec import KLCodec
 from align.models._encoders import clip_states
 from align.models._grids import VPGrids
-from align.models._layouts import sgm_unet
+from align.models._layouts import Layout, sgm_unet
 from align.models._load import CheckpointConfig
+from align.models._network_config import network_config
 from align.models._pipeline import PipelineModel
 from align.models._published import KL_VAE, Published
 from align.models._text import CachedTextEncoder
@@ -105,6 +108,13 @@ class StableDiffusionXL(PipelineModel):
             **COMMON,
         ),
     )
+
+    @classmethod
+    def layout(cls, format: str, config: SDXLConfig) -> Layout:
+        number = network_config(cls, config).get("layers_per_block", 2)
+        if not isinstance(number, int):
+            raise UserError(f"{config.checkpoint}: its network has blocks of {number} layers, sgm of one number.")
+        return partial(cls.layouts[format], layers_per_block=number)
 
     def assemble(self, config: SDXLConfig, pipeline: Any) -> None:
         if pipeline.vae.config.force_upcast and pipeline.vae.dtype == torch.float16:

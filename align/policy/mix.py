@@ -121,7 +121,8 @@ def attach(network: nn.Module, component: str, source: str, name: str) -> list[A
             inject_adapter_in_model(settings, network, name)
         result = set_peft_model_state_dict(network, file.tensors(), adapter_name=name)  # type: ignore[arg-type]
     except (ValueError, RuntimeError) as error:  # no such layers; layers of other shapes
-        reason = str(error).strip().splitlines()[0]
+        lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = next((line for line in lines if not line.endswith(":")), lines[0]).rstrip(".")  # not what heads a list
         raise UserError(f"{source}: does not fit this model ({reason}). Give one trained on it.") from None
     if result.unexpected_keys:
         raise UserError(f"{source}: this model has no layer for {result.unexpected_keys[0]}. Give one trained on it.")

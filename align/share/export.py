@@ -23,7 +23,7 @@ from align.models._load import without_bars
 from align.policy import adapter_file, soft_prompt
 from align.policy.adapter_file import DOWN, MAGNITUDE, UP, AdapterFile
 from align.policy.mix import Mixer, whole_names
-from align.registry import MODELS, build, model_family
+from align.registry import MODELS, build, model_family, resolve_embedded
 
 TOKENS = "textual_inversion"
 SAID = {"kohya": {"ss_network_module": "networks.lora"}}
@@ -74,7 +74,8 @@ def _layout(format: str) -> Callable[..., Path]:
     """Writes the format that the model's family has a layout of that name for."""
 
     def write(file: AdapterFile, recipe: Recipe, folder: Path, name: str, strength: float) -> Path:
-        layouts = model_family(recipe.model).layouts
+        family = model_family(recipe.model)
+        layouts = family.layouts
         if format not in layouts:
             known = ", ".join([*layouts, "peft", "merged"])
             raise UserError(
@@ -83,7 +84,11 @@ def _layout(format: str) -> Callable[..., Path]:
             )
         _plain(file, format)
         try:
-            tensors = layouts[format](_scaled(file, strength))
+            layout = family.layout(format, resolve_embedded(recipe.model))
+        except UserError as error:
+            raise UserError(f"--format {format}: {error} Choose peft or merged.") from None
+        try:
+            tensors = layout(_scaled(file, strength))
         except KeyError as error:
             raise UserError(
                 f"--format {format}: the layer {error.args[0]} has no name in it. Choose peft or merged."

@@ -45,7 +45,7 @@ def compose(run: Path, repo: str, *, licence: str | None = None) -> list[File]:
     (soft_prompt if tokens else adapter_file).read(weights)  # whole, and in the format that the card promises
     recipe, found = load_recipe(run / adapter_file.RECIPE, on_disk=False), summary.read(run)
     shown, pictures = _pictures(run)
-    hide = _hider(recipe, run)
+    hide = _hider(recipe, run, found.model)
     return [
         File(card.FILE_NAME, hide(card.text(recipe, found, repo, shown, licence)).encode()),
         File(weights.name, weights.read_bytes()),
@@ -98,9 +98,10 @@ def _recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def _hider(recipe: Recipe, run: Path) -> Any:
-    """A function that cuts the folders of this machine out of a text."""
+def _hider(recipe: Recipe, run: Path, model: str = "") -> Any:
+    """A function that cuts the folders of this machine out of a text; `model` is as the run's summary says it."""
     said = {place for text in _strings(recipe.dump()) for place in _places(text)}
+    said |= {text for text in (model, model.partition(" ")[2]) if any(place.endswith(f"/{text}") for place in said)}
     places = said | {str(Path.home()), str(run.resolve()), str(Path.cwd())}
     found = sorted((place for place in places if _last(place)), key=len, reverse=True)
 
@@ -123,6 +124,8 @@ def _places(text: str) -> Iterator[str]:
     plain = " " not in place and (len(folders) > 2 or Path(place).exists())
     if outside or (not of_the_hub and (plain or DATA.search(place))):
         yield place
+        if outside and (folder := re.fullmatch(r"(.*[/\\][^/\\:]+):[^/\\]+", place)):  # a file by its folder
+            yield folder[1]
 
 
 def _last(place: str) -> str:

@@ -12,8 +12,8 @@ from align.files import code, lock
 from align.files.output import write
 from align.training.checkpoint import Checkpoints
 
-RECIPE = "recipe.yaml"
-MARKS = ("metrics.jsonl", "checkpoints", "summary.json", lock.FILE_NAME)
+RECIPE, SUMMARY, CHECKPOINTS = "recipe.yaml", "summary.json", "checkpoints"
+MARKS = ("metrics.jsonl", CHECKPOINTS, SUMMARY, lock.FILE_NAME)
 """Of these a run's folder has one beside its recipe from its first moment on; a recipe of the user's own has none."""
 
 
@@ -27,8 +27,10 @@ class RunFolder(ExitStack):
 
     def __enter__(self) -> "RunFolder":
         super().__enter__()
+        if self.path.resolve() == self.path.resolve().parent:
+            raise UserError(f"output={self.path}: is the root of all folders. Set output to one of its own: runs/NAME.")
         if (self.path / RECIPE).is_file():  # before a checkpoint is chosen that another process may replace
-            if not any((self.path / mark).exists() for mark in MARKS):
+            if not any(map(self._ours, MARKS)):
                 raise UserError(
                     f"output={self.path}: the {RECIPE} there is no run's, and a run would write its own in its place. "
                     "Set output to another folder, such as runs/NAME."
@@ -36,16 +38,26 @@ class RunFolder(ExitStack):
             self._hold()
         return self
 
-    def keeps(self, checkpoint: Path | None, resume: str, results: Iterable[str]) -> None:
+    def keeps(self, checkpoint: Path | None, resume: str, results: Iterable[str], written: Iterable[str] = ()) -> None:
         """Raises UserError where a run that begins afresh, or at another one's `checkpoint`, would replace `results`
-        that lie here; `resume` "never" has said that they may go."""
+        that lie here; `resume` "never" has said that they, and all that a run has `written`, may go. What lies in a
+        folder that is no run's goes by no word."""
         inside = checkpoint is not None and self.path.resolve() in checkpoint.resolve().parents
-        there = [name for name in results if (self.path / name).exists()]
-        if resume == "never" or inside or not there or not (self.path / RECIPE).is_file():
+        lost = [name for name in dict.fromkeys((*results, *written, CHECKPOINTS)) if (self.path / name).exists()]
+        if not (self.path / RECIPE).is_file():
+            if lost:
+                raise UserError(
+                    f"output={self.path}: is no run's folder, and a run would write its own in place of what lies "
+                    f"there ({', '.join(lost)}). Set output to another folder, such as runs/NAME."
+                )
+            return
+        there = [name for name in results if name in lost]
+        if resume == "never" or inside or not there:
             return
         never = "start over with --resume never, which removes what is there"
+        ended = "a run has ended there" if (self.path / SUMMARY).is_file() else "there is a run's work"
         raise UserError(
-            f"output={self.path}: a run has ended there ({', '.join(there)}), and it would be lost: "
+            f"output={self.path}: {ended} ({', '.join(lost)}), and it would be lost: "
             + ("there is no checkpoint of it to go on from. " if checkpoint is None else f"{checkpoint} is another's. ")
             + ("Set another output" + (f", or {never}." if checkpoint is None else ", or remove the folder."))
         )
@@ -65,13 +77,22 @@ class RunFolder(ExitStack):
             if fresh and known:  # a run's folder, so these are a run's files
                 for name in written:
                     _remove(self.path / name)
-                Checkpoints(self.path / "checkpoints").clear()
+                Checkpoints(self.path / CHECKPOINTS).clear()
             code.keep(recipe, self.path)
             write(self.path / RECIPE, text)
         except OSError as error:
             raise UserError(
                 f"output={self.path}: cannot be written ({error.strerror}). Set output to a folder of yours."
             ) from None
+
+    def _ours(self, mark: str) -> bool:
+        """Whether a mark is there and a run has made it: folders and files of these names may be anybody's."""
+        place = self.path / mark
+        if place.is_dir():
+            return any(place.glob("*step-*"))
+        if not place.is_file() or place.suffix == ".jsonl":
+            return place.is_file() and (not (line := place.read_bytes().partition(b"\n")[0]) or b'"step"' in line)
+        return mark != SUMMARY or b'"network_calls"' in place.read_bytes()
 
     def _hold(self) -> None:
         if not self.held:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
-from align.files import code
+from align.files import code, places
 from align.training import checkpoint
 from align.training.checkpoint import Checkpoints, Damaged
 from align.training.contents import changed as changed_contents
@@ -87,7 +87,7 @@ def same_contents(path: Path, written: Mapping[str, Any], now: Mapping[str, str]
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(key, old value, new value) for each setting that an update depends on and that differs."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = dict(_leaves(places.whole(old))), dict(_leaves(places.whole(new)))
     free = FREE
     if before.get("adapter.dropout"):
         free = tuple(key for key in free if key not in BY_BATCH)

@@ -263,8 +263,9 @@ def test_a_folder_that_is_no_runs_keeps_its_files(recipe, tmp_path):
     own = tmp_path / "run" / "samples" / "my.txt"
     own.parent.mkdir(parents=True)
     own.write_text("mine")
-    align.train(recipe, resume="never")
-    assert own.read_text() == "mine"
+    with pytest.raises(UserError, match=r"is no run's folder.* \(samples\)\. Set output to another folder"):
+        align.train(recipe, resume="never")
+    assert own.read_text() == "mine" and len(list(own.parent.parent.iterdir())) == 1
 
 
 def test_asking_for_more_processes_than_started_is_an_error(recipe):

@@ -8,6 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from align.commands.app import app
+from align.config import load_recipe
 
 GOOD: dict[str, Any] = {
     "model": {"name": "sd", "checkpoint": "owner/name"},
@@ -46,6 +47,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("cross-field", {"objective.target": 1.0, "objective.margin": 2.0}, "objective", "Set one of them"),
     ("cross-field", {"sampling.step_rule": "euler", "sampling.eta": 0.5}, "sampling.eta", "Use ddim"),
     ("cross-field", {"rewards": {}}, "rewards", "Add it, such as"),
+    ("cross-field", {"rewards.brightness.weight": 0}, "rewards.brightness.weight", "there is nothing to learn. Give"),
     ("missing file", {"data.prompts": "no/such.txt"}, "data.prompts", "Check the path"),
     ("missing file", {"model.checkpoint": "./no_such_model"}, "model.checkpoint", "Check the path"),
     ("missing file", {"adapter.init": "./no_such_adapter"}, "adapter.init", "Give the folder"),
@@ -161,7 +163,6 @@ def test_a_wrong_recipe(kind, overrides, key, fix, here):
 def test_there_are_three_of_each_kind_and_the_good_one_is_good(here):
     kinds = [kind for kind, *_ in WRONG]
     assert min(kinds.count(kind) for kind in kinds) >= 3
-    from align.config import load_recipe
 
     load_recipe(GOOD)
     assert not (here / "the_run").exists()
@@ -203,3 +204,9 @@ def test_what_is_wrong_beside_the_model_is_said_before_it_loads(here, monkeypatc
     planned = CliRunner().invoke(app, ["train", *(function if kind == "function" else pairs), "--dry-run"])
     assert planned.exit_code == 2 and said[kind] in planned.stderr, "nor does a plan pass it over"
     assert not (here / "the_run").exists()
+
+
+def test_a_reward_that_is_only_watched_stands_beside_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rewards = {"brightness": {"weight": 0}, "sharpness": {}}
+    assert load_recipe("draft/shapes", {"rewards": rewards}).rewards["brightness"].weight == 0

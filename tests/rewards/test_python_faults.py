@@ -156,3 +156,35 @@ def test_a_try_is_as_training_will_ask():
 def test_its_error_names_what_the_recipe_calls_it():
     with pytest.raises(RewardError, match=r"reward mine: .*ZeroDivisionError"):
         Composite({"mine": reward("divides")})(IMAGES, PROMPTS)
+
+
+class Near:
+    def __init__(self, words, weight=1.0):
+        self.words = words
+
+    def __call__(self, images, prompts):
+        return images.mean((1, 2, 3))
+
+
+VALUE = 5
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        (
+            "Near",
+            {"words": [], "color": 1},
+            [(".arguments", "unexpected keyword argument 'color'. It takes words, weight.")],
+        ),
+        ("Near", {}, [(".arguments", "missing a required argument: 'words'. It takes words, weight.")]),
+        ("Near", {"words": []}, []),
+        ("VALUE", {}, [(".function", "VALUE is 5, not a function (images, prompts) -> scores. Name one.")]),
+        ("bright", {}, []),
+    ],
+)
+def test_what_cannot_be_built_is_told_by_its_key_before_it_is(name, arguments, said):
+    config = PythonConfig(function=f"{__name__}:{name}", arguments=arguments)
+    found = list(config.conflicts({}))
+    assert [key for key, _ in found] == [key for key, _ in said]
+    assert all(words in text for (_, text), (_, words) in zip(found, said, strict=True))

@@ -85,6 +85,10 @@ def test_a_slip_in_the_folders_name_makes_no_pairs(tmp_path):
     assert len(looked("my_pairs")) == 1 and looked("others") is None
     with pytest.raises(UserError, match=r"my_pear: there is no such folder, and my_pairs beside it has pairs.jsonl"):
         looked("my_pear")
+    (tmp_path / "my_pairs").rename(tmp_path / "pairs1")
+    assert looked("pairs2") is None, "one of several"
+    with pytest.raises(UserError, match=r"pair1: there is no such folder, and pairs1 beside it"):
+        looked("pair1")
     (tmp_path / "my_pear").mkdir()
     assert looked("my_pear") is None, "a folder that is there is meant"
 

@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_said_in_a_line(tiny_sd_factory, tmp_path):
     wide = {name: torch.zeros(len(t), t.shape[1] + 1) if "lora_A" in name else t for name, t in tensors.items()}
     half = {name: t for name, t in tensors.items() if "lora_A" in name}
     cases = {
-        "wide": (wide, "does not fit this model"),
+        "wide": (wide, r"does not fit this model \(size mismatch for "),
         "half": (half, "is damaged"),
         "other": ({name.replace("unet.", "transformer."): t for name, t in tensors.items()}, "network is a unet"),
         "layers": ({name.replace("to_q", "to_nowhere"): t for name, t in tensors.items()}, "does not fit|has no layer"),

@@ -1,5 +1,7 @@
 """A run's folder: what lies in it is lost to nobody who has not said so."""
 
+from pathlib import Path
+
 import pytest
 
 from align.errors import UserError
@@ -11,20 +13,26 @@ from align.training.trainer import EXPORTS
 def finished(path, *, checkpoints=True):
     for name in ("adapter", *(("checkpoints",) if checkpoints else ())):
         (path / name).mkdir(parents=True)
-    for name in ("recipe.yaml", "metrics.jsonl", "report.html"):
+    for name in ("recipe.yaml", "report.html"):
         (path / name).write_text("of an earlier run")
+    (path / "metrics.jsonl").write_text('{"step": 1}\n')
     return path
 
 
 def begin(path, checkpoint=None, resume="auto"):
     with RunFolder(path) as folder:
-        folder.keeps(checkpoint, resume, RESULTS)
+        folder.keeps(checkpoint, resume, RESULTS, WRITTEN)
         folder.open({}, "of this run", fresh=checkpoint is None, written=WRITTEN)
 
 
 def test_a_finished_run_without_a_checkpoint_stays(tmp_path):
     finished(tmp_path)
-    with pytest.raises(UserError, match=r"a run has ended there \(adapter, report.html\).*--resume never"):
+    (tmp_path / "samples").mkdir()
+    lost = r"\(adapter, report.html, samples, metrics.jsonl, checkpoints\)"
+    with pytest.raises(UserError, match=rf"there is a run's work {lost}.*--resume never"):
+        begin(tmp_path)
+    (tmp_path / "summary.json").write_text('{"network_calls": 1}')
+    with pytest.raises(UserError, match=r"a run has ended there \(adapter, report.html, summary.json, samples"):
         begin(tmp_path)
     assert (tmp_path / "recipe.yaml").read_text() == (tmp_path / "report.html").read_text() == "of an earlier run"
     begin(tmp_path, resume="never")
@@ -42,7 +50,7 @@ def test_a_finished_run_is_not_mixed_with_another_ones_checkpoint(tmp_path):
 
 def test_a_run_that_ended_before_its_first_checkpoint_starts_over(tmp_path):
     (tmp_path / "recipe.yaml").write_text("of an earlier run")
-    (tmp_path / "metrics.jsonl").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("")
     (tmp_path / EXPORTS).mkdir()  # train.export_every may come first, as on a disk that was full
     begin(tmp_path)
     assert (tmp_path / "recipe.yaml").read_text() == "of this run"
@@ -73,3 +81,26 @@ def test_the_folder_of_a_noise_search_is_no_runs(tmp_path):
     (tmp_path / "images.jsonl").write_text("")
     with pytest.raises(UserError, match="is no run's"):
         begin(tmp_path, resume="never")
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("recipe", [True, False])
+def test_a_folder_of_the_users_own_is_left_whatever_resume_says(tmp_path, resume, recipe):
+    """Folders and files of a run's names, none of which a run has made."""
+    for name in ("samples", "report", "adapter", "checkpoints"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.png").touch()
+    for name in ("report.html", "before_after.png", *(("recipe.yaml",) if recipe else ())):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "summary.json").write_text('{"mine": 1}')
+    (tmp_path / "metrics.jsonl").write_text('{"mine": 1}')
+    before = sorted(tmp_path.rglob("*"))
+    said = "no run's, and a run would write its own" if recipe else r"is no run's folder.*\(adapter, report.*samples"
+    with pytest.raises(UserError, match=said) as found:
+        begin(tmp_path, resume=resume)
+    assert sorted(tmp_path.rglob("*")) == before and "\n" not in str(found.value)
+
+
+def test_the_root_is_nobodys_run():
+    with pytest.raises(UserError, match="output=/: is the root"):
+        begin(Path("/"), resume="never")
