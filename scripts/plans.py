@@ -48,7 +48,7 @@ Written by `scripts/plans.py`.
 def published() -> list[str]:
     """The recipes of published checkpoints that can be rehearsed."""
     loaded = {name: load_recipe(name, on_disk=False) for name in recipes.names()}
-    known = {name: one for name, one in loaded.items() if find(one.model.checkpoint)}
+    known = {name: one for name, one in loaded.items() if find(getattr(one.model, "checkpoint", ""))}
     return [name for name, one in known.items() if not getattr(one.objective, "unplanned", "")]
 
 

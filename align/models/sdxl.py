@@ -114,7 +114,8 @@ class StableDiffusionXL(PipelineModel):
         number = network_config(cls, config).get("layers_per_block", 2)
         if not isinstance(number, int):
             raise UserError(f"{config.checkpoint}: its network has blocks of {number} layers, sgm of one number.")
-        return partial(cls.layouts[format], layers_per_block=number)
+        known: Any = cls.layouts[format]
+        return partial(known, layers_per_block=number)
 
     def assemble(self, config: SDXLConfig, pipeline: Any) -> None:
         if pipeline.vae.config.force_upcast and pipeline.vae.dtype == torch.float16:

@@ -46,7 +46,7 @@ class Steps:
     def transition(self, policy: Policy, role: str, batch: Any, cond: Any) -> Transition:
         """Rows may stand at different steps; coefficients stay on the CPU, where the rows are."""
         device = device_of(self.model.network)
-        self._autocast |= torch.is_autocast_enabled(device.type)
+        self._autocast |= device.type != "meta" and torch.is_autocast_enabled(device.type)
         uncond = self.sampling.unprompted(self.model.text)
         denoiser = self.sampling.guided(policy.role(role), uncond, self.cfg_grad)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = denoiser.schedule(batch.t), denoiser.schedule(batch.s)

@@ -68,7 +68,8 @@ CHAPTERS = {
         "Learning curves on the shapes world",
         CURVES,
         """ draft-4x has four times its recipe's updates; draft-1-Nx follow the
-last step alone, with N times the updates of draft-1 [there](gradients.md). Prompts hold equal shares of the skills.""",
+last step alone, with N times the updates of draft-1 [there](gradients.md); slow: at half the rate. Prompts hold equal
+shares of the skills.""",
     ),
     "preferences": Chapter(
         "preferences",

@@ -19,11 +19,13 @@ TITLE = """# What a reward is hacked by
 
 Written by `python scripts/compare.py write` from measured runs; not edited by hand.
 
-Runs of `draft/shapes_overoptimised` (clip, eye and pick-slower at half its rate, clip and eye twice as long) and
-`nft/shapes` on one reward, one seed each; `scripts/comparison/methods.py` says how. One that ends at its best was not
-hacked.
+Runs of `draft/shapes_overoptimised` (clip, eye and pick-slower at half its rate, clip and eye twice as long; those
+called steady at a quarter of it, four times as long) and `nft/shapes` on one reward, one seed each;
+`scripts/comparison/methods.py` says how. One that ends at its best was not hacked.
 The guard, which sees neither judge nor gold, holds another reward out. Judge and gold: 96 select prompts.
 """
+APART = 0.05
+"""Of what the trained reward had gained: one that loses more of it again has come apart."""
 GOLD = re.compile(r"is ([\d.-]+) at its best and ([\d.-]+) at the end.*keeps update \d+: gold ([\d.-]+),", re.DOTALL)
 """Of a section: gold at its best, at the end, and where the guard chooses."""
 
@@ -53,10 +55,12 @@ def _each(found: Iterable[str], values: Iterable[float]) -> str:
 
 
 def _hacked(folder: Path, name: str, images: Path) -> str | None:
-    """The section of a reward; None where one of its two runs has not ended."""
-    guarded, free = folder / "guarded", folder / "free"
-    if not (guarded / summary.FILE_NAME).is_file() or not (free / summary.FILE_NAME).is_file():
+    """The section of a reward; None where its free run has not ended. Without a guarded one the guard's choice in the
+    free one is told, in which it ends nothing."""
+    guarded, free = (folder / kind for kind in ("guarded", "free"))
+    if not (free / summary.FILE_NAME).is_file():
         return None
+    guarded = guarded if (guarded / summary.FILE_NAME).is_file() else free
     found, records = summary.read(guarded), metrics.read(free / metrics.FILE_NAME)
     trained = [(r["step"], r[key]) for r in records if (key := _reward(r))]
     curves = {"trained reward": charts.running_mean(trained)}
@@ -71,8 +75,10 @@ def _hacked(folder: Path, name: str, images: Path) -> str | None:
     gold, judge, chosen = dict(curves["gold"]), dict(curves["judge"]), found.chosen_update
     reward = {step: _at(curves["trained reward"], max(step, trained[0][0])) for step in gold}
     top = max(reward, key=lambda step: reward[step])
+    fell = reward[top] - reward[last] > APART * (reward[top] - reward[min(reward)])
     best = {"gold": max(gold.values()), "judge": max(judge.values())}
     ended = f"ends the run after update {found.num_updates}" if found.num_updates < last else "lets the run go on"
+    ended = "watches alone" if guarded is free else ended
     text = (
         f"## {name}\n\n"
         f"Gold utility starts at {gold[0]:.3f}, is {best['gold']:.3f} at its best and {gold[last]:.3f} at the end; "
@@ -80,7 +86,7 @@ def _hacked(folder: Path, name: str, images: Path) -> str | None:
         f"and keeps update {chosen}: gold {gold[chosen]:.3f}, judge {judge[chosen]:.0%}. "
         f"The trained reward (running mean) is {reward[chosen]:.3f} there, {reward[top]:.3f} at its highest (update "
         f"{top}: gold {gold[top]:.3f}, judge {judge[top]:.0%}) and {reward[last]:.3f} at the end"
-        f"{': it fell too, so that the run came apart' if reward[last] < reward[chosen] else ''}.\n\n"
+        f"{': it fell too, so that the run came apart' if fell else ''}.\n\n"
         f"![{name}: each curve on its own range](img/hacking-{name}.svg)\n"
     )
     if sheets := sorted((free / "samples").glob("*.png")):

@@ -167,6 +167,8 @@ STUDENTS = {
 OVEROPTIMISED = "draft/shapes_overoptimised"
 SLOWER, LONGER = "optim.lr=3e-3", "train.num_updates=320"
 """Half of the recipe's rate, at all of which a run on clip comes apart; twice its updates."""
+STEADY = ("optim.lr=1.5e-3", "train.num_updates=640")
+"""A quarter of its rate, for four times its updates."""
 HACKED = {
     "pick": Method(OVEROPTIMISED),
     "pick-slower": Method(OVEROPTIMISED, (SLOWER,)),
@@ -180,6 +182,8 @@ HACKED = {
         ),
     ),
     "eye": Method(OVEROPTIMISED, (SLOWER, LONGER, "rewards={eye: {}}")),
+    "pick-steady": Method(OVEROPTIMISED, STEADY),
+    "eye-steady": Method(OVEROPTIMISED, (*STEADY, "rewards={eye: {}}")),
     "pick-nft": Method(
         "nft/shapes",
         (
