@@ -28,6 +28,7 @@ from rewards._patience import within
 from rewards._registry import load_object, path_of
 
 HERE = Path(__file__).parent
+STEPS = ("round", "floor", "ceil", "trunc", "sign")
 TRIED, TRIED_BY = (64, 512, 32, 1024), ("a red circle", "two blue squares")
 """Sides of the images that a function is tried with, one after another where it fails, and prompts where the data have
 none yet."""
@@ -133,6 +134,11 @@ class Python(Reward):
                     raise errors[0]
                 return
             check_scores(scores, images, words, name=label, differentiable=self.differentiable)
+            if gradient and (step := _flat(scores, images)):
+                raise RewardError(
+                    f"reward {label}: its gradient is 0 everywhere, since {step}() is flat between its steps. Leave it "
+                    "out, or set differentiable: false and another objective."
+                )
             if not remote:  # what goes over a network is not asked again and again
                 self._alone(label, images, words, scores)
 
@@ -161,3 +167,21 @@ class Python(Reward):
         own = [f for f in frames if "site-packages" not in f.filename and Path(f.filename).parent != HERE]
         place = f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
         return f"reward {self.name}: {place}{said}. Correct the function; ALIGN_TRACEBACK=1 shows the whole way."
+
+
+def _flat(scores: Tensor, images: Tensor) -> str:
+    """The step function on the way to `scores` by which the gradient at `images` is exactly 0; "" where there is none
+    or the gradient is not 0. A score that is flat at noise alone, such as a hinge, has none."""
+    (gradient,) = torch.autograd.grad(scores.sum(), images, retain_graph=True, allow_unused=True)
+    if gradient is None or gradient.any():
+        return ""
+    waiting, seen = [scores.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (name := node.name().removesuffix("Backward0").lower()) in STEPS:
+            return name
+        waiting += [parent for parent, _ in node.next_functions]
+    return ""

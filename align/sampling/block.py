@@ -246,11 +246,14 @@ class SamplingConfig(ComponentConfig):
     def grid(self, model: "DiffusionModel") -> "Grid":
         """The model's own times for this rule, spacing and image size, or the recipe's.
 
-        Raises UserError for timesteps that the model's table has not.
+        Raises UserError for timesteps that the model's table has not, and for more steps than it has times.
         """
         if self.solver is not None:
             return solver.read(self.solver).grid(model)
-        own = model.grids(self.num_steps, model.latent_shape(self.image_size), self.step_rule, self.spacing)
+        try:
+            own = model.grids(self.num_steps, model.latent_shape(self.image_size), self.step_rule, self.spacing)
+        except ValueError as error:
+            raise UserError(f"sampling: {error}. Change num_steps, or spacing.") from None
         return own if self.timesteps is None else by_hand(self.timesteps, model.schedule, own)
 
     def grad_policy(self) -> "GradPolicy":

@@ -93,7 +93,12 @@ def draws(images, prompts):
     return images.mean((1, 2, 3)) + torch.rand(len(images))
 
 
+def stepped(images, prompts):
+    return (images.mean((1, 2, 3)) * 10).round() / 10
+
+
 BROKEN = {
+    "stepped": r"mine: its gradient is 0 everywhere, since round\(\) is flat",
     "averages": "mine returned a scalar",
     "detached": "silently detached",
     "normalises": "mine gives an image .* beside another and .* alone: its score depends on the batch",
@@ -117,6 +122,7 @@ def test_what_fails_at_every_size_is_said_before_anything_is_loaded(name, said):
 
 def test_a_try_leaves_the_random_state_and_what_may_be_of_its_size_alone():
     Composite({"mine": reward("of_512_pixels")}).try_out(["a"], CPU)
+    Composite({"mine": reward("stepped", differentiable=False)}).try_out(["a"], CPU)
     Composite({"mine": reward("bright"), "api": reward("detached", differentiable=False)}).try_out(["a", "b", "c"], CPU)
     state = torch.get_rng_state()
     reward("draws").try_out("mine", [], CPU)

@@ -158,6 +158,18 @@ def test_checking_a_sampling_block_needs_no_torch():
     assert run.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"num_steps": 2000}, "num_steps=2000 must be between 1 and the schedule's 1000 levels"),
+        ({"num_steps": 60, "step_rule": "lcm"}, "num_steps=60 exceeds the 50 steps"),
+    ],
+)
+def test_more_steps_than_there_are_times_are_refused_by_name(model, said, why):
+    with pytest.raises(UserError, match=f"^sampling: {why}.*Change num_steps"):
+        SamplingConfig(**said).grid(model)
+
+
 def test_timesteps_by_hand_are_entries_of_the_table(model):
     own = SamplingConfig(num_steps=4, spacing="trailing").grid(model)
     said = SamplingConfig(num_steps=4, timesteps=(999, 749, 499, 249)).grid(model)
