@@ -17,6 +17,7 @@ from align.plan import rehearse
 from align.plan.budget import GIB, budget, hours
 from align.plan.verdict import RATE
 from align.presets import NAMES
+from align.registry import EMBEDDED
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models" / "presets.md"
 FAMILIES = ("sd15_hpsv2", "sdxl", "sd35", "flux", "flux2_klein", "pixart", "sana", "z_image_turbo", "qwen_image")
@@ -38,6 +39,7 @@ Where a recipe does not fit, `align plan RECIPE --memory 24GB` says what to chan
 ## Every recipe as it ships
 
 In GiB and hours of updates, by the same plan. Recipes are made for a GPU of 24 GB. *Most*: when that much is needed.
+Not planned: {left}.
 
 {shipped}
 
@@ -45,11 +47,15 @@ Written by `scripts/plans.py`.
 """
 
 
-def published() -> list[str]:
-    """The recipes of published checkpoints that can be rehearsed."""
-    loaded = {name: load_recipe(name, on_disk=False) for name in recipes.names()}
-    known = {name: one for name, one in loaded.items() if find(getattr(one.model, "checkpoint", ""))}
-    return [name for name, one in known.items() if not getattr(one.objective, "unplanned", "")]
+def published() -> tuple[list[str], list[str]]:
+    """The recipes of published checkpoints that can be rehearsed, and those that cannot."""
+    found: tuple[list[str], list[str]] = [], []
+    for name in recipes.names():
+        recipe = load_recipe(name, on_disk=False)
+        checkpoint = str(getattr(recipe.model, "checkpoint", ""))
+        if not checkpoint.startswith(EMBEDDED):
+            found[not find(checkpoint) or bool(getattr(recipe.objective, "unplanned", ""))].append(name)
+    return found
 
 
 def row(name: str, preset: str) -> dict[str, Any]:
@@ -104,14 +110,15 @@ def main() -> None:
     path = parser.parse_args().rows
     there = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     known = {(one["recipe"], one["preset"]) for one in there}
-    asked = [(name, preset) for preset in NAMES for name in RECIPES] + [(name, AS_IT_IS) for name in published()]
+    asked = [(name, preset) for preset in NAMES for name in RECIPES] + [(name, AS_IT_IS) for name in published()[0]]
     for name, preset in asked:
         if (name, preset) not in known:
             there.append(row(name, preset))
             with path.open("a") as file:
                 file.write(json.dumps(there[-1]) + "\n")
+    left = ", ".join(f"`{name}`" for name in published()[1])
     told = sorted((one for one in there if one["preset"] != AS_IT_IS), key=lambda one: RECIPES.index(one["recipe"]))
-    PAGE.write_text(TEXT.format(rate=RATE, table=table(told), shipped=shipped(there)), encoding="utf-8")
+    PAGE.write_text(TEXT.format(rate=RATE, table=table(told), shipped=shipped(there), left=left), encoding="utf-8")
 
 
 if __name__ == "__main__":
