@@ -49,7 +49,8 @@ def trajectories(config: InversionConfig, policy: Policy, batch: Any, pairs: Any
         rows = list(missing.values())
         cond_w, cond_l = pairs.conds(undropped)
         uncond_w, uncond_l = pairs.conds([True] * len(batch))
-        denoiser = cfg(policy.role("reference"), uncond_w.cat(uncond_l)[rows], config.guidance_scale)
+        role, uncond = policy.role("reference"), uncond_w.cat(uncond_l)[rows]
+        denoiser = cfg(role, uncond, config.guidance_scale, rescale=getattr(role, "rescale", None))
         found = invert(denoiser, mean[rows], grid, cond_w.cat(cond_l)[rows], iterations=config.iterations)
         made = dict(zip(missing, torch.stack(found.states).unbind(1), strict=True))
         if store is not None:

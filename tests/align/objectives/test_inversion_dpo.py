@@ -156,6 +156,16 @@ def test_the_states_are_the_references_guided_inversion(moved, folder):
     assert (states[-1] - states[0]).abs().max() > 0.1
 
 
+def test_the_family_has_its_way_with_the_guided_output(moved, folder):
+    """As Qwen-Image's, which keeps the norm of the conditional one: here it takes that output itself."""
+    batch = batch_of(moved, folder)
+    plain = trajectories(InversionConfig(num_steps=N), moved, batch, batch.load())[1]
+    moved.model.rescale = lambda guided, conditional: conditional
+    batch = batch_of(moved, folder)
+    found = trajectories(InversionConfig(num_steps=N, guidance_scale=3.0), moved, batch, batch.load())[1]
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+
+
 def test_targets_put_x_t_back_where_it_came_from(moved, folder):
     """anchored: alpha x_0 + sigma eps = x_t. residual: the DDIM step with its eps lands on the neighbour exactly."""
     from align.objectives.inversion_dpo import _goal
