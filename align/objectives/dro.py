@@ -25,7 +25,7 @@ from torch import Tensor
 from align.objectives._base import Loss
 from align.objectives._labelled import LabelledConfig, LabelledObjective, Noised
 from align.objectives._losses import guard_factor
-from align.objectives._preference import UNLIKE, dropped, error_scale, masks_apart, noised, targets
+from align.objectives._preference import APART, UNLIKE, dropped, error_scale, masks_apart, noised, targets
 from align.policy.roles import Policy
 from samplers import Rng
 
@@ -50,7 +50,7 @@ class DROConfig(LabelledConfig):
         if data is not None and not (hasattr(data, "labels") or getattr(data, "has_pairs", False)):
             yield "data", "holds no labelled images. Use `data: {name: labels, labels: FOLDER}`, or preferences."
         paired = getattr(data, "has_pairs", False)
-        yield from masks_apart(recipe, *(() if paired else (UNLIKE,)))
+        yield from masks_apart(recipe, APART if paired else UNLIKE)
         if not paired and data is not None and self.bound == "guard":
             yield ".bound", "guard weighs a pair's bad image against its good one. Use clamp or snpo with labels."
         if self.bound == "none" and not self.unbounded:

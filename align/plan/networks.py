@@ -53,7 +53,7 @@ def _published(config: Any, family: Any, published: Any) -> Any:
     model.components().update({name: module for name, module in encoders.items() if name not in absent})
     by_clip = [kind for kind, _ in published.text.values()] == ["CLIPTextModel"]
     told = _ToldByCLIP(published, *encoders.values()) if by_clip else _Told(published)
-    model.text = told  # type: ignore[assignment]
+    model.text = told  # type: ignore[assignment]  # a stand-in, of shapes alone
     return model
 
 

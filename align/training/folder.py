@@ -90,9 +90,13 @@ class RunFolder(ExitStack):
         place = self.path / mark
         if place.is_dir():
             return any(place.glob("*step-*"))
-        if not place.is_file() or place.suffix == ".jsonl":
-            return place.is_file() and (not (line := place.read_bytes().partition(b"\n")[0]) or b'"step"' in line)
-        return mark != SUMMARY or b'"network_calls"' in place.read_bytes()
+        if not place.is_file():
+            return False
+        if mark == SUMMARY:
+            return b'"network_calls"' in place.read_bytes()
+        with place.open("rb") as file:
+            line = file.readline()
+        return place.suffix != ".jsonl" or not line or b'"step"' in line
 
     def _hold(self) -> None:
         if not self.held:

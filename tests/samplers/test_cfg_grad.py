@@ -38,7 +38,10 @@ def guided(grad, settings, rescale, outputs):
 
 def jacobians(grad, settings, rescale):
     """(the output, d out/d out_u, d out/d out_c)."""
-    call = lambda outputs: guided(grad, settings, rescale, outputs)(X, T, COND)[0]  # noqa: E731
+
+    def call(outputs):
+        return guided(grad, settings, rescale, outputs)(X, T, COND)[0]
+
     found = torch.autograd.functional.jacobian(call, OUT)
     return call(OUT), found[:, 0], found[:, 1]
 
