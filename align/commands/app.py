@@ -146,8 +146,13 @@ def train(
         told = functools.partial(typer.echo, err=True)
         typer.echo(plan(loaded, gpu_memory=gigabytes(gpu_memory, "--gpu-memory") if gpu_memory else None, say=told))
         return
+    from align.plan.propose import foretold, of_this_machine
     from align.run import train as start
 
+    size = of_this_machine() if os.environ.get("RANK", "0") == "0" else None
+    command = shlex.join(["align", "plan", recipe, *(overrides or ())])
+    if size and (said := foretold(loaded, size, command)):
+        typer.echo(said)
     run = start(loaded, resume=resume)
     if run.interrupted:
         raise typer.Exit(130 if run.interrupted == "SIGINT" else 143)

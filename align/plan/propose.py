@@ -15,6 +15,7 @@ from align.config import Recipe, load_recipe
 from align.errors import UserError
 from align.plan.budget import GIB, Budget, budget
 from align.plan.rehearsal import Rehearsal, rehearse
+from align.registry import EMBEDDED
 
 PLACES = ("offload", "offload_text", "text_on_cpu")
 """Settings of a model that move weights about and change no call."""
@@ -140,6 +141,24 @@ def described(recipe: Recipe, memory: float, say: Say = lambda text: None, comma
     if found.fits:
         return "\n".join([*lines, "", f"to paste: {command} {' '.join(found.overrides())}".replace(":  ", ": ")])
     return "\n".join([*lines, f"That does not fit {memory:g} GiB, and nothing more is known here: a smaller model."])
+
+
+def foretold(recipe: Recipe, memory: float, command: str) -> str:
+    """What a training on a GPU of `memory` GiB will need, in one line for its start, and where to look if that is more;
+    "" of what a plan knows nothing of."""
+    model = recipe.model
+    if str(getattr(model, "checkpoint", "")).startswith(EMBEDDED) or getattr(recipe.objective, "unplanned", ""):
+        return ""
+    try:
+        needed = budget(recipe, rehearse(recipe, with_rewards=True, gpu=True), gpu=True)
+    except UserError:
+        return ""  # training says what is wrong, or knows a checkpoint that cannot be planned
+    if needed.total <= memory * GIB:
+        return f"by its plan it takes about {needed.total / GIB:.1f} of {memory:.1f} GiB"
+    return (
+        f"by its plan it takes about {needed.total / GIB:.1f} GiB, most in {needed.where}, and there are {memory:.1f}: "
+        f"it may run out of memory. {command} says what to change."
+    )
 
 
 def _needed(recipe: Recipe, taken: list[Change], rehearsed: dict[str, Rehearsal], say: Say) -> Budget:

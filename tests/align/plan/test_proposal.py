@@ -10,7 +10,7 @@ from align.config import load_recipe
 from align.errors import UserError
 from align.plan.budget import CONTEXT, GIB, budget
 from align.plan.meter import Peak
-from align.plan.propose import Change, described, gigabytes, propose, verdict
+from align.plan.propose import Change, described, foretold, gigabytes, propose, verdict
 from align.plan.rehearsal import rehearse
 from align.plan.rewards import Need, need
 from align.registry import REWARDS
@@ -97,6 +97,33 @@ def test_the_command_and_a_size_that_is_none(recipe, tmp_path):
     with pytest.raises(UserError, match="--memory lots"):
         gigabytes("lots")
     assert gigabytes("16GB") == gigabytes("16 GiB") == gigabytes("16") == 16
+
+
+def test_a_training_on_a_gpu_begins_with_what_it_will_need(recipe, tmp_path, monkeypatch):
+    (tmp_path / "own.yaml").write_text(recipe.yaml())
+    command = [
+        "train",
+        str(tmp_path / "own.yaml"),
+        f"output={tmp_path / 'run'}",
+        "train.num_updates=1",
+        "train.batch_size=2",
+    ]
+    whole = budget(
+        load_recipe(recipe, {"train.batch_size": 2}), rehearse(recipe, with_rewards=True, gpu=True), gpu=True
+    )
+    adapters = []
+    for size, said in (
+        (None, None),
+        (24.0, "of 24.0 GiB\n"),
+        (whole.total / GIB / 2, "may run out of memory. align plan"),
+    ):
+        monkeypatch.setattr("align.plan.propose.of_this_machine", lambda size=size: size)
+        ran = CliRunner().invoke(app, [*command, "--resume", "never"])
+        assert ran.exit_code == 0, ran.output
+        assert said in ran.output if said else "by its plan" not in ran.output
+        adapters.append((tmp_path / "run" / "adapter" / "pytorch_lora_weights.safetensors").read_bytes())
+    assert adapters[0] == adapters[1] == adapters[2], "a plan draws none of training's random numbers"
+    assert foretold(load_recipe("draft/shapes"), 24, "align plan draft/shapes") == "", "it fits everywhere"
 
 
 def test_a_reward_at_its_published_size_is_weighed_without_its_checkpoint():
