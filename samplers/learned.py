@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from samplers.schedule import broadcast
+from samplers.schedule import broadcast, on_a_flow
 from samplers.transition import Transition
 
 
@@ -47,7 +47,7 @@ class Learned:
         self, x0: Tensor, eps: Tensor, alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor
     ) -> Transition:
         """One step t -> s. x0, eps: (B, ...) predicted at t; alpha, sigma: ()."""
-        flow = bool((alpha_t + sigma_t - 1).detach().abs() < 1e-9)
+        flow = on_a_flow(alpha_t, sigma_t, alpha_s, sigma_s)
         row = self.rows[len(self.history)]
         self.history.append(eps - x0 if flow else x0)
         mixed = sum((broadcast(c, x0) * f for c, f in zip(row, self.history, strict=False)), torch.zeros_like(x0))

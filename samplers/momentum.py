@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from samplers.ddim import ddim
-from samplers.schedule import broadcast
+from samplers.schedule import broadcast, on_a_flow
 from samplers.transition import Transition
 
 MOST = 5  # orders that are known
@@ -67,7 +67,7 @@ class _Momentum:
     ) -> Transition:
         """One step t -> s. x0, eps: (B, ...) predicted at t; alpha, sigma: ()."""
         first = not self.history
-        if bool((alpha_t + sigma_t - 1).abs() < 1e-9):  # on a flow y is x and f the velocity
+        if on_a_flow(alpha_t, sigma_t, alpha_s, sigma_s):  # y is x and f the velocity
             slope = self.slope(eps - x0)
             mean = broadcast(alpha_t, x0) * x0 + broadcast(sigma_t, x0) * eps
             mean = mean + broadcast(sigma_s - sigma_t, x0) * slope

@@ -149,6 +149,12 @@ def dynamic_shift(
     return math.exp(base_shift + slope * (num_tokens - base_tokens))
 
 
+def on_a_flow(alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor) -> bool:
+    """Whether the step t -> s is a rectified flow's: alpha + sigma = 1 at both ends; coefficients are (). A VP table
+    has that on data, and at pure noise where its terminal SNR is zero: both are ends of one step for all alone."""
+    return all(bool((size - 1).detach().abs() < 1e-9) for size in (alpha_t + sigma_t, alpha_s + sigma_s))
+
+
 def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
     """Ready to multiply x: (B,) -> (B, 1, ..., 1) in x's dtype and device; a 0-dim coefficient is left as it is."""
     if coefficient.ndim == 0:

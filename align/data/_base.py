@@ -5,7 +5,8 @@ from typing import Any, Protocol, Self
 
 
 class Batch(Protocol):
-    """The rows of one whole update, the same on every process; anything heavy is loaded when it is cut, or later."""
+    """The rows of one whole update, the same on every process; anything heavy is loaded when it is cut, or later. One
+    whose rows were drawn for several updates says by `used_up: bool` whether this is the last of them."""
 
     def __len__(self) -> int: ...
 

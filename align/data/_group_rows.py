@@ -59,6 +59,8 @@ class GroupBatch:
     """Whether the policy that drew it has not moved since."""
     said: dict[str, Tensor]
     """Metrics of the whole update, ()."""
+    used_up: bool = True
+    """Whether this is the last update on the rollout."""
 
     def __len__(self) -> int:
         return len(self.image)

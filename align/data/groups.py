@@ -170,7 +170,7 @@ class Groups:
                 self.pending = found, self._advantages(found)
             batch = self._batch(*self.pending, fresh=fresh)
             self.step, self.position = self.step + 1, self.position + self.batch_size
-            if self.position >= len(self.pending[0].prompts):
+            if batch.used_up:
                 self.pending, self.position, self.number = None, 0, self.number + 1
             yield batch
 
@@ -230,8 +230,8 @@ class Groups:
         said |= {"queries": torch.tensor(float((self.number + 1) * len(found.prompts)))}
         if fresh:
             said |= {f"{name}_seconds": torch.tensor(value) for name, value in self.times._asdict().items()}
-        rows = trained.repeat_interleave(slots.shape[1])
-        return GroupBatch(found, gains, rows, slots.flatten(), self.step, self.number, fresh, said)
+        rows, used_up = trained.repeat_interleave(slots.shape[1]), self.position + self.batch_size >= len(found.prompts)
+        return GroupBatch(found, gains, rows, slots.flatten(), self.step, self.number, fresh, said, used_up)
 
     def _slots(self, found: Rollout, images: torch.Tensor) -> torch.Tensor:
         """(len(images), rows of an image): which steps of the window, or which looks, an image is trained on."""

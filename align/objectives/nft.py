@@ -4,9 +4,9 @@
     L = gain [ r e(v+) + (1 - r) e(v-) ] + reference mean (out - out_ref)^2
     e(v) = mean (x0_hat(v) - x_0)^2 / sg( mean |x0_hat(v) - x_0| )
 
-on x_t re-noised from images of `old`, a running average of the policy: old <- d old + (1 - d) theta after each update,
-d = min(rate max(0, step - wait), most). No likelihood, any solver, no guidance. Zheng et al., arXiv 2509.16117, eq. 6,
-with the released code's normalisation and gain = A_max/b, which is a mere factor of the loss.
+on x_t re-noised from images of `old`, a running average of the policy: old <- d old + (1 - d) theta after the last
+update on a rollout, d = min(rate max(0, step - wait), most). No likelihood, any solver, no guidance. Zheng et al.,
+arXiv 2509.16117, eq. 6, with the released code's normalisation and gain = A_max/b, a mere factor of the loss.
 """
 
 from typing import Any, Literal
@@ -39,7 +39,7 @@ class NFTConfig(ForwardConfig):
     old_decay: float = Field(default=0.5, ge=0, lt=1)
     """Most of the old role's decay (released: 0.5; 0.999 for OCR)."""
     old_rate: float = Field(default=1e-3, ge=0)
-    """Growth of the decay an update (0.0075 for OCR)."""
+    """Growth of the decay an update (0.0075 for OCR); old follows after the last update on a rollout."""
     old_wait: int = Field(default=0, ge=0)
     """Updates before it grows (75 for OCR)."""
 
@@ -55,7 +55,7 @@ class NFT(Forward):
 
     def __init__(self, config: NFTConfig, parts: Parts):
         super().__init__(config, parts, role="old")
-        self.adapters = {"old": Snapshot(decay=config.decay)}
+        self.adapters = {"old": Snapshot(decay=config.decay, draws=True)}
 
     def __call__(self, policy: Policy, batch: Any, context: Any = None) -> Loss:
         config, rows = self.config, self.noised(batch)

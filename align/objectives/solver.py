@@ -139,9 +139,10 @@ class SolverSearch:
     @torch.no_grad()
     def after_update(self, gather: Callable[[Tensor], Tensor]) -> None:
         """The generation's selection, by the losses of the whole update."""
-        if self.evolution is None or not self._losses:
+        if self.evolution is None:
             return
-        losses, self._losses = gather(torch.cat(self._losses)), []
+        none = torch.empty(0, len(self.evolution.candidates()), dtype=torch.float64)  # a process may have no rows
+        losses, self._losses = gather(torch.cat([none, *self._losses])), []
         gaps, below = self.numbers.split(self.evolution.select(losses.mean(0)))
         self.numbers.gaps.copy_(gaps)
         self.numbers.below.copy_(below)

@@ -50,6 +50,8 @@ class Snapshot:
     of: str = "default"
     every: int | None = None
     decay: float | Callable[[int], float] | None = None
+    draws: bool = False
+    """Its images are trained on: it stays as it drew them until the last update on a rollout."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,11 @@ class Follower:
         """Becomes what is followed, bit for bit."""
         self._move(0.0)
 
-    def advance(self, step: int) -> None:
-        """After update number `step` (the first is 1)."""
+    def advance(self, step: int, *, used_up: bool = True) -> None:
+        """After update number `step` (the first is 1); used_up: none is left on the images that it trained on."""
         kind = self.kind
+        if kind.draws and not used_up:
+            return
         if kind.decay is not None:
             self._move(kind.decay(step) if callable(kind.decay) else kind.decay)
         elif kind.every is not None and step % kind.every == 0:

@@ -162,11 +162,12 @@ class Trainer:
             state.stop = state.stop or state.interrupted
             while state.step < self.config.num_updates and not state.stop:
                 started = time.perf_counter()
-                done = self._round(objective, policy, next(stream), state.step)
+                batch = next(stream)
+                done = self._round(objective, policy, batch, state.step)
                 if ema is not None and done.outcome == "applied":
                     ema.update()
                 for follower in cast.followers.values():
-                    follower.advance(state.step + 1)
+                    follower.advance(state.step + 1, used_up=getattr(batch, "used_up", True))
                 state.step += 1
                 state.metrics = {**done.metrics, "outcome": done.outcome, "seconds": time.perf_counter() - started}
                 selects = getattr(objective, "selects", False)

@@ -131,6 +131,19 @@ def test_a_generation_is_an_update_without_gradient(policy):
     assert float(objective(policy, batch()).per_sample.mean()) <= first + 1e-6  # the same images again
 
 
+def test_a_process_without_rows_takes_part_in_the_selection(policy):
+    """It has nothing to add, and the others wait for it; afterwards all hold the same numbers."""
+    one, none = search(policy, search="evolution"), search(policy, search="evolution")
+    one(policy, batch())
+    sent: list[torch.Tensor] = []
+    one.after_update(lambda rows: sent.append(rows) or rows)
+    none.after_update(lambda rows: torch.cat([*sent, rows]))
+    for mine, theirs in zip(none.trainable.parameters(), one.trainable.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert none.evolution.generation == one.evolution.generation == 1
+    assert torch.equal(none.evolution.trials, one.evolution.trials)
+
+
 def test_a_run_by_evolution_comes_to_its_end(tmp_path):
     """Though none of its updates has a gradient."""
     changes = {"objective.search": "evolution", "objective.population": 4, "objective.teacher_steps": 6}
