@@ -173,7 +173,7 @@ WRONG = [
     (["{}/torn.bmp", "--reward", "brightness", "--prompts", "x"], r"torn\.bmp: is no image that can be read"),
     (["{}/5.webp", "--reward", "brightness"], r"5\.webp: it has no prompt\. Give --prompts"),
     (["{}", "--reward", "brightness", "--format", "xml"], r"--format xml: is none\. Choose table, csv or json"),
-    (["{}", "--reward", "brightness", "-o", "{}/no/s.csv"], r"s\.csv: there is no folder"),
+    (["{}", "--reward", "brightness", "-o", "{}/0.png/s.csv"], r"s\.csv: cannot be written \(.*0\.png is no folder\)"),
     (["{}", "--reward", "brightness", "-o", "{}/s.xlsx"], r"s\.xlsx: its ending says no format\. End it in \.csv"),
     (["{}/empty", "--reward", "brightness"], r"empty: no image \(png, .*in this folder\. .*empty/\*\*/\*"),
     (["{}", "--reward", "brightness,symmetry"], r"put blanks between rewards: --reward brightness symmetry\."),
@@ -358,7 +358,7 @@ def test_scores_that_cannot_be_written_are_printed(folder, monkeypatch):
     assert len(list(csv.DictReader(io.StringIO(done.stdout)))) == 5
 
 
-@pytest.mark.parametrize(("name", "said"), [("no/s.csv", "there is no folder"), ("0.png/s.csv", "there is no folder")])
+@pytest.mark.parametrize(("name", "said"), [("0.png/s.csv", "is no folder"), ("0.png/no/s.csv", "is no folder")])
 def test_the_place_of_the_output_is_tried_before_any_scoring(folder, monkeypatch, name, said):
     from align.evaluation import score as scoring
 
