@@ -367,6 +367,11 @@ def test_the_place_of_the_output_is_tried_before_any_scoring(folder, monkeypatch
     assert done.exit_code == 2 and said in done.stderr
 
 
+def test_the_batch_may_be_called_as_other_commands_call_it(folder):
+    said = [run(folder, "--reward", "brightness", option, 2).stdout for option in ("--batch-size", "--batch")]
+    assert said[0] == said[1] != ""
+
+
 def test_the_sheet_of_a_path_is_no_picture_of_its_own(tmp_path):
     for name in ("a.png", "a-path.png", "b-path.png"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
