@@ -1,5 +1,6 @@
 """`align init`: three questions, and a recipe of one's own."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -59,7 +60,8 @@ def init(
         typer.echo(f"{file} is not there yet: write it before you train")
     write(output, recipe(model, found, goal, gib), "--output")
     planned = "" if embedded else f" --gpu-memory {gib:g}"
-    typer.echo(f"{output}\nnext:  align train {output} --dry-run{planned}   # then without --dry-run")
+    named = shlex.quote(str(output))
+    typer.echo(f"{output}\nnext:  align train {named} --dry-run{planned}   # then without --dry-run")
 
 
 def _answer(given: str | None, option: str, question: str, default: str, read: Callable[[str], Answer]) -> Answer:

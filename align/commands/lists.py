@@ -10,7 +10,7 @@ import typer
 
 from align.commands.values import home
 from align.errors import UserError
-from align.files.output import write
+from align.files.output import check_file, write
 from align.registry import DATA, HOOKS, MODELS, OBJECTIVES, REWARDS, Registry
 
 
@@ -96,6 +96,8 @@ def schema(
 
     from align.config import json_schema
 
+    if output is not None:
+        output = check_file(output, "--output")
     text = json.dumps(json_schema(), indent=2)
     if output is None:
         typer.echo(text)

@@ -61,7 +61,9 @@ def score(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write it here, not to the screen.", callback=home)
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once; only of the same size go together.")] = 16,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "--batch", min=1, help="Images at once; only of the same size go together.")
+    ] = 16,
     num_processes: Annotated[int | None, typer.Option(min=1, help="Default: one a GPU, else one.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:

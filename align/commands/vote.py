@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -65,9 +66,8 @@ def vote(
         if is_new and not any(folder.iterdir()):
             folder.rmdir()
     elif any(file.name == "pairs.jsonl" for file in map(Path, written)):
-        typer.echo(
-            f"next:  align train diffusion_dpo/shapes data.pairs={output} data.make=null output=runs/{output.name}"
-        )
+        made = [f"data.pairs={output}", "data.make=null", f"output=runs/{output.name}"]
+        typer.echo(f"next:  {shlex.join(['align', 'train', 'diffusion_dpo/shapes', *made])}")
     if (alike := agreement(all_votes)) is not None:
         typer.echo(alike)
 

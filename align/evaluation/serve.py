@@ -9,7 +9,6 @@ Requests that come at the same time are scored together: a thread takes what has
 """
 
 import base64
-import binascii
 import hmac
 import json
 import queue
@@ -141,7 +140,7 @@ def asked_of(body: Any) -> tuple[Tensor, str]:
         raise Refused(400, "the image is no data URL (data:image/png;base64,...). Nothing is fetched from here.")
     try:
         return read_image(base64.b64decode(data, validate=True), "the image"), texts[0]
-    except (binascii.Error, ImageError) as error:
+    except (ValueError, ImageError) as error:  # also of what is no ASCII
         raise Refused(400, f"the image cannot be read ({error}).") from None
 
 
@@ -167,12 +166,12 @@ def server(batcher: Batcher, name: str, host: str, port: int, key: str = "") -> 
 
         def _body(self) -> Any:
             length = self.headers.get("Content-Length", "")
-            if not length.isdigit() or int(length) > MOST:
+            if not length.isdecimal() or int(length) > MOST:
                 self.close_connection = True
                 raise Refused(413, f"a request says its length, and has at most {MOST >> 20} MiB.")
             try:
                 return json.loads(self.rfile.read(int(length)))
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise Refused(400, "the request is not JSON.") from None
 
         def _answer(self, make: Callable[[], dict[str, Any]], path: str) -> None:

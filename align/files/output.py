@@ -32,14 +32,13 @@ def check_folder(path: Path, option: str, *, empty: bool = False) -> Path:
 
 
 def check_file(path: Path, option: str, endings: Sequence[str] = ()) -> Path:
-    """Raises a UserError unless a file can be written at `path`: its folder is there, and its ending one of these."""
+    """Raises a UserError unless a file can be written at `path`, whose folder may not be there yet, and its ending is
+    one of these. Leaves nothing behind; `write` makes the folder."""
     path = path.expanduser()
     if endings and path.suffix.lower() not in endings:
         raise UserError(f"{option} {path}: its ending says no format. End it in {' or '.join(endings)}.")
     if path.is_dir():
         raise UserError(f"{option} {path}: is a folder. Name a file in it.")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"{option} {path}: there is no folder {path.parent}. Make it, or choose another.")
     if path.exists() and not os.access(path, os.W_OK):
         raise UserError(f"{option} {path}: cannot be written (it is read-only). Choose another file.")
     _try(path.parent, option, path)

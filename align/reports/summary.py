@@ -1,5 +1,6 @@
 """summary.json: what a run was, what it cost and what it achieved. `Summary` is its schema."""
 
+import json
 import shlex
 import statistics
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from align.config import Recipe
 from align.data.prompts import load_prompts, words
@@ -82,6 +83,43 @@ class Summary(BaseModel):
     """Processor, cores and threads, and the GPU where there is one."""
     versions: dict[str, str]
     """Of Python and of the packages that the numbers depend on."""
+
+
+class _Gain(BaseModel):
+    better: bool
+    mean: float
+    low: float
+    high: float
+
+
+class _Event(BaseModel):
+    update: float
+    event: str
+
+
+class _Tried(BaseModel):
+    strength: float
+    score: float
+
+
+class _Finding(BaseModel):
+    """What reports and cards read of a hook's conclusion; it may say more."""
+
+    recommended_strength: float = 1.0
+    gain: _Gain | None = None
+    events: list[_Event] = []
+    sweep: list[_Tried] = []
+    seconds: float = 0.0
+
+    @model_validator(mode="after")
+    def _swept(self) -> "_Finding":
+        if self.sweep and "recommended_strength" not in self.model_fields_set:
+            raise ValueError("a sweep without recommended_strength")
+        return self
+
+
+class _Findings(BaseModel):
+    findings: dict[str, _Finding] = {}
 
 
 def peak_rss() -> float:
@@ -193,10 +231,20 @@ def read(output: Path) -> Summary:
     """The summary in a run's folder."""
     path = output / FILE_NAME
     try:
-        return Summary.model_validate_json(path.read_text(encoding="utf-8", errors="replace"))
+        text = path.read_text(encoding="utf-8", errors="replace")
+        found = Summary.model_validate_json(text)
+        _Findings.model_validate_json(text)
+        json.loads(text, parse_constant=_no_number)
+        return found
     except ValidationError as error:
         said = f"{error.errors()[0]['msg']}, at {'.'.join(map(str, error.errors()[0]['loc'])) or 'its start'}"
-        raise UserError(f"{path}: is no summary that a run has written ({said}). Train again to write it.") from None
+    except ValueError as error:
+        said = str(error)
+    raise UserError(f"{path}: is no summary that a run has written ({said}). Train again to write it.")
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def lines(summary: Summary, output: Path) -> Iterator[str]:

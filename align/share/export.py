@@ -24,6 +24,7 @@ from align.policy import adapter_file, soft_prompt
 from align.policy.adapter_file import DOWN, MAGNITUDE, UP, AdapterFile
 from align.policy.mix import Mixer, whole_names
 from align.registry import MODELS, build, model_family, resolve_embedded
+from align.share.publish import unplaced
 
 TOKENS = "textual_inversion"
 SAID = {"kohya": {"ss_network_module": "networks.lora"}}
@@ -108,7 +109,7 @@ def _peft(file: AdapterFile, recipe: Recipe | None, folder: Path, name: str, str
     tensors |= {f"base_model.model.{module}{MAGNITUDE}": m for module, m in file.magnitudes.items()}
     config = {
         "peft_type": "LORA",
-        "base_model_name_or_path": str(getattr(recipe.model, "checkpoint", "")) if recipe else None,
+        "base_model_name_or_path": unplaced(str(getattr(recipe.model, "checkpoint", ""))) if recipe else None,
         "r": file.rank,
         "lora_alpha": file.rank,
         "rank_pattern": whole_names(file.ranks),

@@ -128,6 +128,13 @@ def _places(text: str) -> Iterator[str]:
             yield folder[1]
 
 
+def unplaced(text: str) -> str:
+    """A setting with each folder of this machine in it cut to its last part; a Hub id and an embedded name stay."""
+    for place in sorted(_places(text), key=len, reverse=True):
+        text = text.replace(place, _last(place))
+    return text
+
+
 def _last(place: str) -> str:
     """The last part of a path of any system; "" where there is none."""
     parts = [part for part in re.split(r"[/\\]", place) if part not in ("", ".", "..", "~")]

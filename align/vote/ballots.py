@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -96,6 +96,15 @@ def unshuffled(ballot: Ballot, how: How, said: Any) -> Any:
     return thumbs
 
 
+def _kept(record: Mapping[str, Any]) -> Vote:
+    """The vote that a line holds; KeyError, TypeError or ValueError where it is none."""
+    how, prompt, images = record["how"], record["prompt"], tuple(record["images"])
+    if how not in get_args(How) or not all(isinstance(text, str) for text in (prompt, *images)):
+        raise ValueError
+    as_they_lie = Ballot(record["ballot"], prompt, images, tuple(range(len(images))))
+    return Vote(how, prompt, images, unshuffled(as_they_lie, how, record["choice"]))
+
+
 class Votes:
     """The file of votes in `folder`, and which ballots are still open."""
 
@@ -124,9 +133,8 @@ class Votes:
             if record.get("undone"):
                 self.given.pop(record["ballot"], None)
             else:
-                images = tuple(map(str, record["images"]))
-                self.given[record["ballot"]] = Vote(record["how"], record["prompt"], images, record["choice"])
-        except (AttributeError, KeyError, TypeError):
+                self.given[record["ballot"]] = _kept(record)
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError(f"{self.file}: line {number} is no vote. Repair it, or vote into another folder.") from None
 
     def open(self) -> Ballot | None:

@@ -1,6 +1,9 @@
 """A first recipe: which exist for a checkpoint, and three questions that write one."""
 
+from pathlib import Path
+
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from align.commands.app import app
@@ -72,6 +75,27 @@ def test_three_answers_make_a_recipe_that_dry_runs(tmp_path, monkeypatch, goal):
         assert "unknown" not in said and "memory" in said
     again = CliRunner().invoke(app, ["init", "--model", "embedded:shapes-sd", "--goal", goal, "--gpu-memory", "24"])
     assert again.exit_code == 2 and "there is something already" in again.stderr
+
+
+def test_what_is_written_to_a_file_makes_the_folders_above_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("a.png")
+    answers = ["--model", "embedded:shapes-sd", "--goal", "people", "-o", "new/of init/mine.yaml"]
+    done = CliRunner().invoke(app, ["init", *answers])
+    assert done.exit_code == 0 and "align train 'new/of init/mine.yaml' --dry-run" in done.stdout, done.output
+    for command in ("schema -o new/a/s.json", "score a.png --reward brightness --prompts x -o new/b/s.csv"):
+        done = CliRunner().invoke(app, command.split())
+        assert done.exit_code == 0 and Path(command.split()[-1]).is_file(), done.output
+
+
+@pytest.mark.parametrize("command", ["init --model embedded:shapes-sd --goal people -o", "schema -o"])
+def test_a_place_that_cannot_be_a_file_is_refused_in_the_same_words(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    Path("folder.yaml").mkdir()
+    Path("file").write_text("")
+    for place, said in (("folder.yaml", "is a folder. Name a file in it."), ("file/a.yaml", "file is no folder")):
+        done = CliRunner().invoke(app, [*command.split(), place])
+        assert done.exit_code == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.output
 
 
 def test_a_goal_that_is_none_is_refused_and_nothing_is_written(tmp_path, monkeypatch):

@@ -173,7 +173,7 @@ WRONG = [
     (["{}/torn.bmp", "--reward", "brightness", "--prompts", "x"], r"torn\.bmp: is no image that can be read"),
     (["{}/5.webp", "--reward", "brightness"], r"5\.webp: it has no prompt\. Give --prompts"),
     (["{}", "--reward", "brightness", "--format", "xml"], r"--format xml: is none\. Choose table, csv or json"),
-    (["{}", "--reward", "brightness", "-o", "{}/no/s.csv"], r"s\.csv: there is no folder"),
+    (["{}", "--reward", "brightness", "-o", "{}/0.png/s.csv"], r"s\.csv: cannot be written \(.*0\.png is no folder\)"),
     (["{}", "--reward", "brightness", "-o", "{}/s.xlsx"], r"s\.xlsx: its ending says no format\. End it in \.csv"),
     (["{}/empty", "--reward", "brightness"], r"empty: no image \(png, .*in this folder\. .*empty/\*\*/\*"),
     (["{}", "--reward", "brightness,symmetry"], r"put blanks between rewards: --reward brightness symmetry\."),
@@ -358,13 +358,18 @@ def test_scores_that_cannot_be_written_are_printed(folder, monkeypatch):
     assert len(list(csv.DictReader(io.StringIO(done.stdout)))) == 5
 
 
-@pytest.mark.parametrize(("name", "said"), [("no/s.csv", "there is no folder"), ("0.png/s.csv", "there is no folder")])
+@pytest.mark.parametrize(("name", "said"), [("0.png/s.csv", "is no folder"), ("0.png/no/s.csv", "is no folder")])
 def test_the_place_of_the_output_is_tried_before_any_scoring(folder, monkeypatch, name, said):
     from align.evaluation import score as scoring
 
     monkeypatch.setattr(scoring, "score", lambda *_, **__: pytest.fail("scored"))
     done = run(folder, "--reward", "brightness", "-o", folder / name)
     assert done.exit_code == 2 and said in done.stderr
+
+
+def test_the_batch_may_be_called_as_other_commands_call_it(folder):
+    said = [run(folder, "--reward", "brightness", option, 2).stdout for option in ("--batch-size", "--batch")]
+    assert said[0] == said[1] != ""
 
 
 def test_the_sheet_of_a_path_is_no_picture_of_its_own(tmp_path):

@@ -143,6 +143,9 @@ def test_what_is_no_request_is_said(images):
     ]
     broken = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     bodies.append((json.dumps({"messages": [{"content": [text, broken]}]}), 400, "cannot be read"))
+    foreign = {"type": "image_url", "image_url": {"url": "data:image/png;base64,é"}}
+    bodies.append((json.dumps({"messages": [{"content": [text, foreign]}]}), 400, "cannot be read"))
+    bodies.append(("[" * 200_000, 400, "not JSON"))
     with serving(brightness) as (url, batcher):
         for body, status, said in bodies:
             with pytest.raises(urllib.error.HTTPError) as caught:

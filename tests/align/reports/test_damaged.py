@@ -60,6 +60,39 @@ def test_what_is_damaged_is_named_in_one_line(finished, damage, told):
         put(file, before)
 
 
+FOUND = {
+    '{"guard": 5}': "findings.guard",
+    '{"guard": {"events": 5}}': "findings.guard.events",
+    '{"guard": {"events": [{"update": 1}]}}': "findings.guard.events.0.event",
+    '{"guard": {"recommended_strength": "x"}}': "findings.guard.recommended_strength",
+    '{"guard": {"gain": {"mean": 1}}}': "findings.guard.gain.better",
+    '{"guard": {"sweep": [1]}}': "findings.guard.sweep.0",
+    '{"guard": {"sweep": [{"strength": 1, "score": 2}]}}': "a sweep without recommended_strength",
+    '{"guard": {"seconds": "long"}}': "findings.guard.seconds",
+    '{"guard": {"seconds": NaN}}': "NaN is no number of JSON",
+}
+
+
+@pytest.mark.parametrize(("findings", "where"), FOUND.items(), ids=list(FOUND))
+def test_a_summary_whose_findings_cannot_be_read_is_named(tmp_path, findings, where):
+    run = folder(tmp_path / "run")
+    tree = json.loads((run / "summary.json").read_text()) | {"findings": "HERE"}
+    (run / "summary.json").write_text(json.dumps(tree).replace('"HERE"', findings))
+    done = CliRunner().invoke(app, ["report", str(run)])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1, (done.output, done.exception)
+    assert "summary.json: is no summary that a run has written" in done.stderr and where in done.stderr
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"method": 1}', "{", "\0", "NaN"])
+def test_a_summary_that_is_none_is_named(tmp_path, text):
+    run = folder(tmp_path / "run")
+    (run / "summary.json").write_text(text)
+    done = CliRunner().invoke(app, ["report", str(run)])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1, (done.output, done.exception)
+    assert "summary.json: is no summary that a run has written" in done.stderr
+
+
 @pytest.mark.parametrize("content", [b"no picture", b"\x89PNG\r\n\x1a\n", b""])
 def test_a_picture_that_is_damaged_is_left_out_and_the_rest_is_shown(tmp_path, content):
     run = folder(tmp_path / "run")

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shlex
 import threading
 from collections import Counter
 
@@ -129,6 +130,30 @@ def test_a_line_that_a_crash_cut_short_does_not_count(tmp_path):
     votes.file.write_text("[1]\n")
     with pytest.raises(UserError, match="line 1 is no vote"):
         Votes(tmp_path, questions, "best")
+
+
+@pytest.mark.parametrize(
+    ("how", "choice"), [("best", 9), ("best", -1), ("rank", "ab"), ("rank", [0, 0]), ("thumbs", [1]), ("worst", 0)]
+)
+def test_a_line_whose_choice_is_none_is_named_and_nothing_is_written(tmp_path, monkeypatch, how, choice):
+    monkeypatch.chdir(tmp_path)
+    names = [name for name, _ in rows(tmp_path / "drawn", prompts=("a cat",), each=2)]
+    (tmp_path / "votes").mkdir()
+    line = {"ballot": "x", "how": how, "prompt": "a cat", "images": names, "choice": choice}
+    (tmp_path / "votes" / "votes.jsonl").write_text(f"{json.dumps(line)}\n")
+    done = CliRunner().invoke(app, ["vote", "drawn", "--prompts", "a cat", "--export"])
+    assert done.exit_code == 2 and "line 1 is no vote" in done.output, done.exception
+    assert not (tmp_path / "votes" / "pairs.jsonl").exists()
+
+
+def test_what_comes_next_can_be_pasted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows(tmp_path / "drawn", prompts=("a cat",), each=2)
+    monkeypatch.setattr("align.commands.vote.serve", lambda votes, port, *, browser: votes.vote(votes.open(), 0))
+    done = CliRunner().invoke(app, ["vote", "drawn", "--prompts", "a cat", "-o", "my votes"])
+    (said,) = [line for line in done.output.splitlines() if line.startswith("next:")]
+    words = shlex.split(said.removeprefix("next:"))
+    assert words[3:] == ["data.pairs=my votes", "data.make=null", "output=runs/my votes"]
 
 
 def test_half_a_line_on_a_full_disk_is_taken_back(tmp_path, monkeypatch):
