@@ -116,7 +116,7 @@ class Rollouts:
         self.source = Prompts(
             PromptsConfig(prompts=config.prompts, count=config.count), batch_size=config.num_prompts, seed=seed
         )
-        self.step = self.number = self.position = 0
+        self.step = self.number = self.position = self.drawing = 0
         self.pending: Rows | None = None
         self._widest = 0.0  # of the gaps that the judge has seen
         self._around: Workplace | None = None
@@ -131,8 +131,14 @@ class Rollouts:
 
     def rehearse(self, around: Workplace) -> None:
         """In place of `prepare`, for a plan: rows without data, on the model's own device."""
-        model = around.model
-        n = self.batch_size
+        model, sampling, config = around.model, around.sampling, self.config
+        steps, last = branched(config, around), sampling.num_steps - 1
+        rows = config.num_prompts * len(steps)
+        n = min(self.batch_size, rows)
+        own = config.num_candidates + (2 if config.guide else 0)  # for each of them what it predicts, but at the end
+        calls = 1 + sum(own if i in steps else 1 for i in range(last))
+        each = sampling.num_rows // sampling.num_calls
+        self.drawing = config.num_prompts * calls * each // -(-rows // self.batch_size)
         x = torch.empty(n, *model.latent_shape(), device=device_of(model.network))
         t = torch.full((n,), 0.5, dtype=torch.float64)
         self._roll = lambda batch: Rows(

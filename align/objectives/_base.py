@@ -65,6 +65,9 @@ class Objective(Protocol):
 
     which every process calls once an update, before the first of its own micro-batches and after the last one, for
     statistics over the whole update: `gather` takes (b, ...) on each process to (B, ...), in the global batch's
-    order."""
+    order. A plan calls neither; where the first asks the network, the objective says how often:
+
+        ahead: int      (rows of network calls for each row of an update, beyond those of a call without `context`)
+    """
 
     def __call__(self, policy: Any, batch: Any, context: Any = None) -> Loss: ...

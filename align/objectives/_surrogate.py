@@ -35,6 +35,8 @@ class Noised(NamedTuple):
 class Surrogate:
     """The surrogate's move of a round. `method`: the objective, whose model, seed and predictions it uses."""
 
+    ahead = 2
+
     def __init__(self, config: Any, method: Any):
         self.config, self.method = config, method
 

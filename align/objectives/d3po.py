@@ -73,6 +73,7 @@ class D3PO(Steps):
 
     def __init__(self, config: D3POConfig, parts: Parts):
         super().__init__(config, parts, cfg_grad=config.cfg_grad)
+        self.ahead = 2 * parts.sampling.num_rows // parts.sampling.num_calls
 
     @torch.no_grad()
     def before_update(

@@ -48,6 +48,7 @@ class DGPO(Forward):
     """The objective: groups of rewarded images in."""
 
     Config = DGPOConfig
+    ahead = 2
 
     @torch.no_grad()
     def before_update(

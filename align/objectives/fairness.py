@@ -86,6 +86,11 @@ class Fairness(RewardObjective):
     Config = FairnessConfig
     same_steps = True
 
+    @property
+    def ahead(self) -> int:
+        """An image is drawn to see what it shows."""
+        return self.sampling.num_rows
+
     def before_update(self, policy: Policy, micro_batches: Sequence[Any], gather: Gather) -> Targets:
         """The targets of all images of the update, the same on every process."""
         super().before_update(policy, micro_batches, gather)

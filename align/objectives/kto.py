@@ -65,6 +65,11 @@ class KTO(LabelledObjective):
 
     Config = KTOConfig
 
+    @property
+    def ahead(self) -> int:
+        """The policy's pass, and with prompts of others both roles'; the reference's own error is kept."""
+        return 3 if self.config.baseline == "mismatched" else 1
+
     @torch.no_grad()
     def before_update(
         self, policy: Policy, micro_batches: Sequence[Any], gather: Callable[[Tensor], Tensor]

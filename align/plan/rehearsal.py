@@ -113,7 +113,8 @@ def rehearse(
     with meter, fused_attention(meter), once.installed():
         if hasattr(objective, "rewards") and objective.rewards is not None:
             objective.rewards.meter = meter
-        for move in moves(objective, recipe.train.num_updates - 1):  # the first ones may leave some out
+        round_ = moves(objective, recipe.train.num_updates - 1)  # the first ones may leave some out
+        for move in round_:
             with alone(trained[move.trainable], trained.values()):
                 loss = move.objective(policy, batch)
                 with policy.backward():
@@ -121,6 +122,8 @@ def rehearse(
         peak, flops = meter.peak, meter.flops
         counted = policy.calls
         row, decoded = once.a_row, _decoding(model, recipe, meter)
+    ahead = len(batch) * sum(getattr(move.objective, "ahead", 0) for move in round_)
+    counted.forward, flops = counted.forward + ahead, flops + ahead * row.flops
     trainable = sum(p.numel() for one in trained.values() for p in one.parameters())
     numbers = len(batch), len(update), drawing
     return Rehearsal(

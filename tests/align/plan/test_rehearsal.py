@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from label_toys import write_labels
 from safetensors.torch import load_file
 
 import align
@@ -157,6 +158,37 @@ def test_a_round_of_several_trainables_is_planned_trained_and_reported(folder, t
     assert "loss of what is trained beside the adapter" in page and "snapshot of default, running average" in page
     exported = load_file(run.output / "adapter" / FILE_NAME)
     assert sum(tensor.numel() for tensor in exported.values()) == plain.trainable
+
+
+GROUPS = ["train.batch_size=4", "data.group_size=2", "data.count=8"]
+LABELS = ["data.labels=labels", "data.make=null"]
+STEPS = ["data.num_prompts=2", "data.gap=0"]
+AHEAD = {
+    "dgpo/shapes": GROUPS,
+    "d3po/shapes": GROUPS,
+    "tdm_r1/shapes": GROUPS,
+    "fairness/shapes": ["train.batch_size=4"],
+    "kto/shapes": ["train.batch_size=4", *LABELS],
+    "kto/shapes by other prompts": ["train.batch_size=4", "objective.baseline=mismatched", *LABELS],
+    "spo/shapes": ["train.batch_size=20", *STEPS],
+    "spo/shapes with guidance": ["train.batch_size=20", "sampling.guidance_scale=2", *STEPS],
+    "spo/shapes in two updates": ["train.batch_size=3", "data.first_step=3", *STEPS],
+    "tailorpo/shapes": ["train.batch_size=10", *STEPS],
+}
+"""{recipe and what is special: overrides}: what is asked of the network before an update is drawn or made ready."""
+
+
+@pytest.mark.parametrize("which", AHEAD)
+def test_calls_before_an_update_are_planned_too(which, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_labels(tmp_path / "labels")
+    loaded = load_recipe(which.partition(" ")[0], [*AHEAD[which], "train.num_updates=2", "hooks={}", "evaluate=null"])
+    found = rehearse(loaded)
+    updates = loaded.train.num_updates * found.total / found.rows
+    planned = updates * (found.calls.forward + found.calls.recompute) + loaded.train.num_updates * found.drawing
+    run = align.train(loaded.dump() | {"output": "run"})
+    assert run.report.num_updates == 2
+    assert run.report.network_calls == planned
 
 
 def test_what_moves_later_is_planned_too():
