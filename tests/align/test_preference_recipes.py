@@ -8,7 +8,8 @@ from align import recipes
 from align.config import load_recipe
 from align.plan import rehearse
 
-NAMES = [n for n in recipes.names() if n.split("/")[0] in ("kto", "dro", "d3po", "tailorpo") or n.endswith("_online")]
+METHODS = ("kto", "dro", "d3po", "spo", "tailorpo")
+NAMES = [n for n in recipes.names() if n.split("/")[0] in METHODS or n.endswith("_online")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -25,9 +26,12 @@ def test_an_update_is_rehearsed(name, tmp_path):
     if recipe.data.name in ("labels", "preferences"):  # each of b images, of 2 b of pairs: policy and reference
         images = found.rows * (2 if recipe.data.name == "preferences" else 1)
         assert (found.total, found.drawing) == (train.batch_size, 0)
-        assert (found.calls.forward, found.calls.backward) == (2 * images, images)
+        ahead = 1 if recipe.objective.name == "kto" else 0  # the policy's pass for the baseline
+        assert (found.calls.forward, found.calls.backward) == ((2 + ahead) * images, images)
     elif recipe.data.name == "online_pairs":
         assert found.drawing == train.batch_size * recipe.data.num_images * recipe.sampling.num_calls * guided
+    elif recipe.data.name == "rollouts":
+        assert found.total == train.batch_size, "an update is a whole rollout, and the next one is of the new policy"
     elif recipe.data.name == "groups":
         assert recipe.data.shared_noise and recipe.optim.eps == 1e-15
         assert found.total >= train.batch_size * (recipe.sampling.num_steps - 1)
