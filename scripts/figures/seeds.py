@@ -1,7 +1,7 @@
 """Run a recipe on several seeds and write a table of what each reached: python scripts/figures/seeds.py RECIPE [...].
 
 Finished runs are read, unfinished ones resumed. No seed is left out. The last row is the mean over seeds with its 95 %
-t-interval; the rows above have bootstrap intervals over report prompts.
+t-interval; the rows above have intervals over report prompts.
 """
 
 import json

@@ -44,12 +44,14 @@ def within(values: Sequence[float], captions: list[str]) -> str:
 
 def row(name: str, values: Sequence[float], captions: list[str]) -> str:
     """One line of a table: values of captions, overall and per skill."""
-    skills = [parse(c).skill for c in captions]
-    cells = [within(values, captions)]
-    for skill in SKILLS:
-        rows = [i for i, s in enumerate(skills) if s == skill]
-        cells.append(within([values[i] for i in rows], [captions[i] for i in rows]))
+    by_skill, asked = split(values, captions), split(captions, captions)
+    cells = [within(values, captions), *(within(by_skill[s], asked[s]) for s in SKILLS)]
     return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def split(values: Sequence[Any], captions: list[str]) -> dict[str, list]:
+    """Values by the skill of their caption."""
+    return {s: [v for v, c in zip(values, captions, strict=True) if parse(c).skill == s] for s in SKILLS}
 
 
 def auc(right: Tensor, wrong: Tensor) -> float:
