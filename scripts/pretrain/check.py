@@ -27,7 +27,7 @@ from align.shapes.prompts import prompts
 from align.shapes.scene import render_batch
 from align.shapes.taste import gold
 from scripts.pretrain import clip, flow
-from scripts.pretrain.common import CHECKPOINTS, draw, generator
+from scripts.pretrain.common import CHECKPOINTS, WORK, draw, generator
 from scripts.pretrain.restore import BASE, BASE_FLOW
 
 PROMPTS, SEED = 1024, 2026
@@ -146,7 +146,23 @@ def teachers() -> dict[str, tuple[Any, dict[str, Any]]]:
     }
 
 
-def clip_rows(score, base: Tensor, captions: list[str]) -> list[str]:
+def anew() -> dict[str, CLIPModel]:
+    """What stages tune and pick have made in WORK, where that is not what is shipped (or `restore` brought back)."""
+    found = {}
+    for name, stage in (("shapes-clip", "tune"), ("shapes-pick", "pick")):
+        if not (WORK / "out" / stage / "config.json").exists():
+            continue
+        network, shipped = (
+            CLIPModel.from_pretrained(WORK / "out" / stage),
+            CLIPModel.from_pretrained(CHECKPOINTS / name),
+        )
+        old = shipped.half().state_dict()
+        if any(not torch.equal(value, old[key]) for key, value in network.half().state_dict().items()):
+            found[f"{name} made anew, not shipped"] = network.float().eval()
+    return found
+
+
+def clip_rows(score, base: Tensor, captions: list[str], name: str = "shapes-clip") -> list[str]:
     """Right caption against an altered one on renderings; AUC of judged right against wrong on samples."""
     wanted, scenes = draw(6000, SEED, 1)
     pictures, rng, said = render_batch(scenes), np.random.default_rng(SEED), [say(r) for r in wanted]
@@ -159,18 +175,18 @@ def clip_rows(score, base: Tensor, captions: list[str]) -> list[str]:
         rows = torch.from_numpy(skills == skill) if skill else torch.ones(len(captions), dtype=torch.bool)
         areas.append(f"{auc(scored[rows & strict], scored[rows & ~strict]):.3f}")
     return [
-        row("shapes-clip: right caption above an altered one", won, said),
-        "| shapes-clip: AUC of judged right against wrong on shapes-sd (not %) | " + " | ".join(areas) + " |",
+        row(f"{name}: right caption above an altered one", won, said),
+        f"| {name}: AUC of judged right against wrong on shapes-sd (not %) | " + " | ".join(areas) + " |",
     ]
 
 
-def pick_row(score, first: Tensor, second: Tensor, captions: list[str]) -> str:
+def pick_row(score, first: Tensor, second: Tensor, captions: list[str], name: str = "shapes-pick") -> str:
     """How often the preference model orders two samples of a caption as their gold utility does; ties left out."""
     margin = (gold(first, captions) - gold(second, captions)).tolist()
     gap = (score(first, captions) - score(second, captions)).tolist()
     told = [i for i, m in enumerate(margin) if m != 0]
     agree = [margin[i] * gap[i] > 0 for i in told]
-    return row("shapes-pick: agrees with gold on pairs", agree, [captions[i] for i in told])
+    return row(f"{name}: agrees with gold on pairs", agree, [captions[i] for i in told])
 
 
 def eye_rows(images: Tensor, captions: list[str]) -> list[str]:
@@ -227,6 +243,10 @@ def main() -> None:
     lines += eye_rows(base, captions)
     again = sample(pipes["shapes-sd"], captions, SEED + 1, **options)
     lines.append(pick_row(score["shapes-pick"], base, again, captions))
+    for name, network in anew().items():
+        scored = partial(scores, network, tokenizer)
+        is_pick = name.startswith("shapes-pick")
+        lines += [pick_row(scored, base, again, captions, name)] if is_pick else clip_rows(scored, base, captions, name)
     sampling, _ = timed(lambda: sample(pipes["shapes-sd"], captions[:64], **options))
     judging, _ = timed(lambda: judge(base[:64], captions[:64]))
     utility = gold(base, captions)
