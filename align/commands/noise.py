@@ -75,6 +75,7 @@ def reno(
     loaded = assembled(recipe, model, prompts, file, count, reward, changes, change)
     from align.noise import report as reno_report
     from align.noise import table as reno_table
+    from align.noise.files import LINES
     from align.noise.redraw import latents_of, same_latents
     from align.noise.run import Session
 
@@ -88,8 +89,10 @@ def reno(
     if session.accelerator.is_main_process and outcomes:
         _say_best(output, outcomes)
         typer.echo(f"report  {reno_report.write(output, outcomes)}")
-    if compare and session.accelerator.is_main_process and (table := reno_table.write(output, outcomes)):
-        typer.echo(table.read_text(encoding="utf-8"))
+    if compare and session.accelerator.is_main_process and not session.interrupted:
+        table = reno_table.write(output, outcomes)
+        none = f"no table: it compares two images or more. Best-of's scores stand in {output / LINES}"
+        typer.echo(table.read_text(encoding="utf-8") if table else none)
     if render_with is not None and session.accelerator.is_main_process:
         for outcome in outcomes:
             redraw((output / outcome.file).with_suffix(".safetensors"), model=render_with)

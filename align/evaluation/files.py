@@ -27,11 +27,11 @@ from align.evaluation.arms import Arm
 from align.evaluation.benchmarks import Item
 from align.figures.picture import to_pil
 from align.files.output import make_folder, write, write_picture
+from align.noise.stamps import stamps
 from align.policy import adapter_file
-from align.registry import resolve_embedded
 
 SCORE = "score:"
-MOST_PATH = 1024  # characters; a longer setting is no path
+OF_THE_NOISE = ("rewards", "combine", "objective", "optim", "train")
 
 
 class Chunk(NamedTuple):
@@ -72,20 +72,11 @@ def adapter_digest(adapter: str) -> str:
     return hashlib.blake2b(adapter_file.find(adapter).read_bytes(), digest_size=8).hexdigest()
 
 
-def stamps(value: Any) -> list[Any]:
-    """[place, size, time] of the files behind every checkpoint and function that settings name: other weights under the
-    same name are other settings. What is on the Hub goes by its name and revision."""
-    if isinstance(value, dict | list):
-        return [found for item in (value.values() if isinstance(value, dict) else value) if (found := stamps(item))]
-    if not isinstance(value, str) or not value.strip() or len(value) > MOST_PATH:
+def choice(arm: Arm, tree: Mapping[str, Any]) -> list[Any]:
+    """What the noise of an arm that chooses it depends on, beside model and sampling; of the others nothing."""
+    if arm.noise is None:
         return []
-    path = Path(resolve_embedded(value)).expanduser()
-    code = Path(value.partition(":")[0])  # my_rewards.py:warmth
-    files = [file for file in (path, code) if file.is_file()]
-    if any((path / name).is_file() for name in ("model_index.json", "config.json")):
-        files += sorted(file for file in path.rglob("*") if file.is_file())  # settings and vocabularies too
-    named = {str(file.relative_to(path)) if path in file.parents else file.name: file.stat() for file in files}
-    return [[name, status.st_size, status.st_mtime_ns] for name, status in named.items()]
+    return [arm.noise, arm.count, [tree[block] for block in OF_THE_NOISE], *stamps(tree["rewards"])]
 
 
 class Folder:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
-from align.evaluation.files import adapter_digest, fingerprint, stamps
+from align.evaluation.files import adapter_digest, choice, fingerprint
 from align.evaluation.plan import Plan
 from align.files.output import make_folder, write
+from align.noise.stamps import stamps
 from align.policy.mix import Located
 from align.recipes import RECIPE
 from rewards._numerals import counted
@@ -34,11 +35,11 @@ def described(plan: Plan) -> dict[str, Any]:
 
     def drawn(arm: Any) -> str:
         weights = [{digests[a]: w for a, w in (told or {}).items()} for told in (arm.adapters, arm.negative)]
-        return fingerprint(weights, arm.noise, arm.count)
+        return fingerprint(weights, arm.noise, arm.count, *choice(arm, tree))
 
     return {
         "model": fingerprint(tree["model"], stamps(tree["model"])),
-        "sampling": tree["sampling"],
+        "sampling": {**tree["sampling"], **({"files": files} if (files := stamps(tree["sampling"])) else {})},
         "seed": tree["train"]["seed"],
         "precision": tree["train"]["mixed_precision"],
         "images": plan.num_images,

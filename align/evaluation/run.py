@@ -19,7 +19,7 @@ from align import processes
 from align.errors import UserError
 from align.evaluation.arms import Arm
 from align.evaluation.draw import Built, Easel
-from align.evaluation.files import Chunk, Folder, Part, adapter_digest, fingerprint, stamps, together
+from align.evaluation.files import Chunk, Folder, Part, adapter_digest, choice, fingerprint, together
 from align.evaluation.page import PAGE, page
 from align.evaluation.plan import Plan
 from align.evaluation.questions import Asked
@@ -39,13 +39,13 @@ from align.evaluation.results import (
 from align.evaluation.verdicts import TABLE, answered, as_csv, examined
 from align.hooks._probes import SIDE
 from align.interrupt import Interrupt
+from align.noise.stamps import stamps
 from align.registry import called
 from align.training import judges
 from align.versions import hardware, versions
 from rewards._numerals import counted
 
 DRIFT_PROMPTS = 8
-OF_THE_NOISE = ("rewards", "combine", "objective", "optim", "train")  # what an arm that chooses its noise depends on
 
 
 class Session:
@@ -65,7 +65,9 @@ class Session:
             for label, config in plan.rewards.items()
         }
         judges.try_out(plan.rewards, [item.prompt for item in plan.items], self.accelerator.device)
-        self._weights = stamps(plan.recipe.dump()["model"])
+        tree = plan.recipe.dump()
+        self._weights = stamps(tree["model"]) + stamps(tree["sampling"])
+        self._choices = {arm.label: choice(arm, tree) for arm in (plan.cast.baseline, *plan.cast.arms)}
         self._digests = {adapter: adapter_digest(adapter) for adapter in plan.cast.adapters}
         self.built = Built(self.accelerator)
         self.easel = Easel(plan, self.accelerator, self.built)
@@ -125,7 +127,6 @@ class Session:
     def _key(self, arm: Arm, *told: Any) -> str:
         """Fingerprint of all that the images of an arm depend on."""
         tree = self.plan.recipe.dump()
-        noise = [arm.noise, arm.count, [tree[block] for block in OF_THE_NOISE]] if arm.noise else []
         drawn = [
             tree["model"],
             self._weights,
@@ -136,7 +137,7 @@ class Session:
         adapters = {self._digests[adapter]: weight for adapter, weight in arm.adapters.items()}
         if arm.negative is not None:
             drawn.append({self._digests[adapter]: weight for adapter, weight in arm.negative.items()})
-        return fingerprint(drawn, adapters, noise, self.plan.num_images, told)
+        return fingerprint(drawn, adapters, self._choices[arm.label], self.plan.num_images, told)
 
     def _finish(self, arm: Arm, chunk: Chunk, part: Part | None, noises: list[Tensor]) -> None:
         """Draws (or reads again) the images of a chunk, and has them judged by those that have not yet."""

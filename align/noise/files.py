@@ -21,6 +21,7 @@ from align.config import Recipe
 from align.errors import UserError
 from align.figures.picture import Cell, sheet
 from align.files.output import make_folder, write, write_picture
+from align.noise.stamps import stamps
 from align.noise.studio import Row
 from rewards._numerals import counted
 
@@ -48,10 +49,12 @@ class Outcome(BaseModel):
     best: dict[str, float]
     """Scores of the image."""
     iteration: int
-    """Updates (reno) before the best, or candidates (best-of) that it is the best of."""
+    """Updates or rounds (reno) before the best, or candidates (best-of) that it is the best of."""
     iterations: int
+    rounds: bool = False
+    """Whether those are rounds of a search by ranks."""
     path: list[float | None] = []
-    """What was maximised, of each iterate (reno), the start first; null where it was no number."""
+    """What was maximised, of each iterate (reno by gradients), the start first; null where it was no number."""
     seconds: float
     """Of the batch that the image was made in."""
     forward_equivalents: float
@@ -59,21 +62,27 @@ class Outcome(BaseModel):
     baselines: dict[str, dict[str, float]] = {}
     """Best-of at equal cost: {"seconds" or "forwards": scores, with the candidates drawn as `candidates`}."""
     settings: str
-    """Fingerprint of the recipe: an image with another one, or one that Ctrl-C cut short, is made anew."""
+    """Fingerprint of the recipe, and the time that best-of was given: an image with others, or one that Ctrl-C cut
+    short, is made anew."""
     version: str = align.__version__
 
     def told(self) -> str:
         """Which of how many it is."""
+        if self.rounds:
+            won = f"found in round {self.iteration} of {self.iterations}"
+            return won if self.iteration else f"the start, which {counted(self.iterations, 'round')} did not better"
         if not self.path:  # nothing was climbed
             return f"the best of {counted(self.iterations, 'noise')}"
         return f"the best of {self.iterations} at {self.iteration}"
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """Of all that an image depends on: the recipe without its output, which prompts there are, and how they are cut."""
+    """Of all that an image depends on: the recipe without its output, which prompts there are, and how they are cut;
+    and the files that it names."""
     tree = {k: v for k, v in recipe.dump().items() if k not in ("output", "data", "hooks", "adapter")}
     tree["train"] = {k: v for k, v in tree["train"].items() if "batch_size" not in k and k != "num_processes"}
-    return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=8).hexdigest()
+    files = stamps([tree["model"], tree["sampling"], tree["rewards"], (tree.get("evaluate") or {}).get("rewards")])
+    return hashlib.blake2b(json.dumps([tree, files], sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def stem(row: Row) -> str:
@@ -102,8 +111,8 @@ def _asks_for_more(path: Path) -> bool:
 class Folder:
     """The output folder: what is finished in it, and how more is added."""
 
-    def __init__(self, path: Path, recipe: Recipe):
-        self.recipe, self.settings = recipe, fingerprint(recipe)
+    def __init__(self, path: Path, recipe: Recipe, settings: str):
+        self.recipe, self.settings = recipe, settings
         not_of_another(path.expanduser())
         self.path = make_folder(path, "--output")
         write(self.path / RECIPE, recipe.yaml(), "--output")

@@ -52,6 +52,7 @@ class Session:
         self.studio = studio or Studio(recipe)
         self.accelerator = self.studio.accelerator
         self.interrupted: str | None = None
+        self.settings = ""
         self._shown = torch.Generator().manual_seed(self.studio.seed)
 
     def run(
@@ -69,7 +70,8 @@ class Session:
         count, seconds: how long best-of goes on, in candidates of each image or in seconds for each batch. compare:
         follow each batch of reno with best-of at its cost. frames: keep the path. again: make what is there anew.
         """
-        folder = Folder(self.output, self.recipe)
+        self.settings = fingerprint(self.recipe) + (f", {seconds:g} s" if seconds is not None else "")
+        folder = Folder(self.output, self.recipe, self.settings)
         rows = self.rows()
         made_by: dict[str, dict[tuple[int, str], Outcome]] = defaultdict(dict)
         for key, outcome in ({} if again else folder.finished()).items():
@@ -132,6 +134,7 @@ class Session:
                 frames=done.noise.frames[i] if done.noise.frames is not None else None,
                 iteration=int(done.noise.best_step[i]),
                 iterations=done.iterations,
+                rounds=getattr(self.recipe.objective, "ranks", None) is not None,
                 path=[float(f"{reward:.6g}") for reward in done.noise.rewards[i]],
                 seconds=done.seconds,
                 forward_equivalents=each,
@@ -176,7 +179,6 @@ class Session:
         studio = self.studio
         pixels, best = studio.finished(row, x_T)
         start, first = studio.finished(row, studio.noise([row])[0])
-        settings = fingerprint(self.recipe)
         outcome = Outcome(
             index=row.index,
             prompt=row.prompt,
@@ -187,7 +189,7 @@ class Session:
             rewards=studio.rewards.weights,
             start=first,
             best=best,
-            settings=f"{settings}, cut short" if self.interrupted else settings,
+            settings=f"{self.settings}, cut short" if self.interrupted else self.settings,
             **took,
         )
         kept = None if frames is None else frames.cpu()

@@ -268,7 +268,7 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
     for label, found in summary.findings.items():
         if "recommended_strength" in found:
             word = "recommends" if found.get("gain", {}).get("better", True) else "leaves"
-            yield f"{label} {word} the adapter at strength {found['recommended_strength']:g}{_gain(found)}"
+            yield f"{label} {word} the adapter at strength {found['recommended_strength']:g}{gain(found)}"
     if summary.scores:
         yield f"before and after  {output / PICTURE}"
     yield f"report  {output / 'report.html'}"
@@ -292,9 +292,9 @@ def next_command(output: Path, strength: float = 1.0) -> str:
     return ""
 
 
-def _gain(found: Mapping[str, Any]) -> str:
+def gain(found: Mapping[str, Any]) -> str:
     """How sure the gain on held-out rewards is."""
-    if not (gain := found.get("gain")):
+    if not (told := found.get("gain")):
         return ""
-    word = "better than the base" if gain["better"] else "not surely better than the base"
-    return f": {word}, {gain['mean']:+z.2f} [{gain['low']:+z.2f}, {gain['high']:+z.2f}] of its standard deviations"
+    word = "better than the base" if told["better"] else "not surely better than the base"
+    return f": {word}, {told['mean']:+z.2f} [{told['low']:+z.2f}, {told['high']:+z.2f}] of its standard deviations"

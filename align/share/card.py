@@ -83,7 +83,7 @@ def text(
         student=recipe.sampling if getattr(recipe.objective, "few_step", False) else None,
         code=Markup("\n".join(_use(recipe, found, repo, next(iter(shown.images.values()), "a red circle")))),
         held_out=summary.held_out(found.report_seen),
-        strength=recommended_strength(found),
+        advice=_advice(found),
         swept=swept,
         made=_made(recipe, found),
         own=files.own(recipe.dump()),
@@ -129,6 +129,13 @@ def metadata(
 def recommended_strength(found: Summary) -> float:
     """What the guard recommends; 1 where no hook has tried."""
     return summary.recommended_strength(found.findings)
+
+
+def _advice(found: Summary) -> str:
+    """The strength to use, and whether the adapter is surely better than the base at it."""
+    said = next((c for c in found.findings.values() if "recommended_strength" in c), {})
+    word = "Recommended strength:" if said.get("gain", {}).get("better", True) else "The strength is left at"
+    return f"{word} {recommended_strength(found):g}{summary.gain(said)}"
 
 
 def base_licence(recipe: Recipe) -> str | None:

@@ -82,6 +82,10 @@ def test_no_evaluation_takes_the_place_of_another(runs, tmp_path, monkeypatch):
     assert (tmp_path / other / image).samefile(tmp_path / first / image), "what is there is not drawn again"
     assert done("--reward", "brightness", "--set", "train.seed=9")[0] == f"{first}-3"
     assert done("--reward", "brightness", run="two")[0] == "evaluation/two-on-prompts"
+    chosen = [done("best-of:2", "--reward", "sharpness")[0] for _ in range(2)]
+    assert len(set(chosen)) == 1, "the same again"
+    other_choice = done("best-of:2", "--reward", "sharpness", "--set", "rewards.brightness.weight=-1")[0]
+    assert other_choice not in chosen, "the noise that other rewards choose is another"
     assert (tmp_path / first / "evaluation.json").read_bytes() == kept
     refused = done("--reward", "brightness", "--set", "train.seed=8", "-o", first)[1]
     assert f"--output {first}: holds an evaluation of 4 prompts with other seed, which this one would" in refused

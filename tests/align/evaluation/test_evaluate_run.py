@@ -12,10 +12,10 @@ from evaluate_toys import PROMPTS, evaluated, make_runs, planned
 from align.config import load_recipe
 from align.errors import UserError
 from align.evaluation.draw import Easel
-from align.evaluation.files import stamps
 from align.evaluation.results import EVALUATION, SCORES, SUMMARY, read
 from align.evaluation.run import Session
 from align.interrupt import Interrupted
+from align.noise.stamps import stamps
 from align.policy.painter import Painter
 from align.policy.roles import Policy
 from align.policy.trainable import Adapter
@@ -133,7 +133,7 @@ def test_only_what_changed_is_made_again(runs, tmp_path, drawn):
     assert len(drawn) == 6, "another sampler, other images"
 
 
-def test_other_weights_under_the_same_name_are_seen(runs, tmp_path):
+def test_other_weights_under_the_same_name_are_seen(runs, tmp_path, monkeypatch):
     model = str(runs / "model")
     before = stamps({"name": "sd", "checkpoint": model, "dtype": {"vae": "auto"}})
     names = [name for name, *_ in before[0]]
@@ -147,6 +147,15 @@ def test_other_weights_under_the_same_name_are_seen(runs, tmp_path):
     code = tmp_path / "mine.py"
     code.write_text("def warmth(images, prompts): ...")
     assert stamps({"function": f"{code}:warmth"})[0][0][0] == "mine.py"
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "few.safetensors").write_bytes(b"1")
+    for told in (f"{tmp_path}/lora", f"{tmp_path}/lora:few.safetensors"):
+        assert stamps({"base_adapter": told})[0][0][:2] == ["few.safetensors", 1]
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    (tmp_path / "run" / "adapter" / "solver.json").write_text("{}")
+    assert stamps({"solver": str(tmp_path / "run")})[0][0][:2] == ["adapter/solver.json", 2]
+    monkeypatch.chdir(tmp_path)
+    assert stamps({"name": "lora"}) == [], "the name of a component is no folder"
 
 
 def test_a_mixture_and_its_parts(runs, tmp_path):
@@ -199,6 +208,31 @@ def test_noise_of_ones_choice(runs, tmp_path):
     assert six.drift is None and reno.change.mean > 0
     values = json.loads((tmp_path / EVALUATION).read_text())["arms"]
     assert [arm["noise"] for arm in values] == ["best-of", "best-of", "reno"]
+
+
+REWARD = """
+from typing import Literal
+from rewards import Reward, RewardConfig
+
+class LightConfig(RewardConfig):
+    name: Literal["light"] = "light"
+
+class Light(Reward):
+    Config = LightConfig
+    def forward(self, images, prompts):
+        return images.mean((1, 2, 3))
+"""
+
+
+def test_noise_chosen_by_code_that_has_changed_is_chosen_anew(runs, tmp_path, drawn):
+    code, options = tmp_path / "mine.py", {"recipe": str(runs / "one"), "num_images": 1, "count": 2}
+    options["changes"] = [f'rewards={{light: {{name: "{code}:Light"}}}}']
+    code.write_text(REWARD)
+    for times in (1, 1, 2):
+        if times == 2:
+            os.utime(code, ns=(0, 0))
+        evaluated(runs, tmp_path / "out", "best-of:6", rewards=["brightness"], **options)
+        assert drawn == [("base", 0)] + [("best of 6", 0)] * times
 
 
 def test_what_a_judge_cannot_read_is_said_before_a_picture_is_drawn(runs, tmp_path):

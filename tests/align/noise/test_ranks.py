@@ -215,6 +215,8 @@ def test_a_run_makes_images_better_by_ranks_alone_and_goes_on(model, tmp_path):
     assert all(o.best["total"] > o.start["total"] - 1e-3 for o in outcomes)
     assert any(o.best["total"] > o.start["total"] for o in outcomes)
     assert {o.iterations for o in outcomes} == {3} and all(0 <= o.iteration <= 3 for o in outcomes)
+    start = "the start, which 3 rounds did not better"
+    assert all(o.told() == (f"found in round {o.iteration} of 3" if o.iteration else start) for o in outcomes)
     again = list(Session(recipe(model), tmp_path, print, session.studio).run())
     assert again == outcomes, "finished images are not made again"
     whole = list(Session(recipe(model, **{"train.batch_size": 1}), tmp_path / "one", print, session.studio).run())

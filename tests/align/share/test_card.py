@@ -60,6 +60,19 @@ def test_without_a_guard_the_strength_is_one():
     assert 'set_adapters("align", 1)' in text and "Recommended" not in text and "| score |" not in text
 
 
+def test_a_strength_that_is_not_surely_better_is_not_recommended():
+    findings = dict(summary().findings)
+    (label,) = (name for name, found in findings.items() if "recommended_strength" in found)
+    doubted = {"better": False, "mean": 0.01, "low": -0.09, "high": 0.11}
+    findings[label] = {**findings[label], "gain": doubted}
+    _, body = read(card.text(load_recipe("draft/shapes"), summary(findings=findings)))
+    assert "Recommended" not in body
+    assert r"The strength is left at 0.75: not surely better than the base, +0.01 \[-0.09, +0.11\] of its" in body
+    findings[label]["gain"] = {**doubted, "better": True, "low": 0.005}
+    _, body = read(card.text(load_recipe("draft/shapes"), summary(findings=findings)))
+    assert "Recommended strength: 0.75: better than the base, +0.01" in body
+
+
 def test_the_hubs_own_reader_finds_the_scores():
     shown = card.Shown("before_after.png", {"images/0000-after.png": "a cat: \"quoted\", 'twice'"})
     metadata, body = read(card.text(load_recipe("draft/sd15_aesthetic"), summary(), "me/adapter", shown))
