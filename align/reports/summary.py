@@ -267,7 +267,7 @@ def lines(summary: Summary, output: Path) -> Iterator[str]:
         yield f"ended early: {summary.stopped}"
     for label, found in summary.findings.items():
         if "recommended_strength" in found:
-            word = "recommends" if found.get("gain", {}).get("better", True) else "leaves"
+            word = "recommends" if (found.get("gain") or {}).get("better", True) else "leaves"
             yield f"{label} {word} the adapter at strength {found['recommended_strength']:g}{gain(found)}"
     if summary.scores:
         yield f"before and after  {output / PICTURE}"

@@ -134,7 +134,7 @@ def recommended_strength(found: Summary) -> float:
 def _advice(found: Summary) -> str:
     """The strength to use, and whether the adapter is surely better than the base at it."""
     said = next((c for c in found.findings.values() if "recommended_strength" in c), {})
-    word = "Recommended strength:" if said.get("gain", {}).get("better", True) else "The strength is left at"
+    word = "Recommended strength:" if (said.get("gain") or {}).get("better", True) else "The strength is left at"
     return f"{word} {recommended_strength(found):g}{summary.gain(said)}"
 
 
