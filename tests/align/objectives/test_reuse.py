@@ -16,7 +16,7 @@ from align.objectives._base import Parts
 from align.objectives.draft import Draft, DraftConfig
 from align.policy.lora import FILE_NAME
 from align.sampling import SamplingConfig, begin
-from rewards import Composite
+from rewards import CombineConfig, Composite
 from rewards.brightness import Brightness, BrightnessConfig
 from samplers import FlowSchedule, GaussianDenoiser, Prediction, Rng, constant, grids
 
@@ -47,9 +47,9 @@ class At:
         return GaussianDenoiser(FlowSchedule(), Prediction.FLOW, 0.7, self.theta)
 
 
-def draft(reuse: int) -> Draft:
+def draft(reuse: int, combine: CombineConfig | None = None) -> Draft:
     block = SamplingConfig(num_steps=4, guidance_scale=1.0, last_k=1, levers={"reuse": reuse})
-    reward = Composite({"brightness": Brightness(BrightnessConfig())})
+    reward = Composite({"brightness": Brightness(BrightnessConfig())}, combine)
     return Draft(DraftConfig(), Parts(Toy(), block, reward, 5))
 
 
@@ -69,6 +69,12 @@ def losses(objective: Draft, thetas: list[float], reuse: int, *, cut: int = 3) -
         found.append(torch.cat([one.per_sample.detach() for one in each]))
         said.append({k: v for one in each for k, v in one.metrics.items()})
     return found, said
+
+
+def test_a_normalised_reward_does_not_shift_what_is_kept():
+    objective = draft(2, CombineConfig(normalise="running"))
+    found, _ = losses(objective, [0.1, 0.4, 0.7, 0.2], 2)  # its statistics need scores before the first update
+    assert len(found) == 4 and objective.kept.updates == 4
 
 
 def test_the_window_begins_where_the_first_update_of_a_batch_left_it():
