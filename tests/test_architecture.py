@@ -142,6 +142,7 @@ ARROWS = {
         "registry",
         "errors",
         "files.code",
+        "files.lock",
         "files.output",
         "files.texts",
         "models._base",

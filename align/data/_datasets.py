@@ -20,6 +20,7 @@ from align.data._dataset_config import NATIVE, DatasetConfig, is_hub
 from align.data._judged import Pair, Read, judged
 from align.data._pictures import Picture
 from align.errors import UserError
+from align.files import lock
 from align.models._identity import digest
 
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -86,21 +87,28 @@ def brought(config: DatasetConfig, cache: Path | None = None) -> Path:
     if (folder / NATIVE[kind]).is_file():
         return folder
     writing = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
     try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with lock.in_turn(folder.with_name(f".{folder.name}.lock")):
+            if not (folder / NATIVE[kind]).is_file():  # else another process was quicker
+                _whole(config, writing, folder)
+    except OSError as error:
+        if (folder / NATIVE[kind]).is_file():  # the disk knows no locks
+            return folder
+        said = f"{cache}: cannot be written ({_reason(error)}). Set data.cache to a folder with room."
+        raise UserError(said) from None
+    return folder
+
+
+def _whole(config: DatasetConfig, writing: Path, folder: Path) -> None:
+    """`bring` into `writing`, which becomes `folder` when all of it is there."""
+    shutil.rmtree(writing, ignore_errors=True)  # what a crash left
+    try:
+        writing.mkdir()
         bring(config, writing)
         writing.replace(folder)
-    except Exception as error:
-        if (folder / NATIVE[kind]).is_file():  # another process was quicker
-            return folder
-        if isinstance(error, OSError):
-            said = f"{cache}: cannot be written ({_reason(error)}). Set data.cache to a folder with room."
-            raise UserError(said) from None
-        raise
     finally:
         shutil.rmtree(writing, ignore_errors=True)
-    return folder
 
 
 def bring(config: DatasetConfig, folder: Path) -> None:

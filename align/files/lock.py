@@ -14,6 +14,8 @@ from typing import TextIO
 from align.errors import UserError
 
 FILE_NAME = ".lock"
+PAUSE = 0.2
+"""Seconds between two looks whether it is one's turn."""
 WINDOWS_PLACE = 2**30
 """The byte that is locked on Windows, where a locked one cannot be read: behind what the file says."""
 
@@ -41,6 +43,30 @@ def alone(folder: Path, option: str) -> Iterator[None]:
             file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},\n")
             file.flush()
         yield
+
+
+@contextmanager
+def in_turn(place: Path) -> Iterator[None]:
+    """Inside, no other process is at the same `place`, a file's path: waits for its turn. Nothing is left behind."""
+    while True:
+        with place.open("a+") as file:
+            while not _taken(file):
+                time.sleep(PAUSE)
+            if not _is(file, place):  # who had it has removed it, and the next one may have another of the name
+                continue
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows removes none that is open
+                    place.unlink()
+            return
+
+
+def _is(file: TextIO, place: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), place.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _taken(file: TextIO) -> bool:

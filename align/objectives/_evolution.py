@@ -31,6 +31,10 @@ class Evolution:
         """(2 size, d): parents, then trials."""
         return torch.cat([self.parents, self.trials])
 
+    def place(self, numbers: Tensor) -> int:
+        """Which of the parents these numbers (d,) are, the start or what `select` has given; 0 of a rehearsal's."""
+        return 0 if numbers.is_meta else int((self.parents - numbers.detach().cpu()).abs().sum(1).argmin())
+
     def select(self, losses: Tensor) -> Tensor:
         """losses (2 size,) of the candidates -> the best of those that stay (d,)."""
         parents, trials = torch.nan_to_num(losses.double(), nan=float("inf")).chunk(2)

@@ -19,7 +19,8 @@ class Kept:
         self._stale: Tensor | None = None
 
     def before_update(self, micro_batches: Sequence[Any], begun: Callable[[Any], Tensor], gather: Gather) -> None:
-        """`begun` runs a micro-batch's prefix. In the last update of a batch a row is run again, for the metric."""
+        """`begun` runs a micro-batch's prefix. In the last update of a batch its first row is run again, by
+        the process that has it, for the metric."""
         if self.times == 1:
             return
         place = self.updates % self.times
@@ -28,8 +29,10 @@ class Kept:
             self.states = gather(torch.cat(found) if found else torch.empty(0))
         elif place == self.times - 1 and micro_batches:
             first = micro_batches[0][0:1]
-            then, now = self.of(first.indices), begun(first)
-            assert then is not None
+            assert self.states is not None
+            if first.indices[0] % len(self.states):
+                return
+            then, now = self.states[:1], begun(first)
             self._stale = ((now - then.to(now)).norm() / now.norm())[None]
 
     def of(self, indices: Sequence[int]) -> Tensor | None:

@@ -83,10 +83,13 @@ class RewardObjective:
                 x0 = rollout(self.sampling, self.model, policy.role("train"), batch.prompts, rng).x0
                 terms = self.rewards(self.undecoded(x0), batch.prompts)
             self._scores.append(torch.stack(list(terms.values()), 1))
-        self.after_update(gather)
+        self._observe(gather)
 
     def after_update(self, gather: Gather) -> None:
         """The normalisation follows the scores of the whole update, of all processes."""
+        self._observe(gather)
+
+    def _observe(self, gather: Gather) -> None:
         scores, self._scores = self._scores, []
         if self.rewards.config.normalise != "none":  # else nothing has to be sent
             none = torch.empty(0, len(self.rewards.weights))

@@ -132,9 +132,9 @@ class SolverSearch:
             tried = [self.numbers.split(candidate) for candidate in self.evolution.candidates()]
             every = [self._losses_of(role, batch, rng, long, *numbers) for numbers in tried]
         self._losses.append(torch.stack([losses for losses, _ in every], 1).double().cpu())
-        best = every[0] if every[0][0].is_meta else min(every, key=lambda one: float(one[0].mean()))
-        losses = best[0] + 0 * torch.cat(own).sum().to(best[0])  # moved by selection, not by a gradient
-        return Loss(losses, torch.ones_like(losses), best[1])
+        present = every[self.evolution.place(torch.cat(own))]  # the best of these images would depend on the cut
+        losses = present[0] + 0 * torch.cat(own).sum().to(present[0])  # moved by selection, not by a gradient
+        return Loss(losses, torch.ones_like(losses), present[1])
 
     @torch.no_grad()
     def after_update(self, gather: Callable[[Tensor], Tensor]) -> None:

@@ -14,7 +14,8 @@ beside others. Where that is so of all of them, on all processes, the optimiser 
 stay as they are.
 
 A trainable whose rows are problems of their own (`rowwise`) keeps the sum: there is nothing to average, over rows or
-processes, and each process moves the rows that it has computed.
+processes, and each process moves the rows that it has computed. Only whether fp16's scale was too high they ask
+together.
 """
 
 from collections.abc import Callable, Sequence
@@ -101,6 +102,8 @@ def update(
         return Update(metrics, "unreached" if weight else "empty")
     if not trainable.rowwise:
         _combine_gradients(trainable.parameters(), weight, accelerator)
+    elif scaler is not None and accelerator.num_processes > 1:
+        _overflow_alike(trainable.parameters(), accelerator)
     if "kept" in metrics:  # on all processes, whoever has had such rows
         metrics["kept_cosine"] = held.project(accelerator)
     if scaler is not None:
@@ -160,6 +163,18 @@ def _combine_gradients(parameters: list[nn.Parameter], weight: float, accelerato
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad /= weight
+
+
+@torch.no_grad()
+def _overflow_alike(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
+    """Where a process's gradients overflowed, all do, also of one without rows: fp16's scale stays one."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    over: Any = torch.stack([g.isfinite().logical_not().any() for g in gradients]).any().float()
+    if bool(accelerator.reduce(over[None], reduction="sum")):
+        for gradient in gradients:
+            gradient.fill_(float("inf"))
 
 
 def _gather(rows: Tensor, accelerator: Accelerator) -> Tensor:

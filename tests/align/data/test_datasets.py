@@ -5,6 +5,8 @@ import io
 import json
 import tarfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from types import SimpleNamespace
 
 import pyarrow
@@ -227,6 +229,25 @@ def test_a_table_of_paths_is_brought_by_columns(tmp_path):
     assert left_out(folder) == {"without a prompt": 1}
     before = (folder / "pairs.jsonl").stat()
     assert brought(config) == folder and (folder / "pairs.jsonl").stat() == before, "once"
+
+
+def test_processes_that_want_it_at_once_bring_it_once(tmp_path, caches, monkeypatch):
+    (tmp_path / "t.csv").write_text("words\na cat\na dog\n")
+    config = PromptsConfig(prompts=str(tmp_path / "t.csv"), columns={"prompt": "words"})
+    bring, began, second = _datasets.bring, [], Event()
+
+    def slowly(config, folder):
+        began.append(folder)
+        if len(began) > 1:
+            second.set()
+        second.wait(0.5)  # until another one is at it too, which is not to be
+        bring(config, folder)
+
+    monkeypatch.setattr(_datasets, "bring", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: brought(config), range(2))
+    assert one == other and len(began) == 1
+    assert [path.name for path in caches.iterdir()] == [one.name]
 
 
 def test_what_save_to_disk_wrote_is_brought(tmp_path):

@@ -16,7 +16,7 @@ from align.objectives._base import Parts
 from align.objectives.draft import Draft, DraftConfig
 from align.policy.lora import FILE_NAME
 from align.sampling import SamplingConfig, begin
-from rewards import Composite
+from rewards import CombineConfig, Composite
 from rewards.brightness import Brightness, BrightnessConfig
 from samplers import FlowSchedule, GaussianDenoiser, Prediction, Rng, constant, grids
 
@@ -47,9 +47,9 @@ class At:
         return GaussianDenoiser(FlowSchedule(), Prediction.FLOW, 0.7, self.theta)
 
 
-def draft(reuse: int) -> Draft:
+def draft(reuse: int, combine: CombineConfig | None = None) -> Draft:
     block = SamplingConfig(num_steps=4, guidance_scale=1.0, last_k=1, levers={"reuse": reuse})
-    reward = Composite({"brightness": Brightness(BrightnessConfig())})
+    reward = Composite({"brightness": Brightness(BrightnessConfig())}, combine)
     return Draft(DraftConfig(), Parts(Toy(), block, reward, 5))
 
 
@@ -69,6 +69,17 @@ def losses(objective: Draft, thetas: list[float], reuse: int, *, cut: int = 3) -
         found.append(torch.cat([one.per_sample.detach() for one in each]))
         said.append({k: v for one in each for k, v in one.metrics.items()})
     return found, said
+
+
+def begun(objective: Draft, batch) -> Tensor:
+    rng = Rng(5, batch.indices, batch.step)
+    return begin(objective.sampling, objective.model, At(0.4).role("train"), batch.prompts, rng)
+
+
+def test_a_normalised_reward_does_not_shift_what_is_kept():
+    objective = draft(2, CombineConfig(normalise="running"))
+    found, _ = losses(objective, [0.1, 0.4, 0.7, 0.2], 2)  # its statistics need scores before the first update
+    assert len(found) == 4 and objective.kept.updates == 4
 
 
 def test_the_window_begins_where_the_first_update_of_a_batch_left_it():
@@ -107,6 +118,15 @@ def test_neither_the_cut_nor_a_restart_between_two_updates_of_a_batch_changes_an
     batch = next(batches(3))
     second.before_update(At(0.4), [batch], lambda rows: rows)
     assert torch.equal(second(At(0.4), batch).per_sample, whole[1])
+
+
+def test_how_stale_a_batch_is_is_said_of_its_first_row_alone():
+    objective = draft(2)
+    losses(objective, [0.1], 2)
+    batch = next(batches(2))
+    for share, said in ((batch[1:3], False), (batch[0:1], True)):  # as two processes have them
+        objective.kept.before_update([share], lambda rows: begun(objective, rows), lambda rows: rows)
+        assert ("stale" in objective.kept.said()) is said
 
 
 def test_each_batch_comes_several_times_wherever_the_source_is_taken_up_again():

@@ -131,6 +131,18 @@ def test_a_generation_is_an_update_without_gradient(policy):
     assert float(objective(policy, batch()).per_sample.mean()) <= first + 1e-6  # the same images again
 
 
+def test_what_a_generation_says_of_its_loss_does_not_depend_on_the_cut(policy):
+    """It is that of the numbers in place: the best of each piece would be another one for each."""
+    objective, whole = search(policy, search="evolution"), batch()
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64)  # what one row likes the other does not
+    objective._losses_of = lambda role, rows, rng, long, gaps, below: (gaps.sum() * signs[list(rows.indices)], {})
+    for _ in range(2):
+        cut = [objective(policy, whole[i : i + 1]).per_sample for i in range(2)]
+        objective._losses.clear()
+        torch.testing.assert_close(torch.cat(cut), objective(policy, whole).per_sample)
+        objective.after_update(lambda rows: rows)
+
+
 def test_a_process_without_rows_takes_part_in_the_selection(policy):
     """It has nothing to add, and the others wait for it; afterwards all hold the same numbers."""
     one, none = search(policy, search="evolution"), search(policy, search="evolution")

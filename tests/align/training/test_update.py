@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from align.data.prompts import PromptBatch
 from align.objectives._base import Loss
+from align.policy.noise import Noise, Repeated
 from align.training.ema import EMA
 from align.training.memory import Shortage
 from align.training.update import _add, update
@@ -196,3 +197,28 @@ def test_a_process_without_rows_takes_part_in_a_scaled_update(monkeypatch):
     there["reached"] = (0.0, 2)
     done = update(Regression(), policy, policy.adapter, optimiser, [], two, seed=(0, 0))
     assert done.outcome == "unreached"  # by what all processes say, the same on each
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+@pytest.mark.parametrize("overflowed", [False, True])
+def test_the_scale_of_rows_that_are_problems_of_their_own_is_one_on_all_processes(rows, overflowed, monkeypatch):
+    """As on one process, where a row that overflows holds the others back for an update."""
+    noise = Noise(torch.ones(2, 1, 2, 2))
+    there = {"loss": (1.0, 2), "weight": (2.0, 2), "reached": (2.0, 2)}
+    monkeypatch.setattr("align.training.update.gather_object", lambda mine: [*mine, there])
+
+    def reduce(flag, reduction):
+        return flag + overflowed
+
+    two = SimpleNamespace(num_processes=2, process_index=1, device=torch.device("cpu"), reduce=reduce)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimiser = torch.optim.SGD(noise.parameters(), lr=0.1)
+
+    def objective(policy, batch, context):
+        return Loss(batch.x_T.sum((1, 2, 3)), torch.ones(len(batch)), {})
+
+    batches = [next(iter(Repeated(noise, ["a"] * rows, range(rows))))] * bool(rows)
+    update(objective, toy_policy(0, rank=2), noise, optimiser, batches, two, seed=(0, 0), scaler=scaler)
+    assert scaler.get_scale() == (512.0 if overflowed else 1024.0)
+    wanted = 0.9 if rows and not overflowed else 1.0
+    torch.testing.assert_close(noise.x_T.detach(), torch.full((2, 1, 2, 2), wanted))
