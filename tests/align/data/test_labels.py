@@ -231,9 +231,9 @@ def test_labels_come_from_a_recipe_of_pairs_too(recipe, tmp_path):
 def test_a_plan_needs_no_labels(recipe):
     from align.plan import rehearse
 
-    for objective in ("kto", {"name": "dro", "bound": "clamp"}):
+    for objective, forward in (("kto", 12), ({"name": "dro", "bound": "clamp"}, 8)):  # kto's baseline is a pass more
         found = rehearse(load_recipe(recipe | {"objective": objective, "train": {"batch_size": 4}}))
-        assert (found.rows, found.calls.forward, found.calls.backward) == (4, 8, 4)
+        assert (found.rows, found.calls.forward, found.calls.backward) == (4, forward, 4)
 
 
 def test_the_source_names_its_folder():
