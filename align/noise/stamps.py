@@ -5,7 +5,7 @@ from typing import Any
 
 from align.registry import resolve_embedded
 
-MOST_PATH = 1024  # characters; a longer setting is no path
+MOST_PATH, MOST_NAME = 1024, 255  # characters of a path, bytes of a name in it; a longer setting is text
 WEIGHTS = (".safetensors", ".json")  # of an adapter or a solver, in its folder or in its run's
 
 
@@ -17,6 +17,8 @@ def stamps(value: Any) -> list[Any]:
     if isinstance(value, list):
         return [found for item in value if (found := stamps(item))]
     if not isinstance(value, str) or not value.strip() or len(value) > MOST_PATH:
+        return []
+    if max(len(name.encode()) for name in value.split("/")) > MOST_NAME:  # such as a long question to a judge
         return []
     path = Path(resolve_embedded(value)).expanduser()
     before = Path(value.partition(":")[0]).expanduser()  # my_rewards.py:warmth, loras:lcm.safetensors

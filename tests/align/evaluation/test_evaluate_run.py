@@ -144,6 +144,7 @@ def test_other_weights_under_the_same_name_are_seen(runs, tmp_path, monkeypatch)
     embedded = stamps({"checkpoint": "embedded:shapes-clip"})
     assert "model.safetensors" in [name for name, *_ in embedded[0]]
     assert stamps({"name": "clip", "model": "somebody/clip", "weight": 1.0}) == []
+    assert stamps({"question": 60 * "Is it so? "}) == [], "no system knows a file by so long a name"
     code = tmp_path / "mine.py"
     code.write_text("def warmth(images, prompts): ...")
     assert stamps({"function": f"{code}:warmth"})[0][0][0] == "mine.py"
